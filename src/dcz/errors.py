@@ -1,0 +1,199 @@
+"""Every error that dcz raises on purpose.
+
+    DczError
+    +-- FormatError            the bytes are at fault: the file is damaged, hostile or from the future
+    |   +-- NotADczFile        the magic is missing
+    |   +-- UnsupportedVersion the file needs a newer reader
+    |   +-- TruncatedFile      the file ends before its content does
+    |   +-- ManifestError      the manifest breaks a rule of docs/format.md
+    |   +-- DigestMismatch     stored or decoded bytes are not those that were published
+    |   +-- CorruptStream      a coded stream breaks a rule of docs/format.md
+    |   +-- LimitExceeded      the file asks for more than the reader's limits allow
+    +-- UsageError             the caller is at fault
+    |   +-- TensorNotFound     (also a KeyError)
+    |   +-- AssetNotFound      (also a KeyError)
+    |   +-- EncodingError      a tensor cannot be stored in the way that was asked for
+    |   +-- RecipeError        a recipe is not valid
+    |   +-- InvalidReference   a reference to an artifact cannot be parsed
+    |   +-- ModelMismatch      tensors and module do not fit together
+    +-- SourceError            a model that is to be converted cannot be read
+    |   +-- UnsafePickle       it holds code, and dcz never runs code from a file
+    +-- RegistryError          a registry refused, or holds something broken
+    |   +-- NotInRegistry      no such name, version or alias
+    |   +-- VersionExists      versions are immutable
+    |   +-- RegistryCorrupt    a blob or an index is not what its digest says
+    +-- MissingDependency      an optional package is not installed (also an ImportError)
+
+``FormatError`` says where the fault is, as far as it is known: the file, the tensor and the byte offset.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AssetNotFound",
+    "CorruptStream",
+    "DczError",
+    "DigestMismatch",
+    "EncodingError",
+    "FormatError",
+    "InvalidReference",
+    "LimitExceeded",
+    "ManifestError",
+    "MissingDependency",
+    "ModelMismatch",
+    "NotADczFile",
+    "NotInRegistry",
+    "RecipeError",
+    "RegistryCorrupt",
+    "RegistryError",
+    "SourceError",
+    "TensorNotFound",
+    "TruncatedFile",
+    "UnsafePickle",
+    "UnsupportedVersion",
+    "UsageError",
+    "VersionExists",
+]
+
+
+class DczError(Exception):
+    """The base of all errors of dcz.
+
+    ``code`` is stable and meant for programs; ``hint``, where there is one, says what to do.
+    """
+
+    code = "dcz"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message} ({self.hint})"
+
+
+class FormatError(DczError):
+    """The bytes of a file break a rule of the format."""
+
+    code = "format"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.file = file
+        self.tensor = tensor
+        self.offset = offset
+
+    def locate(self, *, file: str | None = None, tensor: str | None = None, offset: int | None = None) -> None:
+        """Add what an outer layer knows of the place; what an inner one already said stays."""
+        self.file = self.file if self.file is not None else file
+        self.tensor = self.tensor if self.tensor is not None else tensor
+        self.offset = self.offset if self.offset is not None else offset
+
+    def __str__(self) -> str:
+        where = [self.file] if self.file is not None else []
+        if self.tensor is not None:
+            where.append(f"tensor {self.tensor!r}")
+        if self.offset is not None:
+            where.append(f"offset {self.offset}")
+        text = super().__str__()
+        return f"{', '.join(where)}: {text}" if where else text
+
+
+class NotADczFile(FormatError):
+    code = "not-a-dcz-file"
+
+
+class UnsupportedVersion(FormatError):
+    code = "unsupported-version"
+
+
+class TruncatedFile(FormatError):
+    code = "truncated"
+
+
+class ManifestError(FormatError):
+    code = "manifest"
+
+
+class DigestMismatch(FormatError):
+    code = "digest-mismatch"
+
+
+class CorruptStream(FormatError):
+    code = "corrupt-stream"
+
+
+class LimitExceeded(FormatError):
+    code = "limit-exceeded"
+
+
+class UsageError(DczError):
+    code = "usage"
+
+
+class TensorNotFound(UsageError, KeyError):
+    code = "tensor-not-found"
+
+
+class AssetNotFound(UsageError, KeyError):
+    code = "asset-not-found"
+
+
+class EncodingError(UsageError):
+    code = "encoding"
+
+
+class RecipeError(UsageError):
+    code = "recipe"
+
+
+class InvalidReference(UsageError):
+    code = "invalid-reference"
+
+
+class ModelMismatch(UsageError):
+    code = "model-mismatch"
+
+
+class SourceError(DczError):
+    code = "source"
+
+
+class UnsafePickle(SourceError):
+    code = "unsafe-pickle"
+
+
+class RegistryError(DczError):
+    code = "registry"
+
+
+class NotInRegistry(RegistryError):
+    code = "not-in-registry"
+
+
+class VersionExists(RegistryError):
+    code = "version-exists"
+
+
+class RegistryCorrupt(RegistryError):
+    code = "registry-corrupt"
+
+
+class MissingDependency(DczError, ImportError):
+    code = "missing-dependency"
+
+    def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
+        DczError.__init__(
+            self,
+            f"{needed_for} needs the package {package!r}, which is not installed",
+            hint=f"pip install 'dcz[{extra}]'",
+        )
