@@ -1,0 +1,64 @@
+"""Every constant of docs/format.md, once: magic, versions, fixed structs, alignment, ids, limits."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+MAJOR: Final = 1
+MINOR: Final = 0
+FEATURES: Final[frozenset[str]] = frozenset()  # names that `requires` may hold
+
+# Section 2
+MAGIC: Final = b"\x89DCZ\x00\r\n\x1a"
+END_MAGIC: Final = b"\x00DCZEND\x89"
+HEADER: Final = struct.Struct("<8sHHI")
+FOOTER: Final = struct.Struct("<QII32sHHI8s")
+
+# Section 4
+DIGEST_BYTES: Final = 32
+ALIGNMENT: Final = 64
+ALIGNED_CHUNK: Final = 4096
+
+# Section 5
+MAX_RANK: Final = 64
+MAX_NAME_BYTES: Final = 4096
+MAX_SEGMENT_ELEMENTS: Final = 1 << 24
+MAX_SEGMENT_BYTES: Final = 1 << 24
+MAX_GROUP: Final = 1 << 24
+
+# Section 6
+RAW: Final = 0
+HUFFMAN: Final = 1
+ZSTD: Final = 2
+RANGE: Final = 3  # reserved
+CODING_NAMES: Final = {RAW: "raw", HUFFMAN: "huffman", ZSTD: "zstd", RANGE: "range"}
+READABLE_CODINGS: Final = frozenset({RAW, HUFFMAN, ZSTD})
+
+# Section 7
+ASSET_SEGMENT: Final = 1 << 20
+MAX_PATH_BYTES: Final = 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reader is ready to accept (docs/format.md, section 9). Checked before anything is allocated."""
+
+    manifest_bytes: int = 256 << 20
+    tensors: int = 1 << 18
+    assets: int = 1 << 16
+    chunks: int = 1 << 24
+    streams: int = 1 << 24
+    tensor_bytes: int = 1 << 40
+    parameter_bytes: int = 1 << 30
+    asset_bytes: int = 1 << 32
+    chunk_bytes: int = 1 << 31
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+def padding_before(offset: int, length: int) -> int:
+    """The zero bytes between ``offset``, where a chunk ends, and the start of a next one of ``length`` bytes."""
+    return -offset % ALIGNMENT if length >= ALIGNED_CHUNK else 0
