@@ -45,7 +45,9 @@ MAX_PATH_BYTES: Final = 1024
 class Limits:
     """What a reader is ready to accept (docs/format.md, section 9). Checked before anything is allocated."""
 
-    manifest_bytes: int = 256 << 20
+    manifest_bytes: int = 64 << 20
+    manifest_ratio: int = 64  # decoded bytes for each stored one, beyond the first ...
+    manifest_slack: int = 1 << 20
     tensors: int = 1 << 18
     assets: int = 1 << 16
     chunks: int = 1 << 24

@@ -1,0 +1,367 @@
+"""The manifest: strict models, canonical encoding, bounded decoding (docs/format.md, section 3).
+
+A model that exists is valid in itself: types, ranges, names, paths, uniqueness (step 4 of the verification). Whether
+its numbers agree with each other and with the file is for geometry.py (step 5).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+import msgpack
+import zstandard
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from dcz.errors import EncodingError, LimitExceeded, ManifestError, UnsupportedVersion
+from dcz.format import layout
+from dcz.format.dtypes import DTYPES
+from dcz.format.layout import DEFAULT_LIMITS, Limits
+
+__all__ = [
+    "Affine",
+    "Asset",
+    "Bitmap",
+    "Chunks",
+    "Codebook",
+    "Dense",
+    "Exact",
+    "Granularity",
+    "Layout",
+    "Manifest",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "Provenance",
+    "RelativeIndex",
+    "SourceFile",
+    "Tensor",
+    "Values",
+    "check_asset_paths",
+    "decode_manifest",
+    "encode_manifest",
+]
+
+Uint = Annotated[int, Field(ge=0, lt=1 << 63)]
+Digest = Annotated[bytes, Field(min_length=layout.DIGEST_BYTES, max_length=layout.DIGEST_BYTES)]
+Bits = Annotated[int, Field(ge=1, le=8)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", arbitrary_types_allowed=False)
+
+
+class Dense(_Model):
+    kind: Literal["dense"] = "dense"
+
+
+class RelativeIndex(_Model):
+    kind: Literal["relative-index"] = "relative-index"
+    bits: Bits
+
+
+class Bitmap(_Model):
+    kind: Literal["bitmap"] = "bitmap"
+
+
+Layout: TypeAlias = Annotated[Dense | RelativeIndex | Bitmap, Field(discriminator="kind")]
+
+
+class PerTensor(_Model):
+    """One group for the whole tensor."""
+
+    kind: Literal["tensor"] = "tensor"
+
+
+class PerChannel(_Model):
+    """One group for each index of ``axis``."""
+
+    kind: Literal["channel"] = "channel"
+    axis: Annotated[int, Field(ge=0, lt=layout.MAX_RANK)]
+
+
+class PerGroup(_Model):
+    """Groups of ``size`` elements along the last axis; the last group of a row may be shorter."""
+
+    kind: Literal["group"] = "group"
+    size: Annotated[int, Field(ge=1, le=layout.MAX_GROUP)]
+
+
+Granularity: TypeAlias = Annotated[PerTensor | PerChannel | PerGroup, Field(discriminator="kind")]
+
+
+class Exact(_Model):
+    kind: Literal["exact"] = "exact"
+    split: Literal["whole", "bytes", "rotated"] = "whole"
+
+
+class Affine(_Model):
+    kind: Literal["affine"] = "affine"
+    bits: Bits
+    granularity: Granularity = PerTensor()
+    zero_points: bool = False
+    scale_dtype: Literal["f64", "f32", "f16", "bf16"] | None = None  # None: the default for the tensor's type
+
+
+class Codebook(_Model):
+    kind: Literal["codebook"] = "codebook"
+    bits: Bits
+    size: Annotated[int, Field(ge=1, le=256)]
+    granularity: Granularity = PerTensor()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.size > 1 << self.bits:
+            raise ValueError(f"{self.size} centroids do not fit in {self.bits} bits")
+        return self
+
+
+Values: TypeAlias = Annotated[Exact | Affine | Codebook, Field(discriminator="kind")]
+
+
+class Tensor(_Model):
+    """One stored tensor (docs/format.md, section 5)."""
+
+    name: str
+    dtype: str
+    shape: Annotated[tuple[Uint, ...], Field(max_length=layout.MAX_RANK)]
+    digest: Digest
+    layout: Layout = Dense()
+    values: Values = Exact()
+    segment: Annotated[int, Field(ge=1, le=layout.MAX_SEGMENT_ELEMENTS)] = 1
+    entries: tuple[Uint, ...] = ()
+    gaps: tuple[Uint, ...] = ()
+    codings: bytes = b""
+    lengths: tuple[Uint, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_name(self.name)
+        row = DTYPES.get(self.dtype)
+        if row is None:
+            raise ValueError(f"unknown element type {self.dtype!r}")
+        values = self.values
+        if isinstance(values, Exact):
+            if values.split == "rotated" and not row.is_float:
+                raise ValueError(f"the split 'rotated' is for floating-point types, not for {self.dtype}")
+        else:
+            granularity = values.granularity
+            if isinstance(granularity, PerChannel) and granularity.axis >= len(self.shape):
+                raise ValueError(f"axis {granularity.axis} of a tensor with {len(self.shape)} dimensions")
+        if isinstance(values, Affine):
+            if not row.is_float:
+                raise ValueError(f"affine values are for floating-point types, not for {self.dtype}")
+            if values.scale_dtype is not None and (values.scale_dtype == "f64") != (self.dtype == "f64"):
+                raise ValueError(f"scales of {values.scale_dtype} for a tensor of {self.dtype}")
+        return self
+
+    @property
+    def scale_dtype(self) -> str:
+        """The stored type of the scales of affine values."""
+        given = self.values.scale_dtype if isinstance(self.values, Affine) else None
+        return given or ("f64" if self.dtype == "f64" else "f32")
+
+
+class Asset(_Model):
+    """One file that travels with the tensors (docs/format.md, section 7)."""
+
+    path: str
+    size: Uint
+    digest: Digest
+    role: Literal["file", "safetensors-header"] = "file"
+    codings: bytes = b""
+    lengths: tuple[Uint, ...] = ()
+
+
+class Chunks(_Model):
+    """Stored length and BLAKE3 digest of every chunk."""
+
+    lengths: tuple[Annotated[int, Field(ge=1, lt=1 << 63)], ...] = ()
+    digests: bytes = b""
+
+    @model_validator(mode="after")
+    def _one_digest_each(self) -> Self:
+        if len(self.digests) != layout.DIGEST_BYTES * len(self.lengths):
+            raise ValueError(f"{len(self.digests)} bytes of digests for {len(self.lengths)} chunks")
+        return self
+
+
+class SourceFile(_Model):
+    """A file that was read for the conversion."""
+
+    path: str
+    size: Uint
+    sha256: Digest
+
+
+class Provenance(_Model):
+    """Where the content comes from (docs/format.md, section 3.1). Informs; nothing is decided by it."""
+
+    source: str | None = None
+    revision: str | None = None
+    files: tuple[SourceFile, ...] = ()
+    recipe: dict[str, JsonValue] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Manifest(_Model):
+    """Everything that a reader knows of a file before it touches its data."""
+
+    version: tuple[Uint, Uint] = (layout.MAJOR, layout.MINOR)
+    requires: tuple[str, ...] = ()
+    producer: str
+    tensors: tuple[Tensor, ...] = ()
+    aliases: dict[str, str] = Field(default_factory=dict)
+    assets: tuple[Asset, ...] = ()
+    chunks: Chunks = Chunks()
+    metadata: dict[str, str] = Field(default_factory=dict)
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        names: set[str] = set()
+        for tensor in self.tensors:
+            if tensor.name in names:
+                raise ValueError(f"the tensor name {tensor.name!r} is given twice")
+            names.add(tensor.name)
+        for alias, target in self.aliases.items():
+            check_name(alias)
+            if alias in names:
+                raise ValueError(f"the alias {alias!r} is also the name of a tensor")
+            if target not in names:
+                raise ValueError(f"the alias {alias!r} names {target!r}, which is not a stored tensor")
+        check_asset_paths([asset.path for asset in self.assets if asset.role == "file"])
+        check_asset_paths([asset.path for asset in self.assets if asset.role != "file"])
+        if list(self.requires) != sorted(set(self.requires)):
+            raise ValueError("`requires` is not in ascending order")
+        return self
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless ``name`` may be a tensor's name."""
+    if not 1 <= len(name.encode()) <= layout.MAX_NAME_BYTES or "\0" in name:
+        raise ValueError(f"a tensor name has 1 to {layout.MAX_NAME_BYTES} bytes without NUL, not {name[:80]!r}")
+
+
+def _check_path(path: str) -> None:
+    if not 1 <= len(path.encode()) <= layout.MAX_PATH_BYTES:
+        raise ValueError(f"an asset path has 1 to {layout.MAX_PATH_BYTES} bytes, not {path[:80]!r}")
+    for part in path.split("/"):
+        if part in ("", ".", "..") or part[-1] in " ." or any(c < " " or c in "\x7f\\:" for c in part):
+            raise ValueError(f"the asset path {path!r} is not a plain relative path")
+
+
+def check_asset_paths(paths: list[str]) -> None:
+    """Raise ValueError unless the paths are safe, distinct (also in another case) and none is another's folder."""
+    files: set[str] = set()
+    for path in paths:
+        _check_path(path)
+        folded = path.casefold()
+        if folded in files:
+            raise ValueError(f"the asset path {path!r} is given twice")
+        files.add(folded)
+    for path in files:
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            if "/".join(parts[:depth]) in files:
+                raise ValueError(f"the asset {'/'.join(parts[:depth])!r} is also a folder")
+
+
+def _plain(value: Any) -> Any:
+    """What msgpack packs: fields with their default left out, maps in order of their keys."""
+    if isinstance(value, BaseModel):
+        out = {}
+        for name, field in sorted(type(value).model_fields.items()):
+            item = getattr(value, name)
+            always = name in ("kind", "version") or field.is_required()
+            if always or item != field.get_default(call_default_factory=True):
+                out[name] = _plain(item)
+        return out
+    if isinstance(value, dict):
+        return {key: _plain(value[key]) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+_LEVEL: Final = 19  # the manifest is small, and at 40x it is a part of the file that shows
+
+
+def encode_manifest(manifest: Manifest) -> tuple[bytes, int]:
+    """The stored bytes of a manifest, and how many they are when decoded.
+
+    Raises EncodingError if a value cannot be written.
+    """
+    try:
+        plain: bytes = msgpack.packb(_plain(manifest), use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise EncodingError(f"the manifest cannot be encoded: {exc}") from exc
+    return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(plain), len(plain)
+
+
+def _is_sorted(value: Any, depth: int = 0) -> bool:
+    if depth > 64:
+        return False
+    if isinstance(value, dict):
+        keys = list(value)
+        return keys == sorted(keys) and all(_is_sorted(item, depth + 1) for item in value.values())
+    if isinstance(value, tuple):
+        return all(_is_sorted(item, depth + 1) for item in value if isinstance(item, dict | tuple))
+    return value is not None
+
+
+def _describe(exc: ValidationError) -> str:
+    first = exc.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "manifest"
+    more = f" (and {exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
+    return f"{where}: {first['msg']}{more}"
+
+
+def decode_manifest(
+    stored: bytes, decoded_length: int, version: tuple[int, int], limits: Limits = DEFAULT_LIMITS
+) -> Manifest:
+    """Step 4 of the verification: from the stored bytes to a valid model.
+
+    ``version`` is what the footer says. Raises LimitExceeded, UnsupportedVersion or ManifestError.
+    """
+    if decoded_length > min(limits.manifest_bytes, limits.manifest_slack + limits.manifest_ratio * len(stored)):
+        raise LimitExceeded(f"a manifest of {decoded_length} bytes, stored in {len(stored)}")
+    try:
+        if zstandard.frame_content_size(stored) != decoded_length:
+            raise ManifestError(f"the manifest's frame does not say {decoded_length} bytes, as the footer does")
+        plain = zstandard.ZstdDecompressor().decompress(stored, max_output_size=decoded_length, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise ManifestError(f"the manifest is not a Zstandard frame: {exc}") from exc
+    if len(plain) != decoded_length:
+        raise ManifestError(f"the manifest has {len(plain)} bytes, not {decoded_length}")
+    try:
+        tree = msgpack.unpackb(plain, use_list=False, raw=False, strict_map_key=True)
+        if not isinstance(tree, dict):
+            raise ManifestError("the manifest is not a map")
+        if not _is_sorted(tree) or msgpack.packb(tree, use_bin_type=True) != plain:
+            raise ManifestError("the manifest is not canonical MessagePack")
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as exc:
+        raise ManifestError(f"the manifest is not MessagePack: {exc}") from exc
+    return _validate(tree, version, limits)
+
+
+def _validate(tree: dict[str, Any], version: tuple[int, int], limits: Limits) -> Manifest:
+    if tree.get("version") != version:
+        raise ManifestError(f"the manifest's version is {tree.get('version')}, the footer's {version}")
+    unknown = set(_strings(tree.get("requires"))) - layout.FEATURES
+    if unknown:
+        raise UnsupportedVersion(
+            f"the file needs {', '.join(sorted(unknown))}, which this version of dcz does not have",
+            hint=f"it was written as format {version[0]}.{version[1]}; a newer dcz reads it",
+        )
+    for field, most in (("tensors", limits.tensors), ("aliases", limits.tensors), ("assets", limits.assets)):
+        items = tree.get(field, ())
+        if isinstance(items, tuple | dict) and len(items) > most:
+            raise LimitExceeded(f"{len(items)} {field}, at most {most} are allowed")
+    try:
+        return Manifest.model_validate(tree, extra="ignore" if version[1] > layout.MINOR else "forbid")
+    except ValidationError as exc:
+        raise ManifestError(_describe(exc)) from exc
+
+
+def _strings(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, tuple) else []
