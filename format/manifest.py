@@ -10,10 +10,10 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import msgpack
 import zstandard
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from dcz.errors import EncodingError, LimitExceeded, ManifestError, UnsupportedVersion
-from dcz.format import layout
+from dcz.format import layout as spec
 from dcz.format.dtypes import DTYPES
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 
@@ -42,8 +42,18 @@ __all__ = [
 ]
 
 Uint = Annotated[int, Field(ge=0, lt=1 << 63)]
-Digest = Annotated[bytes, Field(min_length=layout.DIGEST_BYTES, max_length=layout.DIGEST_BYTES)]
+Digest = Annotated[bytes, Field(min_length=spec.DIGEST_BYTES, max_length=spec.DIGEST_BYTES)]
 Bits = Annotated[int, Field(ge=1, le=8)]
+
+
+def _lists(value: Any) -> Any:
+    """Arrays are unpacked as tuples, but JSON has lists."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+Json = Annotated[dict[str, JsonValue], BeforeValidator(_lists)]
 
 
 class _Model(BaseModel):
@@ -76,14 +86,14 @@ class PerChannel(_Model):
     """One group for each index of ``axis``."""
 
     kind: Literal["channel"] = "channel"
-    axis: Annotated[int, Field(ge=0, lt=layout.MAX_RANK)]
+    axis: Annotated[int, Field(ge=0, lt=spec.MAX_RANK)]
 
 
 class PerGroup(_Model):
     """Groups of ``size`` elements along the last axis; the last group of a row may be shorter."""
 
     kind: Literal["group"] = "group"
-    size: Annotated[int, Field(ge=1, le=layout.MAX_GROUP)]
+    size: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
 
 
 Granularity: TypeAlias = Annotated[PerTensor | PerChannel | PerGroup, Field(discriminator="kind")]
@@ -123,11 +133,11 @@ class Tensor(_Model):
 
     name: str
     dtype: str
-    shape: Annotated[tuple[Uint, ...], Field(max_length=layout.MAX_RANK)]
+    shape: Annotated[tuple[Uint, ...], Field(max_length=spec.MAX_RANK)]
     digest: Digest
     layout: Layout = Dense()
     values: Values = Exact()
-    segment: Annotated[int, Field(ge=1, le=layout.MAX_SEGMENT_ELEMENTS)] = 1
+    segment: Annotated[int, Field(ge=1, le=spec.MAX_SEGMENT_ELEMENTS)] = 1
     entries: tuple[Uint, ...] = ()
     gaps: tuple[Uint, ...] = ()
     codings: bytes = b""
@@ -180,7 +190,7 @@ class Chunks(_Model):
 
     @model_validator(mode="after")
     def _one_digest_each(self) -> Self:
-        if len(self.digests) != layout.DIGEST_BYTES * len(self.lengths):
+        if len(self.digests) != spec.DIGEST_BYTES * len(self.lengths):
             raise ValueError(f"{len(self.digests)} bytes of digests for {len(self.lengths)} chunks")
         return self
 
@@ -199,14 +209,14 @@ class Provenance(_Model):
     source: str | None = None
     revision: str | None = None
     files: tuple[SourceFile, ...] = ()
-    recipe: dict[str, JsonValue] = Field(default_factory=dict)
+    recipe: Json = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class Manifest(_Model):
     """Everything that a reader knows of a file before it touches its data."""
 
-    version: tuple[Uint, Uint] = (layout.MAJOR, layout.MINOR)
+    version: tuple[Uint, Uint] = (spec.MAJOR, spec.MINOR)
     requires: tuple[str, ...] = ()
     producer: str
     tensors: tuple[Tensor, ...] = ()
@@ -238,13 +248,13 @@ class Manifest(_Model):
 
 def check_name(name: str) -> None:
     """Raise ValueError unless ``name`` may be a tensor's name."""
-    if not 1 <= len(name.encode()) <= layout.MAX_NAME_BYTES or "\0" in name:
-        raise ValueError(f"a tensor name has 1 to {layout.MAX_NAME_BYTES} bytes without NUL, not {name[:80]!r}")
+    if not 1 <= len(name.encode()) <= spec.MAX_NAME_BYTES or "\0" in name:
+        raise ValueError(f"a tensor name has 1 to {spec.MAX_NAME_BYTES} bytes without NUL, not {name[:80]!r}")
 
 
 def _check_path(path: str) -> None:
-    if not 1 <= len(path.encode()) <= layout.MAX_PATH_BYTES:
-        raise ValueError(f"an asset path has 1 to {layout.MAX_PATH_BYTES} bytes, not {path[:80]!r}")
+    if not 1 <= len(path.encode()) <= spec.MAX_PATH_BYTES:
+        raise ValueError(f"an asset path has 1 to {spec.MAX_PATH_BYTES} bytes, not {path[:80]!r}")
     for part in path.split("/"):
         if part in ("", ".", "..") or part[-1] in " ." or any(c < " " or c in "\x7f\\:" for c in part):
             raise ValueError(f"the asset path {path!r} is not a plain relative path")
@@ -347,7 +357,7 @@ def decode_manifest(
 def _validate(tree: dict[str, Any], version: tuple[int, int], limits: Limits) -> Manifest:
     if tree.get("version") != version:
         raise ManifestError(f"the manifest's version is {tree.get('version')}, the footer's {version}")
-    unknown = set(_strings(tree.get("requires"))) - layout.FEATURES
+    unknown = set(_strings(tree.get("requires"))) - spec.FEATURES
     if unknown:
         raise UnsupportedVersion(
             f"the file needs {', '.join(sorted(unknown))}, which this version of dcz does not have",
@@ -358,7 +368,7 @@ def _validate(tree: dict[str, Any], version: tuple[int, int], limits: Limits) ->
         if isinstance(items, tuple | dict) and len(items) > most:
             raise LimitExceeded(f"{len(items)} {field}, at most {most} are allowed")
     try:
-        return Manifest.model_validate(tree, extra="ignore" if version[1] > layout.MINOR else "forbid")
+        return Manifest.model_validate(tree, extra="ignore" if version[1] > spec.MINOR else "forbid")
     except ValidationError as exc:
         raise ManifestError(_describe(exc)) from exc
 
