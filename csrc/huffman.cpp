@@ -1,0 +1,465 @@
+#include "huffman.h"
+
+#include <algorithm>
+#include <string>
+
+#include "bits.h"
+#include "kernels.h"
+
+namespace dcz {
+
+namespace {
+
+constexpr u8 kStored = 0, kNewTable = 1, kSameTable = 2;
+constexpr u8 kModeMask = 3, kPackedBit = 4;
+
+// Merging two Huffman trees in order of weight never needs a search: both queues are sorted already.
+// Returns false if a code is longer than allowed.
+bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, Lengths& lengths) {
+    const std::size_t n = leaves.size();
+    std::array<u64, 512> weight{};
+    std::array<u16, 512> parent{};
+    for (std::size_t i = 0; i < n; ++i) weight[i] = leaves[i].first;
+    std::size_t leaf = 0, inner = n;
+    for (std::size_t next = n; next < 2 * n - 1; ++next) {
+        for (int side = 0; side < 2; ++side) {
+            const bool take_leaf = leaf < n && (inner == next || weight[leaf] <= weight[inner]);
+            const std::size_t taken = take_leaf ? leaf++ : inner++;
+            weight[next] += weight[taken];
+            parent[taken] = static_cast<u16>(next);
+        }
+    }
+    std::array<u8, 512> depth{};
+    for (std::size_t i = 2 * n - 2; i-- > 0;) {
+        depth[i] = static_cast<u8>(depth[parent[i]] + 1);
+        if (i < n) {
+            if (depth[i] > kMaxLength) return false;
+            lengths[leaves[i].second] = depth[i];
+        }
+    }
+    return true;
+}
+
+// Package-merge (Larmore and Hirschberg 1990): the optimum under a limit on the length.
+void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, Lengths& lengths) {
+    struct Item {
+        u64 weight;
+        int leaf;  // index, or -1 for a package
+    };
+    const std::size_t n = leaves.size();
+    std::vector<std::vector<Item>> levels(kMaxLength);
+    for (unsigned level = 0; level < kMaxLength; ++level) {
+        std::vector<Item> packages;
+        if (level > 0) {
+            const auto& before = levels[level - 1];
+            for (std::size_t i = 0; i + 1 < before.size(); i += 2)
+                packages.push_back({before[i].weight + before[i + 1].weight, -1});
+        }
+        auto& merged = levels[level];
+        std::size_t leaf = 0, package = 0;
+        while (leaf < n || package < packages.size()) {
+            if (package == packages.size() || (leaf < n && leaves[leaf].first <= packages[package].weight)) {
+                merged.push_back({leaves[leaf].first, static_cast<int>(leaf)});
+                ++leaf;
+            } else {
+                merged.push_back(packages[package++]);
+            }
+        }
+    }
+    std::size_t take = 2 * n - 2;
+    for (unsigned level = kMaxLength; level-- > 0;) {
+        std::size_t packages = 0;
+        for (std::size_t i = 0; i < take; ++i) {
+            const Item& item = levels[level][i];
+            if (item.leaf >= 0)
+                ++lengths[leaves[static_cast<std::size_t>(item.leaf)].second];
+            else
+                ++packages;
+        }
+        take = 2 * packages;
+    }
+}
+
+void write_varint(std::size_t value, std::vector<u8>& out) {
+    for (; value >= 0x80; value >>= 7) out.push_back(static_cast<u8>(value | 0x80));
+    out.push_back(static_cast<u8>(value));
+}
+
+std::size_t read_varint(Bytes bytes, std::size_t& at) {
+    u64 value = 0;
+    for (unsigned shift = 0; shift < 35; shift += 7) {
+        if (at >= bytes.size()) throw Corrupt("a Huffman stream is cut off");
+        const u8 byte = bytes[at++];
+        value |= static_cast<u64>(byte & 0x7F) << shift;
+        if (!(byte & 0x80)) {
+            if ((byte == 0 && shift > 0) || value >> 32) break;
+            return static_cast<std::size_t>(value);
+        }
+    }
+    throw Corrupt("a varint is too long");
+}
+
+void write_table(const Lengths& lengths, std::vector<u8>& out) {
+    std::size_t first = 0, last = 255;
+    while (lengths[first] == 0) ++first;
+    while (lengths[last] == 0) --last;
+    out.push_back(static_cast<u8>(first));
+    out.push_back(static_cast<u8>(last));
+    if (first == last) return;
+    BitWriter bits(out);
+    unsigned before = lengths[first];
+    bits.write(before, 4);
+    for (std::size_t symbol = first + 1; symbol <= last; ++symbol) {
+        const unsigned length = lengths[symbol];
+        if (length == 0) {
+            bits.write(0b011, 3);
+            continue;
+        }
+        if (length == before)
+            bits.write(0, 1);
+        else if (length == before + 1)
+            bits.write(0b001, 3);
+        else if (length + 1 == before)
+            bits.write(0b101, 3);
+        else
+            bits.write(0b111 | length << 3, 7);
+        before = length;
+    }
+    bits.finish();
+}
+
+Lengths read_table(Bytes tables, std::size_t& at, unsigned width) {
+    if (tables.size() - at < 2) throw Corrupt("a Huffman table is cut off");
+    const std::size_t first = tables[at], last = tables[at + 1];
+    at += 2;
+    if (first > last || last >> width) throw Corrupt("the symbols of a Huffman table are out of range");
+    Lengths lengths{};
+    if (first == last) {
+        lengths[first] = 1;
+        return lengths;
+    }
+    BitReader bits(tables.subspan(at));
+    unsigned before = bits.read(4);
+    if (before == 0) throw Corrupt("the first symbol of a Huffman table has no code");
+    lengths[first] = static_cast<u8>(before);
+    for (std::size_t symbol = first + 1; symbol <= last; ++symbol) {
+        if (bits.read(1) != 0) {
+            if (bits.read(1) == 0) {
+                before = bits.read(1) == 0 ? before + 1 : before - 1;
+            } else if (bits.read(1) == 0) {
+                if (symbol == last) throw Corrupt("the last symbol of a Huffman table has no code");
+                continue;
+            } else {
+                before = bits.read(4);
+            }
+            if (before == 0 || before > kMaxLength) throw Corrupt("a code length of a Huffman table is out of range");
+        }
+        lengths[symbol] = static_cast<u8>(before);
+    }
+    bits.expect_zero_padding();
+    at += bits.bytes_used();
+    return lengths;
+}
+
+// Bits of the block's data under a code; ~0 if a symbol has none. Rounded up as the layout of the block demands.
+u64 data_bytes(const Histogram& histogram, const Lengths& lengths, bool packed) {
+    u64 bits = 0;
+    unsigned symbols = 0;
+    for (std::size_t s = 0; s < 256; ++s) {
+        symbols += lengths[s] != 0;
+        if (histogram[s] == 0) continue;
+        if (lengths[s] == 0) return ~u64{0};
+        bits += histogram[s] * lengths[s];
+    }
+    if (symbols == 1) return 0;
+    return packed ? (bits + 7) / 8 : (bits + 4 * (symbols - 1)) / 8;
+}
+
+void encode_block(const Tree& tree, const Histogram& histogram, const u8* symbols, std::size_t count, bool packed,
+                  std::vector<u8>& scratch, std::vector<u8>& out) {
+    const std::size_t nodes = tree.nodes.size();
+    if (nodes == 0) return;
+
+    // How many symbols pass through each node: children come behind their parents.
+    std::vector<std::size_t> passing(nodes, 0), place(nodes, 0);
+    for (std::size_t v = nodes; v-- > 0;)
+        for (const u16 child : tree.nodes[v].child)
+            passing[v] += child & Tree::kLeaf ? static_cast<std::size_t>(histogram[child & 0xFF]) : passing[child];
+
+    std::size_t total = 0;
+    for (std::size_t v = 0; v < nodes; ++v) {
+        place[v] = total;
+        total += passing[v] + kSlack;
+    }
+    const std::size_t bits_place = total;
+    total += count / 8 + 8 + kSlack;
+    if (scratch.size() < total + count + kSlack) scratch.resize(total + count + kSlack);
+
+    // The translation reads whole groups, so the symbols are copied to where there is room behind them.
+    u8* source = scratch.data() + total;
+    std::memcpy(source, symbols, count);
+    kernels().translate(source, count, tree.rank.data(), scratch.data() + place[0]);
+
+    BitWriter stream(out);
+    for (std::size_t v = 0; v < nodes; ++v) {
+        const auto& node = tree.nodes[v];
+        const auto target = [&](u16 child) { return child & Tree::kLeaf ? nullptr : scratch.data() + place[child]; };
+        u8* bits = scratch.data() + bits_place;
+        kernels().partition(scratch.data() + place[v], passing[v], node.first_right, bits, target(node.child[0]),
+                            target(node.child[1]));
+        const std::size_t whole = passing[v] / 8;
+        if (packed) {
+            for (std::size_t i = 0; i < whole; ++i) stream.write(bits[i], 8);
+            if (passing[v] % 8) stream.write(bits[whole], passing[v] % 8);
+        } else {
+            out.insert(out.end(), bits, bits + (passing[v] + 7) / 8);
+        }
+    }
+    stream.finish();
+}
+
+}  // namespace
+
+Histogram count_symbols(const u8* symbols, std::size_t count) {
+    // Four tables, so that equal neighbours do not wait for each other.
+    std::array<std::array<u32, 256>, 4> parts{};
+    Histogram histogram{};
+    std::size_t i = 0;
+    while (i < count) {
+        const std::size_t end = std::min(count, i + (std::size_t{1} << 30));
+        for (; i + 8 <= end; i += 8) {
+            const u64 x = load<u64>(symbols + i);
+            for (unsigned j = 0; j < 8; ++j) ++parts[j % 4][(x >> (8 * j)) & 0xFF];
+        }
+        for (; i < end; ++i) ++parts[0][symbols[i]];
+        for (auto& part : parts) {
+            for (std::size_t s = 0; s < 256; ++s) histogram[s] += part[s];
+            part.fill(0);
+        }
+    }
+    return histogram;
+}
+
+Lengths code_lengths(const Histogram& histogram) {
+    std::vector<std::pair<u64, u8>> leaves;
+    for (std::size_t s = 0; s < 256; ++s)
+        if (histogram[s]) leaves.emplace_back(histogram[s], static_cast<u8>(s));
+    Lengths lengths{};
+    if (leaves.size() == 1) lengths[leaves[0].second] = 1;
+    if (leaves.size() <= 1) return lengths;
+    std::sort(leaves.begin(), leaves.end());
+    if (!unlimited_lengths(leaves, lengths)) {
+        lengths.fill(0);
+        limited_lengths(leaves, lengths);
+    }
+    return lengths;
+}
+
+Tree::Tree(const Lengths& lengths) {
+    std::array<u32, kMaxLength + 1> leaves{};
+    std::vector<u8> order;
+    for (unsigned length = 1; length <= kMaxLength; ++length)
+        for (std::size_t s = 0; s < 256; ++s)
+            if (lengths[s] == length) {
+                rank[s] = static_cast<u8>(order.size());
+                order.push_back(static_cast<u8>(s));
+                ++leaves[length];
+            }
+    if (order.empty()) throw Corrupt("a Huffman table has no symbols");
+    if (order.size() == 1) {
+        only = order[0];
+        return;
+    }
+    u32 kraft = 0;
+    for (unsigned length = 1; length <= kMaxLength; ++length) kraft += leaves[length] << (kMaxLength - length);
+    if (kraft != u32{1} << kMaxLength)
+        throw Corrupt(kraft < u32{1} << kMaxLength ? "a Huffman table is not complete" : "a Huffman table is over-full");
+
+    // A canonical code puts the leaves of a level before its inner nodes. A complete one of n symbols has n - 1 of them.
+    nodes.reserve(order.size() - 1);
+    std::size_t next_leaf = 0, level_start = 0, level_size = 1, next_node = 1;
+    for (unsigned length = 1; level_size > 0; ++length) {
+        u32 leaves_left = leaves[length];
+        for (std::size_t i = 0; i < level_size; ++i) {
+            Node node{};
+            for (u16& child : node.child) {
+                if (leaves_left > 0) {
+                    child = static_cast<u16>(kLeaf | order[next_leaf++]);
+                    --leaves_left;
+                } else {
+                    child = static_cast<u16>(next_node++);
+                }
+            }
+            nodes.push_back(node);
+        }
+        level_start += level_size;
+        level_size = next_node - level_start;
+    }
+    // The rank where the right subtree starts is that of its leftmost leaf.
+    for (Node& node : nodes) {
+        u16 leftmost = node.child[1];
+        while (!(leftmost & kLeaf)) leftmost = nodes[leftmost].child[0];
+        node.first_right = rank[leftmost & 0xFF];
+    }
+}
+
+std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit) {
+    std::vector<u8> tables, data, scratch;
+    Lengths current{};
+    bool have_table = false;
+    for (std::size_t start = 0; start < count; start += kBlock) {
+        const u8* block = symbols + start;
+        const std::size_t n = std::min(kBlock, count - start);
+        const bool packed = n < kPackedBelow;
+        const Histogram histogram = count_symbols(block, n);
+        const Lengths own = code_lengths(histogram);
+        std::vector<u8> own_table;
+        write_table(own, own_table);
+
+        const u64 with_own = data_bytes(histogram, own, packed) + own_table.size();
+        const u64 with_same = have_table ? data_bytes(histogram, current, packed) : ~u64{0};
+        // A table that takes a per mille off a large block does not pay for the slower decoding.
+        const u64 stored = packed_bytes(n, width), worth = packed ? 0 : stored / 256;
+        const u64 best = std::min(with_own, with_same);
+        if (best + worth >= stored) {
+            tables.push_back(kStored);
+            pack(block, n, width, data);
+        } else {
+            const bool same = with_same <= with_own;
+            tables.push_back(static_cast<u8>((same ? kSameTable : kNewTable) | (packed ? kPackedBit : 0)));
+            if (!same) {
+                tables.insert(tables.end(), own_table.begin(), own_table.end());
+                current = own;
+                have_table = true;
+            }
+            encode_block(Tree(current), histogram, block, n, packed, scratch, data);
+        }
+        if (tables.size() + data.size() >= limit) return {};
+    }
+    std::vector<u8> out;
+    out.reserve(5 + tables.size() + data.size());
+    write_varint(tables.size(), out);
+    out.insert(out.end(), tables.begin(), tables.end());
+    out.insert(out.end(), data.begin(), data.end());
+    if (out.size() >= limit) return {};
+    return out;
+}
+
+HuffmanDecoder::HuffmanDecoder(Bytes stream, std::size_t count, unsigned width) : remaining_(count), width_(width) {
+    std::size_t at = 0;
+    const std::size_t length = read_varint(stream, at);
+    if (length > stream.size() - at) throw Corrupt("the tables of a Huffman stream are cut off");
+    const Bytes tables = stream.subspan(at, length);
+    data_ = stream.subspan(at + length);
+    table_bytes_ = at + length;
+
+    const std::size_t blocks = (count + kBlock - 1) / kBlock;
+    if (blocks > tables.size()) throw Corrupt("a Huffman stream has too few blocks");
+    blocks_.reserve(blocks);
+    at = 0;
+    for (std::size_t b = 0; b < blocks; ++b) {
+        if (at >= tables.size()) throw Corrupt("a Huffman stream has too few blocks");
+        const u8 descriptor = tables[at++], mode = descriptor & kModeMask;
+        if (descriptor & ~(kModeMask | kPackedBit) || mode > kSameTable || descriptor == (kStored | kPackedBit))
+            throw Corrupt("the descriptor of a Huffman block is not valid");
+        if (mode == kNewTable) trees_.emplace_back(read_table(tables, at, width));
+        if (mode == kSameTable && trees_.empty()) throw Corrupt("a Huffman block refers to a table before the first");
+        blocks_.push_back({descriptor, static_cast<u32>(trees_.size() - 1)});
+    }
+    if (at != tables.size()) throw Corrupt("the tables of a Huffman stream are not used up");
+}
+
+std::size_t HuffmanDecoder::next(u8* out) {
+    const std::size_t count = std::min(kBlock, remaining_);
+    const Block block = blocks_[block_++];
+    if ((block.descriptor & kModeMask) == kStored) {
+        const std::size_t bytes = packed_bytes(count, width_);
+        if (bytes > data_.size() - at_) throw Corrupt("a Huffman stream is cut off");
+        unpack(data_.subspan(at_, bytes), count, width_, out);
+        at_ += bytes;
+    } else {
+        decode(trees_[block.tree], block.descriptor & kPackedBit, count, out);
+    }
+    remaining_ -= count;
+    if (remaining_ == 0 && at_ != data_.size()) throw Corrupt("a Huffman stream is longer than its symbols");
+    return count;
+}
+
+void HuffmanDecoder::decode(const Tree& tree, bool packed, std::size_t count, u8* out) {
+    const std::size_t nodes = tree.nodes.size();
+    if (nodes == 0) {
+        std::memset(out, tree.only, count);
+        return;
+    }
+    const Kernels& k = kernels();
+    counts_.assign(nodes, 0);
+    offsets_.assign(nodes, 0);
+    places_.assign(nodes, 0);
+
+    // Down the tree: how many symbols pass through each node, and where its bits and its symbols stand. Every symbol
+    // passes through at most kMaxLength nodes, so a hostile stream cannot make the arena larger than that.
+    const u8* bits = data_.data() + at_;
+    const std::size_t available = data_.size() - at_;
+    std::size_t bit = 0, realigned = 0, room = 0;
+    counts_[0] = count;
+    if (packed) realigned_.resize(count * kMaxLength / 8 + 16 * nodes + 16);
+    for (std::size_t v = 0; v < nodes; ++v) {
+        const std::size_t n = counts_[v], bytes = (n + 7) / 8;
+        const u8* here;
+        if (packed) {
+            if ((bit + n + 7) / 8 > available) throw Corrupt("a Huffman stream is cut off");
+            u8* copy = realigned_.data() + realigned;
+            const unsigned shift = bit % 8;
+            const std::size_t from = bit / 8, end = (bit + n + 7) / 8;
+            for (std::size_t i = 0; i < bytes; ++i) {
+                unsigned pair = bits[from + i];
+                if (from + i + 1 < end) pair |= static_cast<unsigned>(bits[from + i + 1]) << 8;
+                copy[i] = static_cast<u8>(pair >> shift);
+            }
+            if (n % 8) copy[bytes - 1] &= static_cast<u8>(low_bits(n % 8));
+            offsets_[v] = realigned;
+            realigned += bytes;
+            bit += n;
+            here = copy;
+        } else {
+            if (bit / 8 + bytes > available) throw Corrupt("a Huffman stream is cut off");
+            here = bits + bit / 8;
+            if (n % 8 && here[bytes - 1] >> (n % 8)) throw Corrupt("padding bits of a Huffman block are not zero");
+            offsets_[v] = bit / 8;
+            bit += bytes * 8;
+        }
+        places_[v] = room;
+        if (v > 0) room += n + kSlack;
+        const auto [left, right] = tree.nodes[v].child;
+        if (right & Tree::kLeaf) continue;  // then left is one, too
+        const std::size_t ones = k.popcount(here, n);
+        counts_[right] = ones;
+        if (!(left & Tree::kLeaf)) counts_[left] = n - ones;
+    }
+    if (packed && bit % 8 && bits[bit / 8] >> (bit % 8)) throw Corrupt("padding bits of a Huffman block are not zero");
+    if (arena_.size() < room) arena_.resize(room);
+
+    // Up the tree: each node merges what its children hold.
+    const u8* base = packed ? realigned_.data() : bits;
+    for (std::size_t v = nodes; v-- > 0;) {
+        const auto child = [&](u16 c) {
+            return c & Tree::kLeaf ? Child{nullptr, static_cast<u8>(c)} : Child{arena_.data() + places_[c], 0};
+        };
+        k.merge(base + offsets_[v], counts_[v], child(tree.nodes[v].child[0]), child(tree.nodes[v].child[1]),
+                v == 0 ? out : arena_.data() + places_[v]);
+    }
+    at_ += (bit + 7) / 8;
+}
+
+void huffman_decode(Bytes stream, std::size_t count, unsigned width, u8* out) {
+    for (HuffmanDecoder decoder(stream, count, width); decoder.remaining() > 0;) out += decoder.next(out);
+}
+
+std::size_t huffman_table_bytes(Bytes stream) {
+    std::size_t at = 0;
+    const std::size_t length = read_varint(stream, at);
+    if (length > stream.size() - at) throw Corrupt("the tables of a Huffman stream are cut off");
+    return at + length;
+}
+
+}  // namespace dcz
