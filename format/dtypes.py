@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from dcz.errors import EncodingError
 
-__all__ = ["DTYPES", "DType", "dtype_of"]
+__all__ = ["DTYPES", "Buffer", "DType", "dtype_of", "view_of"]
+
+# numpy's arrays have the buffer protocol for type checkers only from Python 3.12 on.
+Buffer: TypeAlias = bytes | bytearray | memoryview | np.ndarray
+
+
+def view_of(data: Buffer) -> memoryview:
+    """``data`` as a memoryview, without a copy."""
+    return memoryview(data)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

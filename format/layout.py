@@ -16,6 +16,9 @@ END_MAGIC: Final = b"\x00DCZEND\x89"
 HEADER: Final = struct.Struct("<8sHHI")
 FOOTER: Final = struct.Struct("<QII32sHHI8s")
 
+# Section 3
+MAX_DEPTH: Final = 32
+
 # Section 4
 DIGEST_BYTES: Final = 32
 ALIGNMENT: Final = 64

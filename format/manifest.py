@@ -6,11 +6,20 @@ its numbers agree with each other and with the file is for geometry.py (step 5).
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import msgpack
 import zstandard
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from dcz.errors import EncodingError, LimitExceeded, ManifestError, UnsupportedVersion
 from dcz.format import layout as spec
@@ -101,7 +110,7 @@ Granularity: TypeAlias = Annotated[PerTensor | PerChannel | PerGroup, Field(disc
 
 class Exact(_Model):
     kind: Literal["exact"] = "exact"
-    split: Literal["whole", "bytes", "rotated"] = "whole"
+    split: Literal["whole", "bytes", "rotated"]
 
 
 class Affine(_Model):
@@ -136,7 +145,7 @@ class Tensor(_Model):
     shape: Annotated[tuple[Uint, ...], Field(max_length=spec.MAX_RANK)]
     digest: Digest
     layout: Layout = Dense()
-    values: Values = Exact()
+    values: Values = Exact(split="whole")
     segment: Annotated[int, Field(ge=1, le=spec.MAX_SEGMENT_ELEMENTS)] = 1
     entries: tuple[Uint, ...] = ()
     gaps: tuple[Uint, ...] = ()
@@ -149,6 +158,8 @@ class Tensor(_Model):
         row = DTYPES.get(self.dtype)
         if row is None:
             raise ValueError(f"unknown element type {self.dtype!r}")
+        if math.prod(size for size in self.shape if size) * row.itemsize >= 1 << 63:
+            raise ValueError(f"the shape {self.shape} is too large")
         values = self.values
         if isinstance(values, Exact):
             if values.split == "rotated" and not row.is_float:
@@ -185,8 +196,8 @@ class Asset(_Model):
 class Chunks(_Model):
     """Stored length and BLAKE3 digest of every chunk."""
 
-    lengths: tuple[Annotated[int, Field(ge=1, lt=1 << 63)], ...] = ()
-    digests: bytes = b""
+    lengths: tuple[Annotated[int, Field(ge=1, lt=1 << 63)], ...]
+    digests: bytes
 
     @model_validator(mode="after")
     def _one_digest_each(self) -> Self:
@@ -222,7 +233,7 @@ class Manifest(_Model):
     tensors: tuple[Tensor, ...] = ()
     aliases: dict[str, str] = Field(default_factory=dict)
     assets: tuple[Asset, ...] = ()
-    chunks: Chunks = Chunks()
+    chunks: Chunks = Chunks(lengths=(), digests=b"")
     metadata: dict[str, str] = Field(default_factory=dict)
     provenance: Provenance = Provenance()
 
@@ -309,13 +320,15 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, int]:
 
 
 def _is_sorted(value: Any, depth: int = 0) -> bool:
-    if depth > 64:
+    if depth >= spec.MAX_DEPTH:
         return False
     if isinstance(value, dict):
         keys = list(value)
         return keys == sorted(keys) and all(_is_sorted(item, depth + 1) for item in value.values())
     if isinstance(value, tuple):
-        return all(_is_sorted(item, depth + 1) for item in value if isinstance(item, dict | tuple))
+        return all(
+            _is_sorted(item, depth + 1) for item in value if isinstance(item, dict | tuple) or item is None
+        )
     return value is not None
 
 
@@ -333,12 +346,18 @@ def decode_manifest(
 
     ``version`` is what the footer says. Raises LimitExceeded, UnsupportedVersion or ManifestError.
     """
-    if decoded_length > min(limits.manifest_bytes, limits.manifest_slack + limits.manifest_ratio * len(stored)):
+    if decoded_length > min(
+        limits.manifest_bytes, limits.manifest_slack + limits.manifest_ratio * len(stored)
+    ):
         raise LimitExceeded(f"a manifest of {decoded_length} bytes, stored in {len(stored)}")
     try:
         if zstandard.frame_content_size(stored) != decoded_length:
-            raise ManifestError(f"the manifest's frame does not say {decoded_length} bytes, as the footer does")
-        plain = zstandard.ZstdDecompressor().decompress(stored, max_output_size=decoded_length, allow_extra_data=False)
+            raise ManifestError(
+                f"the manifest's frame does not say {decoded_length} bytes, as the footer does"
+            )
+        plain = zstandard.ZstdDecompressor().decompress(
+            stored, max_output_size=decoded_length, allow_extra_data=False
+        )
     except zstandard.ZstdError as exc:
         raise ManifestError(f"the manifest is not a Zstandard frame: {exc}") from exc
     if len(plain) != decoded_length:

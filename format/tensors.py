@@ -19,7 +19,15 @@ from dcz.format.manifest import PerChannel, PerGroup, PerTensor
 if TYPE_CHECKING:
     from dcz.format.manifest import Granularity
 
-__all__ = ["AffineTensor", "CodebookTensor", "PerChannel", "PerGroup", "PerTensor", "TensorData", "group_count"]
+__all__ = [
+    "AffineTensor",
+    "CodebookTensor",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "TensorData",
+    "group_count",
+]
 
 
 def group_count(granularity: Granularity, shape: tuple[int, ...]) -> int:
@@ -35,7 +43,12 @@ def group_count(granularity: Granularity, shape: tuple[int, ...]) -> int:
 
 
 def _check(
-    dtype: str, shape: tuple[int, ...], bits: int, codes: np.ndarray, granularity: Granularity, mask: np.ndarray | None
+    dtype: str,
+    shape: tuple[int, ...],
+    bits: int,
+    codes: np.ndarray,
+    granularity: Granularity,
+    mask: np.ndarray | None,
 ) -> int:
     """The rules that both kinds share; returns the number of groups."""
     if dtype not in DTYPES:
@@ -81,7 +94,9 @@ class AffineTensor:
             raise EncodingError(f"affine values are for floating-point tensors, not for {self.dtype}")
         allowed = ("f64",) if self.dtype == "f64" else ("f32", "f16", "bf16")
         if self.scales.dtype not in [DTYPES[name].numpy for name in allowed]:
-            raise EncodingError(f"scales of {self.scales.dtype}: {', '.join(allowed)} are possible for {self.dtype}")
+            raise EncodingError(
+                f"scales of {self.scales.dtype}: {', '.join(allowed)} are possible for {self.dtype}"
+            )
         if self.scales.shape != (groups,):
             raise EncodingError(f"scales of shape {self.scales.shape} for {groups} groups")
         if not np.isfinite(self.scales.astype(np.float64)).all():

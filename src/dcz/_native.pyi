@@ -5,7 +5,7 @@ Raises dcz.errors.CorruptStream where data breaks a rule of docs/format.md, and 
 
 from collections.abc import Sequence
 
-from typing_extensions import Buffer
+from dcz.format.dtypes import Buffer
 
 def available_isas() -> list[str]: ...
 def active_isa() -> str: ...

@@ -92,7 +92,9 @@ class FormatError(DczError):
         self.tensor = tensor
         self.offset = offset
 
-    def locate(self, *, file: str | None = None, tensor: str | None = None, offset: int | None = None) -> None:
+    def locate(
+        self, *, file: str | None = None, tensor: str | None = None, offset: int | None = None
+    ) -> None:
         """Add what an outer layer knows of the place; what an inner one already said stays."""
         self.file = self.file if self.file is not None else file
         self.tensor = self.tensor if self.tensor is not None else tensor

@@ -1,0 +1,105 @@
+"""Streams: symbols to stored bytes and back, behind one signature (docs/format.md, section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import numpy as np
+import zstandard
+
+from dcz import _native
+from dcz.errors import CorruptStream
+from dcz.format import layout as spec
+from dcz.format.dtypes import view_of
+from dcz.format.geometry import Stream, packed_bytes
+
+if TYPE_CHECKING:
+    from dcz.format.dtypes import Buffer
+
+__all__ = ["Coded", "CodingChoice", "decode_stream", "encode_stream", "encode_zstd", "unzip"]
+
+CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd"]
+Coded: TypeAlias = tuple[int, bytes]  # coding id, stored bytes
+
+_NO_LIMIT: Final = 1 << 62
+_ZSTD_LEVEL: Final = 9
+# Entropy coding below this many bytes saves less than it costs to look at.
+_TINY: Final = 8
+
+
+def _raw(symbols: np.ndarray, width: int) -> bytes:
+    return symbols.tobytes() if width == 8 else _native.pack(symbols, width)
+
+
+def encode_zstd(packed: bytes) -> bytes:
+    """One Zstandard frame as section 6.3 wants it."""
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(packed)
+
+
+def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto") -> Coded:
+    """Code ``symbols`` (uint8, contiguous, each below 2**width).
+
+    ``auto`` is Huffman where it pays, otherwise raw; zstd is only used where it is asked for.
+    """
+    if symbols.size == 0:
+        return spec.RAW, b""
+    if choice == "zstd":
+        return spec.ZSTD, encode_zstd(_raw(symbols, width))
+    if choice == "huffman":
+        coded = _native.huffman_encode(symbols, width, _NO_LIMIT)
+        assert coded is not None
+        return spec.HUFFMAN, coded
+    size = packed_bytes(symbols.size, width)
+    if choice == "auto" and size > _TINY:
+        # A large stream must gain half a percent, or decoding it is time for nothing.
+        coded = _native.huffman_encode(symbols, width, size - size // 200 if size > 4096 else size)
+        if coded is not None:
+            return spec.HUFFMAN, coded
+    return spec.RAW, _raw(symbols, width)
+
+
+def unzip(stored: Buffer, stream: Stream) -> bytes:
+    """The packed symbols of a zstd stream. Raises CorruptStream."""
+    size = packed_bytes(stream.count, stream.width)
+    view = view_of(stored)
+    try:
+        if zstandard.frame_content_size(view) != size:
+            raise CorruptStream("a zstd stream has another size than its symbols")
+        data = zstandard.ZstdDecompressor().decompress(view, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise CorruptStream(f"not a Zstandard frame: {exc}") from exc
+    if len(data) != size:
+        raise CorruptStream("a zstd stream has another size than its symbols")
+    return data
+
+
+def _decode_raw(stored: Buffer, stream: Stream, out: np.ndarray) -> None:
+    _native.unpack(stored, stream.width, out)
+
+
+def _decode_huffman(stored: Buffer, stream: Stream, out: np.ndarray) -> None:
+    _native.huffman_decode(stored, stream.width, out)
+
+
+def _decode_zstd(stored: Buffer, stream: Stream, out: np.ndarray) -> None:
+    _native.unpack(unzip(stored, stream), stream.width, out)
+
+
+_DECODERS: Final[dict[int, Callable[[Buffer, Stream, np.ndarray], None]]] = {
+    spec.RAW: _decode_raw,
+    spec.HUFFMAN: _decode_huffman,
+    spec.ZSTD: _decode_zstd,
+}
+
+
+def decode_stream(stored: Buffer, stream: Stream, out: np.ndarray | None = None) -> np.ndarray:
+    """The symbols of a stream as uint8, ``stream.count`` of them, in ``out`` if given. Raises CorruptStream."""
+    if out is None:
+        out = np.empty(stream.count, np.uint8)
+    if stream.count == 0:
+        if stream.coding != spec.RAW or stream.length != 0:
+            raise CorruptStream("a stream without symbols is not empty")
+        return out
+    _DECODERS[stream.coding](stored, stream, out)
+    return out

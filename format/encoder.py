@@ -1,0 +1,331 @@
+"""From a tensor to the streams of its segments: how an exact tensor is split, which layout is the smallest.
+
+Choices are made from counts of symbols, on samples of a large tensor: deterministic, and the same for any number of
+threads. A choice can be wrong by a little, never unsafe: each stream is still stored raw if coding does not make it
+smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import numpy as np
+
+from dcz import _native
+from dcz.errors import EncodingError
+from dcz.format.coding import Coded, CodingChoice, encode_stream, encode_zstd
+from dcz.format.dtypes import DTYPES, DType, dtype_of
+from dcz.format.encodings import groups_of
+from dcz.format.geometry import packed_bytes
+from dcz.format.layout import MAX_SEGMENT_ELEMENTS
+from dcz.format.manifest import (
+    Affine,
+    Bitmap,
+    Codebook,
+    Dense,
+    Exact,
+    RelativeIndex,
+)
+from dcz.format.tensors import AffineTensor, CodebookTensor, TensorData
+
+if TYPE_CHECKING:
+    from dcz.format.manifest import Layout, Values
+
+__all__ = ["EncodedSegment", "LayoutChoice", "SplitChoice", "TensorEncoder"]
+
+LayoutChoice: TypeAlias = "Literal['auto', 'dense', 'relative-index', 'bitmap'] | Layout"
+Split: TypeAlias = Literal["whole", "bytes", "rotated"]
+SplitChoice: TypeAlias = Literal["auto"] | Split
+
+SEGMENT_BYTES: Final = 1 << 20  # decoded
+_SAMPLE: Final = 1 << 16  # elements of a sample
+_SAMPLES: Final = 8
+_ZSTD_SAMPLE: Final = 1 << 16  # bytes
+_STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
+_WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
+
+
+@dataclass(frozen=True)
+class EncodedSegment:
+    """The streams of a segment, its counts, and its decoded content if that is not the input itself."""
+
+    streams: list[Coded]
+    entries: int | None
+    gaps: int | None
+    content: np.ndarray
+
+
+def _entropy_bytes(symbols: np.ndarray) -> float:
+    """About what Huffman coding makes of ``symbols`` (uint8): the entropy and a table, never more than raw."""
+    if symbols.size == 0:
+        return 0.0
+    counts = np.empty(256, np.uint64)
+    _native.histogram(symbols, counts)
+    present = counts[counts > 0].astype(np.float64)
+    bits = math.fsum(present * (math.log2(symbols.size) - np.log2(present)))
+    return min(float(symbols.size), bits / 8 + 4 + len(present) / 4)
+
+
+class TensorEncoder:
+    """One tensor, and how it is going to be stored.
+
+    ``tensor``: a numpy array (exact values), AffineTensor or CodebookTensor. ``layout``, ``split`` and ``coding``:
+    ``auto`` lets the smallest be chosen. Raises EncodingError if the tensor cannot be stored so.
+    """
+
+    def __init__(
+        self,
+        tensor: TensorData,
+        *,
+        layout: LayoutChoice = "auto",
+        split: SplitChoice = "auto",
+        coding: CodingChoice = "auto",
+    ) -> None:
+        self._coding: CodingChoice = coding
+        self.shape: tuple[int, ...]
+        if isinstance(tensor, np.ndarray):
+            self.dtype: DType = dtype_of(tensor)
+            self.shape = tensor.shape
+            # C order and little-endian; a copy only where the array is neither.
+            flat = np.ascontiguousarray(tensor, self.dtype.numpy).reshape(-1)
+            self._bytes = flat.view(np.uint8)
+            self._mask: np.ndarray | None = None
+            self._codes: np.ndarray | None = None
+        elif not isinstance(tensor, AffineTensor | CodebookTensor):
+            raise EncodingError(
+                f"a tensor is an array, an AffineTensor or a CodebookTensor, not {type(tensor).__name__}"
+            )
+        else:
+            self.dtype = DTYPES[tensor.dtype]
+            self.shape = tensor.shape
+            self._codes = np.ascontiguousarray(tensor.codes).reshape(-1)
+            self._mask = None if tensor.mask is None else np.ascontiguousarray(tensor.mask).reshape(-1)
+            if split != "auto":
+                raise EncodingError("only exact values can be split into planes")
+        self._tensor = tensor
+        self.elements = math.prod(self.shape)
+        self.segment = max(1, min(self.elements, SEGMENT_BYTES // self.dtype.itemsize, MAX_SEGMENT_ELEMENTS))
+        self.segments = -(-self.elements // self.segment)
+        if self.elements == 0:
+            self.layout: Layout = Dense()
+            self.values: Values = Exact(split="whole")
+            return
+        if self._codes is not None and self._mask is None and layout not in ("auto", "dense", Dense()):
+            self._mask = np.ones(self.elements, np.bool_)
+        self.values = self._describe_values()
+        if self._codes is None:
+            self.layout, self.values = self._choose_exact(layout, split)
+        else:
+            self.layout = self._choose_coded(layout)
+
+    # -- choices
+
+    def _describe_values(self) -> Values:
+        tensor = self._tensor
+        if isinstance(tensor, AffineTensor):
+            scale = next(row.name for row in DTYPES.values() if row.numpy == tensor.scales.dtype)
+            return Affine(
+                bits=tensor.bits,
+                granularity=tensor.granularity,
+                zero_points=tensor.zero_points is not None,
+                scale_dtype=None if scale in ("f32", "f64") else scale,  # type: ignore[arg-type]
+            )
+        if isinstance(tensor, CodebookTensor):
+            return Codebook(bits=tensor.bits, size=tensor.centroids.shape[1], granularity=tensor.granularity)
+        return Exact(split="whole")
+
+    def _sample(self, source: np.ndarray, itemsize: int) -> np.ndarray:
+        """Up to _SAMPLES pieces of _SAMPLE elements, spread evenly, as bytes."""
+        if self.elements <= _SAMPLE * _SAMPLES:
+            return source
+        step = self.elements // _SAMPLES
+        pieces = [source[i * step * itemsize : (i * step + _SAMPLE) * itemsize] for i in range(_SAMPLES)]
+        return np.concatenate(pieces)
+
+    def _plane_costs(self, data: np.ndarray) -> dict[Split, float]:
+        """Estimated bytes of exact values under each split."""
+        itemsize = self.dtype.itemsize
+        if data.size == 0:
+            return {"whole": 0.0}
+        costs: dict[Split, float] = {"whole": _entropy_bytes(data) + _STREAM_COST}
+        planes = np.empty_like(data)
+        splits: list[tuple[Split, bool]] = []
+        if itemsize > 1:
+            splits.append(("bytes", False))
+        if self.dtype.is_float:
+            splits.append(("rotated", True))
+        for name, rotated in splits:
+            _native.split_planes(data, itemsize, rotated, planes)
+            costs[name] = math.fsum(
+                _entropy_bytes(plane) + _STREAM_COST for plane in planes.reshape(itemsize, -1)
+            )
+        return costs
+
+    def _choose_exact(self, layout: LayoutChoice, split: SplitChoice) -> tuple[Layout, Values]:
+        itemsize = self.dtype.itemsize
+        sample = self._sample(self._bytes, itemsize)
+        nonzero: np.ndarray = sample.view(f"<u{itemsize}") != 0
+        stored = int(np.count_nonzero(nonzero))
+        positions = self._position_costs(nonzero)
+        chosen_layout = self._fixed_layout(layout, nonzero)
+        if chosen_layout is None:
+            chosen_layout = Dense()
+            if stored < 0.95 * nonzero.size:
+                dense = min(self._plane_costs(sample).values())
+                sparse_values = min(
+                    self._plane_costs(sample.reshape(-1, itemsize)[nonzero].reshape(-1)).values()
+                )
+                best = min(positions, key=lambda item: item[0])
+                if best[0] + sparse_values < dense * _WORTH:
+                    chosen_layout = best[1]
+        if split != "auto":
+            if split == "rotated" and not self.dtype.is_float:
+                raise EncodingError(
+                    f"the split 'rotated' is for floating-point types, not for {self.dtype.name}"
+                )
+            return chosen_layout, Exact(split=split)
+        if self._coding == "raw":
+            return chosen_layout, Exact(split="whole")
+        kept = (
+            sample if isinstance(chosen_layout, Dense) else sample.reshape(-1, itemsize)[nonzero].reshape(-1)
+        )
+        costs = self._plane_costs(kept)
+        best_split = min(costs, key=lambda name: costs[name])
+        if costs[best_split] > kept.size * _WORTH:
+            best_split = "whole"
+        if self._coding == "auto" and kept.size > 0:
+            # Repetition, which no code of single symbols sees: masks, tables of positions.
+            piece = kept[:_ZSTD_SAMPLE].tobytes()
+            if len(encode_zstd(piece)) < 0.9 * min(costs.values()) * len(piece) / kept.size:
+                self._coding = "zstd"
+                best_split = "whole"
+        return chosen_layout, Exact(split=best_split)
+
+    def _fixed_layout(self, layout: LayoutChoice, mask: np.ndarray) -> Layout | None:
+        if layout == "auto":
+            return None
+        if layout == "dense":
+            return Dense()
+        if layout == "bitmap":
+            return Bitmap()
+        if layout == "relative-index":
+            return self._relative_index(mask)
+        return layout
+
+    def _relative_index(self, mask: np.ndarray) -> RelativeIndex:
+        """The width of gaps that takes the least space: 8 bits under an entropy coder, which pays for no unused bit."""
+        if self._coding != "raw":
+            return RelativeIndex(bits=8)
+        symbols = _native.count_gaps(mask.view(np.uint8))
+        return RelativeIndex(bits=min(range(1, 9), key=lambda bits: packed_bytes(symbols[bits], bits)))
+
+    def _position_costs(self, mask: np.ndarray) -> list[tuple[float, Layout]]:
+        relative = self._relative_index(mask)
+        gaps = np.frombuffer(_native.encode_gaps(mask.view(np.uint8), relative.bits), np.uint8)
+        bitmap = np.packbits(mask, bitorder="little")
+        if self._coding == "raw":
+            return [(float(packed_bytes(gaps.size, relative.bits)), relative), (float(bitmap.size), Bitmap())]
+        return [
+            (_entropy_bytes(gaps) + _STREAM_COST, relative),
+            (_entropy_bytes(bitmap) + _STREAM_COST, Bitmap()),
+        ]
+
+    def _choose_coded(self, layout: LayoutChoice) -> Layout:
+        if self._mask is None:
+            return Dense()
+        mask = self._sample(self._mask, 1)
+        fixed = self._fixed_layout(layout, mask)
+        if isinstance(fixed, Dense) and not bool(self._mask.all()):
+            raise EncodingError("a tensor with a mask cannot be stored dense: the codes have no zero")
+        return fixed or min(self._position_costs(mask), key=lambda item: item[0])[1]
+
+    # -- the work
+
+    def parameter_streams(self) -> list[Coded]:
+        """The streams of the parameter part."""
+        tensor = self._tensor
+        if isinstance(tensor, AffineTensor):
+            streams = [encode_stream(np.ascontiguousarray(tensor.scales).view(np.uint8), 8, self._coding)]
+            if tensor.zero_points is not None:
+                streams.append(
+                    encode_stream(np.ascontiguousarray(tensor.zero_points), tensor.bits, self._coding)
+                )
+            return streams
+        if isinstance(tensor, CodebookTensor):
+            return [
+                encode_stream(
+                    np.ascontiguousarray(tensor.centroids).reshape(-1).view(np.uint8), 8, self._coding
+                )
+            ]
+        return []
+
+    def encode(self, segment: int) -> EncodedSegment:
+        """The streams of one segment. Safe to call from several threads."""
+        itemsize = self.dtype.itemsize
+        first = segment * self.segment
+        count = min(self.segment, self.elements - first)
+        mask, positions, streams, gaps = None, None, [], None
+        if not isinstance(self.layout, Dense):
+            mask = self._segment_mask(first, count)
+            positions = np.flatnonzero(mask).astype(np.uint32)
+            if isinstance(self.layout, RelativeIndex):
+                symbols = np.frombuffer(_native.encode_gaps(mask.view(np.uint8), self.layout.bits), np.uint8)
+                gaps = symbols.size
+                streams.append(encode_stream(symbols, self.layout.bits, self._coding))
+            else:
+                streams.append(encode_stream(np.packbits(mask, bitorder="little"), 8, self._coding))
+        entries = None if positions is None else positions.size
+        if self._codes is not None:
+            codes = self._codes[first : first + count]
+            if mask is not None:
+                codes = codes[mask]
+            bits = self.values.bits  # type: ignore[union-attr]
+            if codes.size and int(codes.max()) >> bits:
+                raise EncodingError(f"a code does not fit in {bits} bits")
+            streams.append(encode_stream(codes, bits, self._coding))
+            return EncodedSegment(streams, entries, gaps, self._decoded(codes, first, count, positions))
+        content = self._bytes[first * itemsize : (first + count) * itemsize]
+        data = content if mask is None else content.reshape(-1, itemsize)[mask].reshape(-1)
+        assert isinstance(self.values, Exact)
+        if self.values.split == "whole":
+            streams.append(encode_stream(data, 8, self._coding))
+        else:
+            planes = np.empty_like(data)
+            if data.size:
+                _native.split_planes(data, itemsize, self.values.split == "rotated", planes)
+            streams += [encode_stream(plane, 8, self._coding) for plane in planes.reshape(itemsize, -1)]
+        return EncodedSegment(streams, entries, gaps, content)
+
+    def _segment_mask(self, first: int, count: int) -> np.ndarray:
+        if self._mask is not None:
+            return self._mask[first : first + count]
+        itemsize = self.dtype.itemsize
+        content = self._bytes[first * itemsize : (first + count) * itemsize]
+        return (content.view(f"<u{itemsize}") != 0) if content.size else np.empty(0, np.bool_)
+
+    def _decoded(self, codes: np.ndarray, first: int, count: int, positions: np.ndarray | None) -> np.ndarray:
+        """What a reader will make of the codes of a segment, as bytes."""
+        tensor, itemsize = self._tensor, self.dtype.itemsize
+        values = np.empty(codes.size * itemsize, np.uint8)
+        if codes.size and isinstance(tensor, CodebookTensor):
+            groups = groups_of(tensor.granularity, self.shape)
+            centroids = np.ascontiguousarray(tensor.centroids).reshape(-1).view(np.uint8)
+            if int(codes.max()) >= tensor.centroids.shape[1]:
+                raise EncodingError(f"a code has no centroid: there are {tensor.centroids.shape[1]}")
+            _native.look_up(
+                codes, centroids, tensor.centroids.shape[1], itemsize, groups, first, positions, values
+            )
+        elif codes.size and isinstance(tensor, AffineTensor):
+            groups = groups_of(tensor.granularity, self.shape)
+            scales = tensor.scales.astype(np.float64 if self.dtype.name == "f64" else np.float32)
+            points = None if tensor.zero_points is None else np.ascontiguousarray(tensor.zero_points)
+            _native.dequantize(
+                codes, scales, points, tensor.bits, self.dtype.name, groups, first, positions, values
+            )
+        if positions is None:
+            return values
+        out = np.empty(count * itemsize, np.uint8)
+        _native.scatter(positions, values, itemsize, out)
+        return out

@@ -1,0 +1,524 @@
+"""Random access to a .dcz file: footer, manifest, and then only the chunks that are asked for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from dcz.errors import (
+    AssetNotFound,
+    DigestMismatch,
+    FormatError,
+    LimitExceeded,
+    ManifestError,
+    NotADczFile,
+    TensorNotFound,
+    TruncatedFile,
+    UnsupportedVersion,
+    UsageError,
+)
+from dcz.format import layout as spec
+from dcz.format.coding import decode_stream
+from dcz.format.digests import Hasher, check_digest, digest, digest_name
+from dcz.format.encodings import Parameters, decode_entries, decode_parameters, decode_segment
+from dcz.format.geometry import Geometry, PartPlace, TensorGeometry
+from dcz.format.layout import DEFAULT_LIMITS, Limits
+from dcz.format.manifest import decode_manifest
+from dcz.format.source import ByteSource, SourceLike, located, open_source
+from dcz.format.sparse import CompressedSparse, SparseBuilder
+
+if TYPE_CHECKING:
+    from dcz.format.manifest import Manifest
+
+__all__ = ["LazyTensor", "Reader", "default_threads"]
+
+_TAIL: Final = 64 << 10  # read with the footer: most manifests are in it
+_CACHED_CHUNKS: Final = 4
+_CACHED_BYTES: Final = 1 << 20
+
+
+def default_threads() -> int:
+    """As many threads as this process has cores, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def _read(source: ByteSource, offset: int, length: int) -> bytearray:
+    data = bytearray(length)
+    source.read_into(offset, memoryview(data))
+    return data
+
+
+def _open_manifest(source: ByteSource, limits: Limits) -> tuple[Manifest, bytes, Geometry]:
+    """Steps 1 to 5 of the verification. Returns the manifest, its digest and the geometry."""
+    smallest = spec.HEADER.size + spec.FOOTER.size
+    if source.size < smallest:
+        if source.size >= len(spec.MAGIC) and _read(source, 0, len(spec.MAGIC)) != spec.MAGIC:
+            raise NotADczFile("not a .dcz file", offset=0)
+        raise TruncatedFile(f"{source.size} bytes, a .dcz file has at least {smallest}", offset=source.size)
+    tail = _read(source, max(0, source.size - _TAIL), min(_TAIL, source.size))
+    tail_start = source.size - len(tail)
+
+    # Step 1: the header.
+    header = tail[: spec.HEADER.size] if tail_start == 0 else _read(source, 0, spec.HEADER.size)
+    magic, major, minor, zero = spec.HEADER.unpack(header)
+    if magic != spec.MAGIC:
+        raise NotADczFile("not a .dcz file", offset=0)
+    if major != spec.MAJOR:
+        raise UnsupportedVersion(
+            f"format version {major}.{minor}, this dcz reads version {spec.MAJOR}",
+            offset=8,
+            hint="a newer dcz reads it" if major > spec.MAJOR else None,
+        )
+    if zero != 0:
+        raise NotADczFile("the reserved field of the header is not zero", offset=12)
+
+    # Step 2: the footer.
+    at = source.size - spec.FOOTER.size
+    footer = spec.FOOTER.unpack(tail[-spec.FOOTER.size :])
+    offset, length, decoded_length, manifest_digest, footer_major, footer_minor, footer_zero, end_magic = (
+        footer
+    )
+    if end_magic != spec.END_MAGIC:
+        raise TruncatedFile(
+            "the file does not end with a footer: it is cut off or has something behind it", offset=at
+        )
+    if (footer_major, footer_minor) != (major, minor):
+        raise ManifestError("header and footer have different versions", offset=at)
+    if footer_zero != 0:
+        raise ManifestError("the reserved field of the footer is not zero", offset=at)
+    if offset < spec.HEADER.size or offset + length + spec.FOOTER.size != source.size:
+        raise TruncatedFile(
+            f"a manifest of {length} bytes at {offset} does not fit into a file of {source.size} bytes",
+            offset=at,
+        )
+    if max(length, decoded_length) > limits.manifest_bytes:
+        raise LimitExceeded(
+            f"a manifest of {length} and {decoded_length} bytes, at most {limits.manifest_bytes} are allowed",
+            offset=at,
+        )
+
+    # Step 3: the stored manifest.
+    stored = bytes(
+        tail[offset - tail_start : -spec.FOOTER.size]
+        if offset >= tail_start
+        else _read(source, offset, length)
+    )
+    try:
+        check_digest(digest(stored), manifest_digest, "the manifest")
+        # Steps 4 and 5.
+        manifest = decode_manifest(stored, decoded_length, (major, minor), limits)
+        geometry = Geometry(manifest, offset, limits)
+    except FormatError as exc:
+        exc.locate(offset=offset)
+        raise
+    return manifest, manifest_digest, geometry
+
+
+class Reader:
+    """A .dcz file, opened.
+
+    ``source``: a path, an fsspec URL, bytes, or a seekable binary file object. ``limits`` bounds what is accepted
+    before it is allocated. ``threads`` decode in parallel (default: one for each core).
+
+    Opening does steps 1 to 5 of the verification (docs/format.md, section 8); each chunk that is used goes through
+    step 6, and all streams are checked as they are decoded. Only the comparison with the digests of the decoded content
+    is left to ``dcz.format.verify(..., deep=True)``.
+
+    Raises FormatError, or one of its kinds, if the file is at fault; OSError if it cannot be read.
+    """
+
+    def __init__(
+        self, source: SourceLike, *, limits: Limits = DEFAULT_LIMITS, threads: int | None = None
+    ) -> None:
+        self._source = open_source(source)
+        self._limits = limits
+        self._threads = threads or default_threads()
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._parameters: dict[str, Parameters] = {}
+        self._lock = threading.Lock()
+        self._buffers = threading.local()
+        try:
+            with located(self._source):
+                self.manifest, self._digest, self.geometry = _open_manifest(self._source, limits)
+        except BaseException:
+            self._source.close()
+            raise
+        self.aliases: Mapping[str, str] = self.manifest.aliases
+        self.metadata: Mapping[str, str] = self.manifest.metadata
+
+    # -- what is in it
+
+    @property
+    def name(self) -> str:
+        """The path or URL, as far as it is known."""
+        return self._source.name
+
+    @property
+    def digest(self) -> str:
+        """The identity of the artifact: ``blake3:`` and 64 hexadecimal digits."""
+        return digest_name(self._digest)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._source.size
+
+    def keys(self) -> list[str]:
+        """The names of all tensors: the stored ones in the order of the file, then the aliases."""
+        return [*self.geometry.tensors, *self.aliases]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.geometry.tensors or name in self.aliases
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.geometry.tensors) + len(self.aliases)
+
+    def stored_name(self, name: str) -> str:
+        """The name under which a tensor is stored: another one if ``name`` is an alias. Raises TensorNotFound."""
+        stored = self.aliases.get(name, name)
+        if stored not in self.geometry.tensors:
+            raise TensorNotFound(f"{self.name} has no tensor {name!r}")
+        return stored
+
+    def _geometry(self, name: str) -> TensorGeometry:
+        return self.geometry.tensors[self.stored_name(name)]
+
+    def dtype(self, name: str) -> str:
+        """The element type, such as ``bf16``. Raises TensorNotFound."""
+        return self._geometry(name).tensor.dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises TensorNotFound."""
+        return self._geometry(name).tensor.shape
+
+    # -- tensors
+
+    def tensor(self, name: str) -> LazyTensor:
+        """A tensor of which nothing is read yet. Raises TensorNotFound."""
+        return LazyTensor(self, name, self._geometry(name))
+
+    def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """A whole tensor: a new array, or ``out``, of the tensor's type and shape and contiguous.
+
+        Raises TensorNotFound, UsageError if ``out`` does not fit, or FormatError.
+        """
+        geometry = self._geometry(name)
+        if out is None:
+            out = np.empty(geometry.tensor.shape, geometry.dtype.numpy)
+        self.read_into({name: out})
+        return out
+
+    def read_into(
+        self, outs: Mapping[str, np.ndarray], progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Many whole tensors, each straight into the memory that it is wanted in, in parallel.
+
+        The arrays have the tensors' types and shapes and are contiguous. ``progress`` is called with the number of
+        decoded bytes after each piece. Raises as ``read`` does; then what is in the arrays is undefined.
+        """
+        targets: dict[str, list[np.ndarray]] = {}
+        for name, out in outs.items():
+            geometry = self._geometry(name)
+            if (
+                out.shape != geometry.tensor.shape
+                or out.dtype != geometry.dtype.numpy
+                or not out.flags.c_contiguous
+            ):
+                raise UsageError(
+                    f"tensor {name!r} needs a contiguous array of shape {geometry.tensor.shape} and type "
+                    f"{geometry.tensor.dtype}, not of {out.shape} and {out.dtype}"
+                )
+            if not out.flags.writeable:
+                raise UsageError(f"the array for tensor {name!r} is read-only")
+            targets.setdefault(self.stored_name(name), []).append(out.reshape(-1).view(np.uint8))
+        jobs: dict[int, list[tuple[str, int]]] = {}  # chunk -> segments in it
+        for name in targets:
+            for segment in range(self.geometry.tensors[name].segments):
+                jobs.setdefault(self.geometry.segment_place(name, segment).chunk, []).append((name, segment))
+        self._run(self._load_parameters, [name for name in targets if self.geometry.tensors[name].parameters])
+
+        def decode(chunk: int) -> int:
+            data, done = self._chunk(chunk), 0
+            for name, segment in jobs[chunk]:
+                geometry = self.geometry.tensors[name]
+                first = segment * geometry.tensor.segment * geometry.dtype.itemsize
+                size = geometry.segment_elements(segment) * geometry.dtype.itemsize
+                piece = targets[name][0][first : first + size]
+                self._decode_segment(name, segment, data, piece)
+                done += size
+            return done
+
+        self._run(decode, sorted(jobs), progress)
+        for copies in targets.values():
+            for copy in copies[1:]:
+                copy[:] = copies[0]
+
+    def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The elements from ``start`` up to ``stop``, counted in C order, decoding only their segments."""
+        name = self.stored_name(name)
+        geometry = self.geometry.tensors[name]
+        if not 0 <= start <= stop <= geometry.elements:
+            raise UsageError(f"elements {start} to {stop} of a tensor with {geometry.elements}")
+        itemsize, step = geometry.dtype.itemsize, geometry.tensor.segment
+        out = np.empty((stop - start) * itemsize, np.uint8)
+        if geometry.parameters and stop > start:
+            self._load_parameters(name)
+
+        def decode(segment: int) -> int:
+            first = segment * step
+            count = geometry.segment_elements(segment)
+            lo, hi = max(first, start), min(first + count, stop)
+            target = out[(lo - start) * itemsize : (hi - start) * itemsize]
+            piece = target if hi - lo == count else np.empty(count * itemsize, np.uint8)
+            self._decode_segment(
+                name, segment, self._chunk(self.geometry.segment_place(name, segment).chunk), piece
+            )
+            if piece is not target:
+                target[:] = piece[(lo - first) * itemsize : (hi - first) * itemsize]
+            return 0
+
+        if stop > start:
+            self._run(decode, range(start // step, -(-stop // step)))
+        return out.view(geometry.dtype.numpy)
+
+    def sparse(self, name: str, axis: int) -> CompressedSparse:
+        """A 2-D tensor's stored entries, compressed by rows (axis 0) or columns (axis 1), without densifying it.
+
+        Raises UsageError unless the tensor has two dimensions.
+        """
+        name = self.stored_name(name)
+        geometry = self.geometry.tensors[name]
+        builder = SparseBuilder(geometry.tensor.shape, geometry.dtype.numpy)
+        if geometry.parameters:
+            self._load_parameters(name)
+        for segment in range(geometry.segments):
+            place = self.geometry.segment_place(name, segment)
+            with self._located(name, place):
+                part = self._part(self._chunk(place.chunk), place)
+                positions, values = decode_entries(geometry, self._parameters_of(name), segment, part)
+            builder.add(segment * geometry.tensor.segment, positions, values.view(geometry.dtype.numpy))
+        return builder.build(axis)
+
+    # -- assets
+
+    def assets(self) -> list[str]:
+        """The paths of the files that travel with the tensors."""
+        return [asset.path for asset in self.manifest.assets if asset.role == "file"]
+
+    def read_asset(self, path: str, role: str = "file") -> bytes:
+        """The content of an asset, compared with its digest. Raises AssetNotFound or FormatError."""
+        index = next(
+            (i for i, a in enumerate(self.manifest.assets) if (a.path, a.role) == (path, role)), None
+        )
+        if index is None:
+            raise AssetNotFound(f"{self.name} has no asset {path!r}")
+        asset = self.manifest.assets[index]
+        geometry, out = self.geometry.assets[index], np.empty(asset.size, np.uint8)
+        with located(self._source):
+            for segment in range(geometry.segments):
+                place = self.geometry.asset_place(index, segment)
+                stream = geometry.stream(segment)
+                target = out[segment * spec.ASSET_SEGMENT :][: stream.count]
+                decode_stream(self._part(self._chunk(place.chunk), place), stream, target)
+            check_digest(digest(out), asset.digest, f"the asset {path!r}")
+        return out.tobytes()
+
+    # -- verification (the numbered steps of docs/format.md, section 8)
+
+    def check_chunks(self, progress: Callable[[int], None] | None = None) -> None:
+        """Step 6 for the whole file: every chunk has its digest, all padding is zero. Raises DigestMismatch."""
+
+        def check(chunk: int) -> int:
+            self._chunk(chunk, cached=False)
+            return self.geometry.chunk_lengths[chunk]
+
+        self._run(check, range(len(self.geometry.chunk_lengths)), progress)
+        for offset, length in self.geometry.padding:
+            if any(_read(self._source, offset, length)):
+                raise DigestMismatch("padding is not zero", file=self.name, offset=offset)
+
+    def check_content(self, progress: Callable[[int], None] | None = None) -> None:
+        """Step 7: all tensors and assets decode, and have the digests of what was published. Raises FormatError."""
+        for name, geometry in self.geometry.tensors.items():
+            hasher = Hasher()
+            window = max(
+                geometry.tensor.segment,
+                (8 << 20) // geometry.dtype.itemsize // geometry.tensor.segment * geometry.tensor.segment,
+            )
+            for start in range(0, geometry.elements, window):
+                piece = self.read_range(name, start, min(start + window, geometry.elements))
+                hasher.update(piece.view(np.uint8))
+                if progress:
+                    progress(piece.nbytes)
+            with located(self._source, name):
+                check_digest(hasher.digest(), geometry.tensor.digest, "the decoded content")
+        for asset in self.manifest.assets:
+            self.read_asset(asset.path, asset.role)
+
+    # -- inside
+
+    def _located(self, name: str, place: PartPlace) -> Any:
+        offset = self.geometry.chunk_offsets[place.chunk] + place.start if place.chunk >= 0 else None
+        return located(self._source, name, offset)
+
+    def _run(
+        self,
+        job: Callable[[Any], int | None],
+        items: Iterable[Any],
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Runs the jobs on the threads. The first error in order of the items is raised, whatever the timing."""
+        todo = list(items)
+        if self._threads == 1 or len(todo) <= 1:
+            for item in todo:
+                done = job(item)
+                if progress and done:
+                    progress(done)
+            return
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="dcz") as pool:
+            try:
+                for done in pool.map(job, todo):
+                    if progress and done:
+                        progress(done)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _chunk(self, chunk: int, *, cached: bool = True) -> memoryview:
+        """The verified bytes of a chunk (step 6), valid until the same thread asks for another one."""
+        if chunk < 0:
+            return memoryview(b"")
+        if cached:
+            with self._lock:
+                kept = self._cache.get(chunk)
+                if kept is not None:
+                    self._cache.move_to_end(chunk)
+                    return memoryview(kept)
+        length, offset = self.geometry.chunk_lengths[chunk], self.geometry.chunk_offsets[chunk]
+        buffer: bytearray = getattr(self._buffers, "bytes", bytearray())
+        if len(buffer) < length:
+            # The file is as large as its chunks claim (step 5), so this is bounded by it.
+            buffer = self._buffers.bytes = bytearray(length)
+        view = memoryview(buffer)[:length]
+        with located(self._source, None, offset):
+            self._source.read_into(offset, view)
+            check_digest(digest(view), self.geometry.chunk_digest(chunk), f"chunk {chunk}")
+        if cached and length <= _CACHED_BYTES // _CACHED_CHUNKS:
+            with self._lock:
+                self._cache[chunk] = bytes(view)
+                if len(self._cache) > _CACHED_CHUNKS:
+                    self._cache.popitem(last=False)
+        return view
+
+    def _part(self, chunk: memoryview, place: PartPlace) -> memoryview:
+        return chunk[place.start : place.start + place.length] if place.chunk >= 0 else memoryview(b"")
+
+    def _load_parameters(self, name: str) -> None:
+        if name not in self._parameters:
+            place = self.geometry.parameter_place(name)
+            with self._located(name, place):
+                part = self._part(self._chunk(place.chunk), place)
+                self._parameters[name] = decode_parameters(self.geometry.tensors[name], part)
+
+    def _parameters_of(self, name: str) -> Parameters:
+        return self._parameters[name] if self.geometry.tensors[name].parameters else Parameters()
+
+    def _decode_segment(self, name: str, segment: int, chunk: memoryview, out: np.ndarray) -> None:
+        place = self.geometry.segment_place(name, segment)
+        with self._located(name, place):
+            part = self._part(chunk, place)
+            decode_segment(self.geometry.tensors[name], self._parameters_of(name), segment, part, out)
+
+    def close(self) -> None:
+        self._source.close()
+        self._cache.clear()
+        self._parameters.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LazyTensor:
+    """A tensor in a file. Indexing decodes the segments that are touched, and no others."""
+
+    def __init__(self, reader: Reader, name: str, geometry: TensorGeometry) -> None:
+        self._reader = reader
+        self._geometry = geometry
+        self.name = name
+        self.dtype = geometry.tensor.dtype
+        self.shape = geometry.tensor.shape
+        self.nbytes = geometry.nbytes
+
+    def __repr__(self) -> str:
+        return f"LazyTensor({self.name!r}, {self.dtype}, {list(self.shape)})"
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a scalar has no length")
+        return self.shape[0]
+
+    def numpy(self) -> np.ndarray:
+        """The whole tensor."""
+        return self._reader.read(self.name)
+
+    def csr(self) -> CompressedSparse:
+        """Compressed sparse rows of a 2-D tensor, from its stored entries."""
+        return self._reader.sparse(self.name, 0)
+
+    def csc(self) -> CompressedSparse:
+        """Compressed sparse columns of a 2-D tensor, from its stored entries."""
+        return self._reader.sparse(self.name, 1)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Integers, slices and ``...``, as in numpy. Raises IndexError, or UsageError for other kinds of index."""
+        items = list(index) if isinstance(index, tuple) else [index]
+        if sum(item is Ellipsis for item in items) > 1:
+            raise IndexError("more than one ellipsis")
+        if Ellipsis in items:
+            at = items.index(Ellipsis)
+            items[at : at + 1] = [slice(None)] * (len(self.shape) - len(items) + 1)
+        items += [slice(None)] * (len(self.shape) - len(items))
+        if len(items) > len(self.shape):
+            raise IndexError(f"{len(items)} indices for {len(self.shape)} dimensions")
+        if any(
+            isinstance(item, bool) or not (isinstance(item, slice) or hasattr(item, "__index__"))
+            for item in items
+        ):
+            raise UsageError(
+                "a lazy tensor takes integers, slices and ...", hint="call .numpy() first for other indices"
+            )
+
+        # Leading integers narrow the range of elements, and so does the slice behind them; numpy does the rest.
+        first, inner, axis = 0, self._geometry.elements, 0
+        while axis < len(items) and not isinstance(items[axis], slice):
+            size, item = self.shape[axis], items[axis].__index__()
+            if not -size <= item < size:
+                raise IndexError(f"index {item} is out of bounds for axis {axis} with size {size}")
+            inner //= size
+            first += item % size * inner
+            axis += 1
+        if axis == len(items):
+            return self._reader.read_range(self.name, first, first + 1).reshape(())[()]
+        rows = range(self.shape[axis])[items[axis]]
+        inner = inner // self.shape[axis] if self.shape[axis] else 0
+        low, high = (min(rows[0], rows[-1]), max(rows[0], rows[-1]) + 1) if rows else (0, 0)
+        block = self._reader.read_range(self.name, first + low * inner, first + high * inner)
+        block = block.reshape(high - low, *self.shape[axis + 1 :])
+        stop = rows.stop - low if rows.stop - low >= 0 else None
+        picked = block[slice(rows.start - low, stop, rows.step) if rows else slice(0, 0)]
+        return picked[(slice(None), *items[axis + 1 :])]

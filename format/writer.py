@@ -1,0 +1,306 @@
+"""Writing a .dcz file in one pass: data first, then the manifest, then the footer. Nothing appears under the final name
+until it is whole and on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
+
+import numpy as np
+from pydantic import ValidationError
+
+from dcz._version import __version__
+from dcz.errors import EncodingError
+from dcz.format import layout as spec
+from dcz.format.coding import Coded, CodingChoice, encode_stream
+from dcz.format.digests import Hasher, digest, digest_name
+from dcz.format.encoder import EncodedSegment, LayoutChoice, SplitChoice, TensorEncoder
+from dcz.format.manifest import (
+    Asset,
+    Chunks,
+    Manifest,
+    Provenance,
+    Tensor,
+    check_asset_paths,
+    encode_manifest,
+)
+from dcz.format.reader import default_threads
+
+if TYPE_CHECKING:
+    from dcz.format.dtypes import Buffer
+    from dcz.format.tensors import TensorData
+
+__all__ = ["Writer", "atomic_file"]
+
+_CHUNK: Final = 64 << 10  # a part of this many stored bytes gets a chunk of its own; smaller ones share
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file that appears under ``path`` when the block ends well: whole, and on the disk. Otherwise nothing does.
+
+    It is written beside its place under a name that starts with a dot and ends in ``.tmp``.
+    """
+    final = os.path.abspath(os.fspath(path))
+    folder, name = os.path.split(final)
+    temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Writer:
+    """Writes a .dcz file.
+
+    As a context manager it commits when the block ends well, and leaves nothing behind when it raises. Tensors stand in
+    the file in the order in which they are added; each is encoded and written before ``add_tensor`` returns, so memory
+    holds one tensor and a few segments.
+
+    ``path``: the file to write. ``metadata``: free text of the model's authors. ``threads`` encode in parallel
+    (default: one for each core); the bytes do not depend on it.
+
+    Raises EncodingError for what the format cannot hold, and OSError if the disk does not take it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        provenance: Provenance | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._stack = contextlib.ExitStack()
+        self._file = self._stack.enter_context(atomic_file(path))
+        self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="dcz")
+        self._window = 2 * (threads or default_threads())
+        self._metadata = dict(metadata or {})
+        self._provenance = provenance or Provenance()
+        self._tensors: list[Tensor] = []
+        self._names: set[str] = set()
+        self._aliases: dict[str, str] = {}
+        self._assets: list[tuple[str, str, Callable[[], Buffer]]] = []
+        self._chunk_lengths: list[int] = []
+        self._digests: list[bytes] = []
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._offset = spec.HEADER.size
+        self.digest: str | None = None
+        """The identity of the artifact, once it is written."""
+        self.size: int | None = None
+        """Bytes of the file, once it is written."""
+        self._file.write(spec.HEADER.pack(spec.MAGIC, spec.MAJOR, spec.MINOR, 0))
+
+    # -- what goes in
+
+    def add_tensor(
+        self,
+        name: str,
+        tensor: TensorData,
+        *,
+        layout: LayoutChoice = "auto",
+        split: SplitChoice = "auto",
+        coding: CodingChoice = "auto",
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Store a tensor: a numpy array bit for bit, an AffineTensor or CodebookTensor as it describes itself.
+
+        ``layout``, ``split`` and ``coding`` are chosen by size unless they are given. ``progress`` is called with the
+        number of decoded bytes after each segment. Returns the tensor's entry in the manifest.
+        """
+        self._claim(name)
+        encoder = TensorEncoder(tensor, layout=layout, split=split, coding=coding)
+        codings, lengths = bytearray(), list[int]()
+
+        def write(streams: list[Coded]) -> None:
+            codings.extend(coding for coding, _ in streams)
+            lengths.extend(len(data) for _, data in streams)
+            self._write_part([data for _, data in streams])
+
+        parameters = encoder.parameter_streams() if encoder.elements else []
+        if parameters:
+            write(parameters)
+        entries, gaps, hasher = list[int](), list[int](), Hasher()
+        for segment in self._in_order(encoder.encode, encoder.segments):
+            write(segment.streams)
+            hasher.update(segment.content)
+            if segment.entries is not None:
+                entries.append(segment.entries)
+            if segment.gaps is not None:
+                gaps.append(segment.gaps)
+            if progress:
+                progress(segment.content.nbytes)
+        try:
+            entry = Tensor(
+                name=name,
+                dtype=encoder.dtype.name,
+                shape=encoder.shape,
+                digest=hasher.digest(),
+                layout=encoder.layout,
+                values=encoder.values,
+                segment=encoder.segment,
+                entries=tuple(entries),
+                gaps=tuple(gaps),
+                codings=bytes(codings),
+                lengths=tuple(lengths),
+            )
+        except ValidationError as exc:
+            raise EncodingError(f"tensor {name!r} cannot be stored: {exc.errors()[0]['msg']}") from exc
+        self._tensors.append(entry)
+        return entry
+
+    def add_alias(self, name: str, target: str) -> None:
+        """A further name of a tensor that was added: tied weights."""
+        if target not in (tensor.name for tensor in self._tensors):
+            raise EncodingError(f"the alias {name!r} names {target!r}, which is not a stored tensor")
+        self._claim(name)
+        self._aliases[name] = target
+
+    def add_asset(self, path: str, data: Buffer | Callable[[], Buffer], *, role: str = "file") -> None:
+        """A file that travels with the tensors; ``data`` may be a function that is called when its turn comes."""
+        try:
+            check_asset_paths([*(known for known, other, _ in self._assets if other == role), path])
+        except ValueError as exc:
+            raise EncodingError(str(exc)) from exc
+        self._assets.append((path, role, data if callable(data) else lambda: data))
+
+    def set_provenance(self, provenance: Provenance) -> None:
+        """What is known of the origin, if that is only known at the end."""
+        self._provenance = provenance
+
+    def _claim(self, name: str) -> None:
+        if name in self._names:
+            raise EncodingError(f"the tensor name {name!r} is given twice")
+        self._names.add(name)
+
+    # -- how it is written
+
+    def _in_order(self, job: Callable[[int], EncodedSegment], count: int) -> Iterator[EncodedSegment]:
+        """Runs the jobs on the threads, a few ahead, and gives their results in order."""
+        if count == 1:
+            yield job(0)
+            return
+        running: deque[Future[EncodedSegment]] = deque()
+        try:
+            for index in range(count):
+                running.append(self._pool.submit(job, index))
+                if len(running) >= self._window:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+    def _write_part(self, streams: list[bytes]) -> None:
+        size = sum(map(len, streams))
+        if size >= _CHUNK:
+            self._flush()
+        self._pending += streams
+        self._pending_size += size
+        if self._pending_size >= _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending_size == 0:
+            return
+        chunk = b"".join(self._pending)
+        padding = spec.padding_before(self._offset, len(chunk))
+        self._file.write(bytes(padding))
+        self._file.write(chunk)
+        self._offset += padding + len(chunk)
+        self._chunk_lengths.append(len(chunk))
+        self._digests.append(digest(chunk))
+        self._pending, self._pending_size = [], 0
+
+    def _write_asset(self, path: str, role: str, data: Buffer) -> Asset:
+        content = np.frombuffer(data, np.uint8)
+        codings, lengths = bytearray(), list[int]()
+        for start in range(0, content.size, spec.ASSET_SEGMENT):
+            piece = content[start : start + spec.ASSET_SEGMENT]
+            coding, stored = min(
+                (encode_stream(piece, 8, choice) for choice in ("auto", "zstd")),
+                key=lambda coded: len(coded[1]),
+            )
+            codings.append(coding)
+            lengths.append(len(stored))
+            self._write_part([stored])
+        return Asset(
+            path=path,
+            size=content.size,
+            digest=digest(content),
+            role=role,  # type: ignore[arg-type]
+            codings=bytes(codings),
+            lengths=tuple(lengths),
+        )
+
+    def _finish(self) -> None:
+        try:
+            assets = tuple(self._write_asset(path, role, data()) for path, role, data in self._assets)
+            self._flush()
+            manifest = Manifest(
+                producer=f"dcz {__version__}",
+                tensors=tuple(self._tensors),
+                aliases=self._aliases,
+                assets=assets,
+                chunks=Chunks(lengths=tuple(self._chunk_lengths), digests=b"".join(self._digests)),
+                metadata=self._metadata,
+                provenance=self._provenance,
+            )
+        except ValidationError as exc:
+            raise EncodingError(f"the file cannot be described: {exc.errors()[0]['msg']}") from exc
+        stored, decoded_length = encode_manifest(manifest)
+        identity = digest(stored)
+        self._file.write(stored)
+        self._file.write(
+            spec.FOOTER.pack(
+                self._offset, len(stored), decoded_length, identity, spec.MAJOR, spec.MINOR, 0, spec.END_MAGIC
+            )
+        )
+        self.digest = digest_name(identity)
+        self.size = self._offset + len(stored) + spec.FOOTER.size
+
+    def close(self) -> None:
+        """Write what is left, and let the file appear under its name."""
+        self.__exit__(None, None, None)
+
+    def abort(self) -> None:
+        """Give up: nothing appears, and what was written is removed."""
+        with contextlib.suppress(_Aborted):
+            self.__exit__(_Aborted, _Aborted(), None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._stack, self._pool:
+            if value is not None:
+                self._pool.shutdown(wait=True, cancel_futures=True)
+                if self._stack.__exit__(kind, value, traceback) is None:
+                    return
+            else:
+                self._finish()
+
+
+class _Aborted(Exception):
+    """Makes ``atomic_file`` throw away what was written."""
