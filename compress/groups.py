@@ -1,0 +1,171 @@
+"""Walking through a tensor group by group, in blocks that fit the cache.
+
+A granularity (docs/format.md, section 5.4) cuts a tensor into groups; every method that has parameters for each group
+sees it through this module as blocks of three axes
+
+    (outer, groups, inner)
+
+in which the middle axis numbers groups, and all elements of one (outer, inner) plane belong to the same group:
+
+    tensor          (1,            1,              n)
+    channel, axis   (shape before, shape[axis],    shape behind)
+    group, size     (1,            rows x ceil(L / size), size)     the last group of a row filled up if it is shorter
+
+Blocks are floats of the type in which the arithmetic is done: float64 for f64 tensors, float32 for all others, which
+holds every f32, f16, bf16 and fp8 value exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dcz.errors import EncodingError
+from dcz.format.dtypes import DType, dtype_of
+from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
+from dcz.format.tensors import group_count
+
+__all__ = ["Block", "GroupedTensor", "float_dtype_of"]
+
+BLOCK_ELEMENTS = 1 << 17  # a few float32 buffers of a block stay near the core
+
+
+def float_dtype_of(weights: np.ndarray) -> DType:
+    """The element type of weights that are to be changed.
+
+    Raises EncodingError if they are not floating-point, or if there are none.
+    """
+    dtype = dtype_of(weights)
+    if not dtype.is_float:
+        raise EncodingError(f"only floating-point weights can be quantized or pruned, not {dtype.name}")
+    if weights.size == 0:
+        raise EncodingError("a tensor without elements has nothing to quantize or prune")
+    return dtype
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a grouped tensor: ``groups`` of the flat group numbers, ``where`` in its view."""
+
+    groups: slice
+    where: tuple[slice, slice, slice]
+
+
+class GroupedTensor:
+    """Weights, and optionally a mask of the positions that count, cut into groups.
+
+    ``weights``: floating-point, any shape, not empty. ``mask``: bool, as many elements, True where an element is kept;
+    elements that are not kept read as 0.
+
+    Raises EncodingError if the granularity does not fit the shape or the mask the weights.
+    """
+
+    def __init__(self, weights: np.ndarray, granularity: Granularity, mask: np.ndarray | None = None) -> None:
+        self.dtype = float_dtype_of(weights)
+        self.compute: np.dtype[np.floating] = np.dtype(np.float64 if self.dtype.name == "f64" else np.float32)
+        shape = weights.shape
+        if isinstance(granularity, PerChannel) and granularity.axis >= len(shape):
+            raise EncodingError(f"axis {granularity.axis} of a tensor with {len(shape)} dimensions")
+        if mask is not None and (mask.dtype != np.bool_ or mask.size != weights.size):
+            raise EncodingError(f"the mask must be {weights.size} bool, not {mask.size} {mask.dtype}")
+        self.count = group_count(granularity, shape)
+        self._fill = 0  # the length of a group if rows have to be filled up to whole groups
+        match granularity:
+            case PerTensor():
+                view = (1, 1, weights.size)
+            case PerChannel(axis=axis):
+                view = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+            case PerGroup(size=size):
+                length = shape[-1] if shape else 1
+                size = min(size, length)
+                if length % size:
+                    self._fill = size
+                    view = (1, weights.size // length, length)
+                else:
+                    view = (1, weights.size // size, size)
+        self.view: tuple[int, int, int] = view
+        self._weights = np.ascontiguousarray(weights).reshape(view)
+        self._mask = None if mask is None else np.ascontiguousarray(mask).reshape(view)
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, in an order that does not depend on anything but the shape."""
+        if self._fill:
+            yield from self._filled_blocks()
+            return
+        outer, groups, inner = self.view
+        inners = min(inner, BLOCK_ELEMENTS)
+        middles = min(groups, max(1, BLOCK_ELEMENTS // inners))
+        outers = max(1, BLOCK_ELEMENTS // (inners * middles))
+        for o in range(0, outer, outers):
+            for g in range(0, groups, middles):
+                for i in range(0, inner, inners):
+                    chosen = slice(g, min(g + middles, groups))
+                    around = slice(o, min(o + outers, outer)), slice(i, min(i + inners, inner))
+                    yield Block(chosen, (around[0], chosen, around[1]))
+
+    def _filled_blocks(self) -> Iterator[Block]:
+        """Blocks of whole rows, or of a part of one row that starts where a group does."""
+        _, rows, length = self.view
+        size = self._fill
+        groups = -(-length // size)
+        if length <= BLOCK_ELEMENTS:
+            step = max(1, BLOCK_ELEMENTS // length)
+            for r in range(0, rows, step):
+                end = min(r + step, rows)
+                yield Block(slice(r * groups, end * groups), (slice(0, 1), slice(r, end), slice(0, length)))
+            return
+        step = max(1, BLOCK_ELEMENTS // size)
+        for r in range(rows):
+            for g in range(0, groups, step):
+                end = min(g + step, groups)
+                columns = slice(g * size, min(end * size, length))
+                yield Block(slice(r * groups + g, r * groups + end), (slice(0, 1), slice(r, r + 1), columns))
+
+    def load(self, block: Block) -> np.ndarray:
+        """The block's weights: (outer, groups, inner), of the type of the arithmetic; not to be written to.
+
+        A row's last group is filled up with the row's last weight.
+        """
+        values = self._weights[block.where].astype(self.compute, copy=False)
+        if self._mask is not None:
+            values = np.where(self._mask[block.where], values, self.compute.type(0))
+        if self._fill:
+            _, rows, columns = values.shape
+            filled = np.empty((rows, -(-columns // self._fill) * self._fill), dtype=self.compute)
+            filled[:, :columns] = values[0]
+            filled[:, columns:] = values[0, :, -1:]
+            values = filled.reshape(1, -1, self._fill)
+        return values
+
+    def store(self, block: Block, values: np.ndarray, out: np.ndarray) -> None:
+        """Write a result of the block's shape to its place in ``out``, which has as many elements as the tensor."""
+        target = out.reshape(self.view)[block.where]
+        if self._fill:
+            values = values.reshape(1, target.shape[1], -1)[:, :, : target.shape[2]]
+        np.copyto(target, values, casting="unsafe")
+
+    def gather(self, number: int) -> np.ndarray:
+        """The kept weights of one group, in C order, of the type of the arithmetic: (kept,)."""
+        where = self._where(number)
+        values = self._weights[where]
+        kept = values.reshape(-1) if self._mask is None else values[self._mask[where]]
+        return np.ascontiguousarray(kept, dtype=self.compute)
+
+    def scatter(self, number: int, values: np.ndarray, out: np.ndarray) -> None:
+        """Write what belongs to the weights that ``gather`` gave to their places in ``out``, as many elements."""
+        where = self._where(number)
+        target = out.reshape(self.view)[where]
+        if self._mask is None:
+            target[...] = values.reshape(target.shape)
+        else:
+            target[self._mask[where]] = values
+
+    def _where(self, number: int) -> tuple[slice | int, slice | int, slice]:
+        if self._fill:
+            groups = -(-self.view[2] // self._fill)
+            start = number % groups * self._fill
+            return (0, number // groups, slice(start, start + self._fill))
+        return (slice(None), number, slice(None))

@@ -1,0 +1,275 @@
+"""Uniform (affine) quantization: weights -> AffineTensor.
+
+The value of a code is ``scale x (code - zero point)`` (docs/format.md, section 5.3). In the notation of Gholami et al.,
+"A Survey of Quantization Methods for Efficient Neural Network Inference" (2021), section III, with b bits:
+
+    scheme            scale S                        zero point Z        codes
+    symmetric         max|w| / (2^(b-1) - 1)         2^(b-1)             1 .. 2^b - 1     the restricted range
+    symmetric-full    max|w| / ((2^b - 1) / 2)       2^(b-1)             0 .. 2^b - 1
+    asymmetric        (max w - min w) / (2^b - 1)    rne(-min w / S)     0 .. 2^b - 1     min and max extended to hold 0
+
+    code = clamp(rne(w / S) + Z)
+
+rne rounds to nearest, ties to even. S is rounded *up* to the type in which it is stored before anything is divided by
+it, so that the codes cover the range whatever that type is. Hence |w - value| <= S / 2 (up to the rounding of the
+product) for ``symmetric`` and ``asymmetric`` as long as the range is not clipped; at the positive end of
+``symmetric-full`` up to S. Zero is always represented exactly. A group whose weights are all equal comes back exactly
+if the type of the scales can hold their magnitude, and a group of zeros has the scale 0.
+
+Calibration chooses the range that is covered: ``min-max`` takes all of it; ``mse`` clips it where the mean squared error
+of the group's weights is least (survey, section III-B).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from dcz.compress.groups import Block, GroupedTensor
+from dcz.errors import EncodingError
+from dcz.format.dtypes import DTYPES
+from dcz.format.manifest import Granularity, PerTensor
+from dcz.format.tensors import AffineTensor
+
+__all__ = ["Calibration", "ScaleDType", "Scheme", "affine_parameters", "quantize_affine"]
+
+Scheme: TypeAlias = Literal["symmetric", "symmetric-full", "asymmetric"]
+Calibration: TypeAlias = Literal["min-max", "mse"]
+ScaleDType: TypeAlias = Literal["f64", "f32", "f16", "bf16"]
+
+# Fine steps where the optimum of 4 bits and more lies, coarse ones down to what 2 bits need on a large group.
+_CLIP_RATIOS: Final = (
+    *(0.97**step for step in range(8)),
+    *(0.97**7 * 0.9**step for step in range(1, 10)),
+)
+
+
+def quantize_affine(
+    weights: np.ndarray,
+    *,
+    bits: int = 8,
+    scheme: Scheme = "symmetric",
+    granularity: Granularity | None = None,
+    calibration: Calibration = "min-max",
+    scale_dtype: ScaleDType | None = None,
+    mask: np.ndarray | None = None,
+) -> AffineTensor:
+    """Quantize weights uniformly.
+
+    ``weights``: f64, f32, f16, bf16 or fp8, any shape, not empty. ``bits``: 1 to 8; the symmetric schemes need 2.
+    ``granularity``: what shares a scale; None is the whole tensor. ``scale_dtype``: how scales are stored; None is f64
+    for f64 weights, which have no other, and f32 for the rest. ``mask``: bool, True where a weight is kept; weights
+    that are not kept, and kept ones that become zero, are not stored.
+
+    Raises EncodingError if a weight is not finite, if a scale is too large for ``scale_dtype``, or if the arguments do
+    not fit together.
+    """
+    grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
+    _check(grouped, bits, scheme, calibration, scale_dtype)
+    stored = DTYPES[scale_dtype or ("f64" if grouped.dtype.name == "f64" else "f32")].numpy
+    low, high = _ranges(grouped)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise EncodingError(_what_is_not_finite(weights, mask))
+    if calibration == "mse":
+        ratios = _least_squares_ratios(grouped, low, high, bits, scheme, stored)
+        low, high = low * ratios, high * ratios
+    scales, zero_points = affine_parameters(low, high, bits=bits, scheme=scheme, scale_dtype=stored)
+    coder = _Coder(grouped, scales, zero_points, bits, scheme)
+    codes = np.empty(weights.shape, dtype=np.uint8)
+    kept = None if mask is None else np.empty(weights.shape, dtype=np.bool_)
+    for block in grouped.blocks():
+        values = coder.codes(block, grouped.load(block))
+        grouped.store(block, values, codes)
+        if kept is not None:
+            # Masked weights read as 0, so this drops them along with those that were rounded to it.
+            grouped.store(block, values != coder.zeros(block), kept)
+    return AffineTensor(
+        dtype=grouped.dtype.name,
+        shape=weights.shape,
+        bits=bits,
+        codes=codes,
+        scales=scales,
+        granularity=granularity or PerTensor(),
+        zero_points=zero_points,
+        mask=kept,
+    )
+
+
+def affine_parameters(
+    low: np.ndarray, high: np.ndarray, *, bits: int, scheme: Scheme, scale_dtype: np.dtype[np.generic]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scales and zero points that cover the ranges ``low`` to ``high``.
+
+    ``low``, ``high``: float64 (groups,), finite, low <= high. Returns scales of ``scale_dtype`` (groups,), not negative,
+    and uint8 (groups,) zero points, or None for the symmetric schemes.
+
+    Raises EncodingError if a scale is too large for ``scale_dtype``.
+    """
+    top = (1 << bits) - 1
+    below, above = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    reach = np.maximum(-below, above)
+    if scheme == "asymmetric":
+        wanted = above / top - below / top  # the difference first could overflow
+    else:
+        wanted = reach / (top / 2 if scheme == "symmetric-full" else (1 << (bits - 1)) - 1)
+    wanted = np.maximum(wanted, np.where(reach > 0, np.finfo(np.float64).smallest_subnormal, 0.0))
+    scales = _round_up(wanted, scale_dtype)
+    # One step is all that equal weights need, and then they come back exactly.
+    with np.errstate(over="ignore", under="ignore"):
+        single = reach.astype(scale_dtype)
+    equal = (low == high) & (single.astype(np.float64) == reach)
+    scales = np.where(equal, single, scales)
+    if not np.isfinite(scales.astype(np.float64)).all():
+        raise EncodingError(
+            f"a scale of {float(wanted.max()):.3g} is too large for {scale_dtype}",
+            hint="store the scales as f32",
+        )
+    if scheme != "asymmetric":
+        return scales, None
+    zero_points = np.rint(-below / _divisors(scales.astype(np.float64)))
+    return scales, np.clip(zero_points, 0, top).astype(np.uint8)
+
+
+class _Coder:
+    """Codes of a block, given the parameters of all groups."""
+
+    def __init__(
+        self,
+        grouped: GroupedTensor,
+        scales: np.ndarray,
+        zero_points: np.ndarray | None,
+        bits: int,
+        scheme: Scheme,
+    ) -> None:
+        compute = grouped.compute
+        self._divisors = _divisors(scales.astype(compute))[:, None]
+        self._zero_points = None if zero_points is None else zero_points.astype(compute)[:, None]
+        self._middle = compute.type(1 << (bits - 1))
+        self._least = compute.type(1 if scheme == "symmetric" else 0)
+        self._most = compute.type((1 << bits) - 1)
+        self._buffer = np.empty(0, dtype=compute)
+
+    def zeros(self, block: Block) -> np.ndarray:
+        """The codes of zero, in a shape that broadcasts to the block's."""
+        return np.asarray(self._middle if self._zero_points is None else self._zero_points[block.groups])
+
+    def codes(self, block: Block, values: np.ndarray) -> np.ndarray:
+        """Codes as floats of the block's shape, in a buffer that the next call uses again."""
+        codes = np.divide(values, self._divisors[block.groups], out=self._like(values))
+        np.rint(codes, out=codes)
+        np.add(codes, self.zeros(block), out=codes)
+        np.clip(codes, self._least, self._most, out=codes)
+        return np.asarray(codes)
+
+    def squared_errors(self, block: Block, values: np.ndarray) -> np.ndarray:
+        """Sum of squared differences to the decoded values, for each of the block's groups, as float64."""
+        divisors = self._divisors[block.groups]
+        zeros = self.zeros(block)
+        steps = values / divisors
+        codes = np.rint(steps, out=self._like(values))
+        np.clip(codes, self._least - zeros, self._most - zeros, out=codes)
+        np.subtract(steps, codes, out=steps)
+        np.square(steps, out=steps)
+        # In units of the scale until here, where float32 neither overflows nor underflows.
+        return np.asarray(_reduce(np.add, steps) * np.square(divisors[:, 0], dtype=np.float64))
+
+    def _like(self, values: np.ndarray) -> np.ndarray:
+        if self._buffer.size < values.size:
+            self._buffer = np.empty(values.size, dtype=self._buffer.dtype)
+        return np.asarray(self._buffer[: values.size].reshape(values.shape))
+
+
+def _check(
+    grouped: GroupedTensor,
+    bits: int,
+    scheme: Scheme,
+    calibration: Calibration,
+    scale_dtype: ScaleDType | None,
+) -> None:
+    if scheme not in get_args(Scheme):
+        raise EncodingError(f"unknown scheme {scheme!r}", hint=f"allowed: {', '.join(get_args(Scheme))}")
+    if calibration not in get_args(Calibration):
+        raise EncodingError(
+            f"unknown calibration {calibration!r}", hint=f"allowed: {', '.join(get_args(Calibration))}"
+        )
+    if not 1 <= bits <= 8:
+        raise EncodingError(f"codes of {bits} bits: 1 to 8 are possible")
+    if bits == 1 and scheme != "asymmetric":
+        raise EncodingError(
+            "one bit has no room for both signs and zero", hint="use a codebook of two values"
+        )
+    if scale_dtype is not None and (scale_dtype == "f64") != (grouped.dtype.name == "f64"):
+        raise EncodingError(f"scales of {scale_dtype} for weights of {grouped.dtype.name}")
+
+
+def _ranges(grouped: GroupedTensor) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest weight of each group as float64 (groups,); NaN where a weight is."""
+    low = np.full(grouped.count, np.inf, dtype=grouped.compute)
+    high = np.full(grouped.count, -np.inf, dtype=grouped.compute)
+    for block in grouped.blocks():
+        values = grouped.load(block)
+        np.minimum(low[block.groups], _reduce(np.minimum, values), out=low[block.groups])
+        np.maximum(high[block.groups], _reduce(np.maximum, values), out=high[block.groups])
+    return low.astype(np.float64), high.astype(np.float64)
+
+
+def _reduce(ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
+    """One number for each group of a block: (outer, groups, inner) -> (groups,)."""
+    outer, groups, inner = values.shape
+    if outer == 1 and groups > 1:
+        # Two to three times as fast as `reduce` when the rows are short. Both add in an order that depends on the
+        # shape alone; einsum and matmul are faster, but their order depends on the processor.
+        return np.asarray(ufunc.reduceat(values.reshape(-1), np.arange(0, groups * inner, inner)))
+    return np.asarray(ufunc.reduce(values, axis=(0, 2)))
+
+
+def _least_squares_ratios(
+    grouped: GroupedTensor,
+    low: np.ndarray,
+    high: np.ndarray,
+    bits: int,
+    scheme: Scheme,
+    scale_dtype: np.dtype[np.generic],
+) -> np.ndarray:
+    """For each group the part of its range whose quantization has the least squared error; 1 if none is better."""
+    best = np.ones(grouped.count)
+    least = np.full(grouped.count, np.inf)
+    for ratio in _CLIP_RATIOS:
+        scales, zero_points = affine_parameters(
+            low * ratio, high * ratio, bits=bits, scheme=scheme, scale_dtype=scale_dtype
+        )
+        coder = _Coder(grouped, scales, zero_points, bits, scheme)
+        errors = np.zeros(grouped.count)
+        with np.errstate(over="ignore"):  # of float64 weights; then no ratio is better than 1
+            for block in grouped.blocks():
+                errors[block.groups] += coder.squared_errors(block, grouped.load(block))
+        better = errors < least
+        best[better], least[better] = ratio, errors[better]
+    return best
+
+
+def _divisors(scales: np.ndarray) -> np.ndarray:
+    """The scales, with 1 in place of 0: a group of zeros has nothing to divide."""
+    return np.where(scales == 0, scales.dtype.type(1), scales)
+
+
+def _round_up(values: np.ndarray, dtype: np.dtype[np.generic]) -> np.ndarray:
+    """The least numbers of ``dtype`` that are not below ``values`` (float64, not negative); inf if there is none."""
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = values.astype(dtype)
+        low = rounded.astype(np.float64) < values
+        rounded[low] = np.nextafter(rounded[low], np.asarray(np.inf, dtype=dtype))
+    return rounded
+
+
+def _what_is_not_finite(weights: np.ndarray, mask: np.ndarray | None) -> str:
+    bad = ~np.isfinite(weights)
+    if mask is not None:
+        bad &= mask.reshape(weights.shape)
+    first = tuple(int(index) for index in np.unravel_index(int(np.argmax(bad)), weights.shape))
+    value = weights[first]
+    return (
+        f"{int(bad.sum())} of {weights.size} weights are not finite, the first is {value} at {list(first)}: "
+        "a range with NaN or infinity has no scale"
+    )
