@@ -26,6 +26,11 @@ _NO_LIMIT: Final = 1 << 62
 _ZSTD_LEVEL: Final = 9
 # Entropy coding below this many bytes saves less than it costs to look at.
 _TINY: Final = 8
+# A few kilobytes from the middle of a stream tell whether it repeats itself. zstd decodes several times slower than a
+# wavelet tree, so it has to be better by a tenth.
+_ZSTD_SAMPLE: Final = 16 << 10
+_ZSTD_WORTH: Final = 0.9
+_ZSTD_PROBE_LEVEL: Final = 1
 
 
 def _raw(symbols: np.ndarray, width: int) -> bytes:
@@ -40,23 +45,33 @@ def encode_zstd(packed: bytes) -> bytes:
 def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto") -> Coded:
     """Code ``symbols`` (uint8, contiguous, each below 2**width).
 
-    ``auto`` is Huffman where it pays, otherwise raw; zstd is only used where it is asked for.
+    ``auto`` is Huffman where it pays and zstd where there is repetition, which no code of single symbols sees; otherwise
+    raw.
     """
     if symbols.size == 0:
         return spec.RAW, b""
+    size = packed_bytes(symbols.size, width)
     if choice == "zstd":
         return spec.ZSTD, encode_zstd(_raw(symbols, width))
     if choice == "huffman":
         coded = _native.huffman_encode(symbols, width, _NO_LIMIT)
         assert coded is not None
         return spec.HUFFMAN, coded
-    size = packed_bytes(symbols.size, width)
+    best: Coded | None = None
     if choice == "auto" and size > _TINY:
         # A large stream must gain half a percent, or decoding it is time for nothing.
         coded = _native.huffman_encode(symbols, width, size - size // 200 if size > 4096 else size)
-        if coded is not None:
-            return spec.HUFFMAN, coded
-    return spec.RAW, _raw(symbols, width)
+        best = None if coded is None else (spec.HUFFMAN, coded)
+        piece = symbols[symbols.size // 2 :][:_ZSTD_SAMPLE]
+        share = (size if best is None else len(best[1])) / symbols.size
+        if (
+            len(zstandard.ZstdCompressor(level=_ZSTD_PROBE_LEVEL).compress(_raw(piece, width)))
+            < _ZSTD_WORTH * share * piece.size
+        ):
+            zipped = encode_zstd(_raw(symbols, width))
+            if len(zipped) < _ZSTD_WORTH * share * symbols.size:
+                best = spec.ZSTD, zipped
+    return best or (spec.RAW, _raw(symbols, width))
 
 
 def unzip(stored: Buffer, stream: Stream) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dcz import _native
 from dcz.errors import EncodingError
-from dcz.format.coding import Coded, CodingChoice, encode_stream, encode_zstd
+from dcz.format.coding import Coded, CodingChoice, encode_stream
 from dcz.format.dtypes import DTYPES, DType, dtype_of
 from dcz.format.encodings import groups_of
 from dcz.format.geometry import packed_bytes
@@ -42,7 +42,6 @@ SplitChoice: TypeAlias = Literal["auto"] | Split
 SEGMENT_BYTES: Final = 1 << 20  # decoded
 _SAMPLE: Final = 1 << 16  # elements of a sample
 _SAMPLES: Final = 8
-_ZSTD_SAMPLE: Final = 1 << 16  # bytes
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
 
@@ -195,12 +194,6 @@ class TensorEncoder:
         best_split = min(costs, key=lambda name: costs[name])
         if costs[best_split] > kept.size * _WORTH:
             best_split = "whole"
-        if self._coding == "auto" and kept.size > 0:
-            # Repetition, which no code of single symbols sees: masks, tables of positions.
-            piece = kept[:_ZSTD_SAMPLE].tobytes()
-            if len(encode_zstd(piece)) < 0.9 * min(costs.values()) * len(piece) / kept.size:
-                self._coding = "zstd"
-                best_split = "whole"
         return chosen_layout, Exact(split=best_split)
 
     def _fixed_layout(self, layout: LayoutChoice, mask: np.ndarray) -> Layout | None:
