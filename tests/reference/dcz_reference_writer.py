@@ -1,0 +1,337 @@
+"""The reference writer: makes .dcz files from explicit choices, valid ones and, on purpose, invalid ones.
+
+Nothing is chosen here: the caller says which layout, values, codings, tables and chunks there shall be. Wherever a stream
+is asked for, a ``Coder`` makes it, so a wrong stream is a matter of a wrong coder (``fixed``). Everything else that a file
+says can be changed in a ``Draft`` before ``build``:
+
+    file = draft([tensor("t", "u8", [4], Exact(b"1234"))])
+    file.manifest["tensors"][0]["shape"] = [5]
+    file.footer["minor"] = 7
+    data = file.build()
+
+Section numbers are those of docs/format.md. No bytes depend on the release of a library, unless ``zstd_library`` is used.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import msgpack
+from blake3 import blake3
+from tests.reference.dcz_reference import END_MAGIC, MAGIC, stored_entries
+from tests.reference.dcz_reference_coders import Coder, Stream, pack_bits, raw, zstd_frame
+from tests.reference.dcz_reference_manifest import DTYPES
+
+__all__ = [
+    "Affine",
+    "Asset",
+    "Codebook",
+    "Draft",
+    "Exact",
+    "Tensor",
+    "asset",
+    "draft",
+    "encode_gaps",
+    "pack_manifest",
+    "tensor",
+]
+
+# 5 Tensors --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The bytes of all elements, stored or not."""
+
+    data: bytes
+    split: str = "whole"
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Codes of the stored entries; scales as the bytes of their type, group after group."""
+
+    bits: int
+    codes: Sequence[int]
+    scales: bytes
+    zero_points: Sequence[int] | None = None
+    scale_dtype: str | None = None
+    granularity: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Codes of the stored entries; centroids as the bytes of elements, group after group."""
+
+    bits: int
+    size: int
+    codes: Sequence[int]
+    centroids: bytes
+    granularity: Mapping[str, Any] | None = None
+
+
+@dataclass
+class Tensor:
+    """``fields`` is the entry of the manifest, ``parts`` the bytes, ``content`` what a reader shall get."""
+
+    fields: dict[str, Any]
+    parts: list[bytes]
+    content: bytes
+
+
+def tensor(
+    name: str,
+    dtype: str,
+    shape: Sequence[int],
+    values: Exact | Affine | Codebook,
+    *,
+    layout: Mapping[str, Any] | None = None,
+    stored: Sequence[bool] | None = None,
+    segment: int | None = None,
+    coders: Coder | Sequence[Coder] = raw,
+) -> Tensor:
+    """Write a tensor, in one segment if ``segment`` does not say otherwise.
+
+    ``stored`` marks the stored entries of a layout that is not dense; without it, those of an exact tensor are the
+    elements that are not zero. ``coders`` is one for all streams, or one for each, in the order of section 5.
+    """
+    layout = dict(layout or {"kind": "dense"})
+    dense = layout["kind"] == "dense"
+    width, count = DTYPES[dtype], prod(shape)
+    segment = segment or max(1, count)
+    if stored is None:
+        if dense:
+            stored = [True] * count
+        elif isinstance(values, Exact):
+            stored = [any(values.data[i * width : (i + 1) * width]) for i in range(count)]
+        else:
+            raise TypeError("which entries are stored?")
+
+    fields: dict[str, Any] = {"name": name, "dtype": dtype, "shape": list(shape)}
+    described = describe_values(values)
+    full = {"granularity": {"kind": "tensor"}, "zero_points": False} | described
+    parts: list[list[tuple[Sequence[int], int]]] = []
+    parameters = parameter_streams(values)
+    if parameters:
+        parts.append(parameters)
+
+    entries, gaps = [], []
+    content = b""
+    used = 0
+    for start in range(0, count, segment):
+        mask = stored[start : start + segment]
+        positions = [i for i, kept in enumerate(mask) if kept]
+        streams: list[tuple[Sequence[int], int]] = []
+        if layout["kind"] == "bitmap":
+            streams.append((list(pack_bits([int(kept) for kept in mask])), 8))
+        elif layout["kind"] == "relative-index":
+            symbols = encode_gaps(positions, layout["bits"])
+            gaps.append(len(symbols))
+            streams.append((symbols, layout["bits"]))
+        if isinstance(values, Exact):
+            kept_entries = [values.data[i * width : (i + 1) * width] for i in (start + p for p in positions)]
+            streams += exact_streams(kept_entries, values.split, width)
+        else:
+            codes = values.codes[used : used + len(positions)]
+            streams.append((codes, values.bits))
+            whole = {"dtype": dtype, "shape": list(shape), "values": full}
+            symbols_of = [list(symbols) for symbols, _ in parameters]
+            kept_entries = stored_entries(whole, [start + p for p in positions], symbols_of, [list(codes)])
+        used += len(positions)
+        entries.append(len(positions))
+        segment_content = [bytes(width)] * len(mask)
+        for position, entry in zip(positions, kept_entries, strict=True):
+            segment_content[position] = entry
+        content += b"".join(segment_content)
+        parts.append(streams)
+
+    coder_of = iter([coders] * sum(map(len, parts)) if callable(coders) else coders)
+    written = [[encode(next(coder_of), symbols, bits) for symbols, bits in part] for part in parts]
+    fields |= {
+        "digest": blake3(content).digest(),
+        "layout": layout,
+        "values": described,
+        "segment": segment,
+        "entries": [] if dense else entries,
+        "gaps": gaps,
+        "codings": bytes(coding for part in written for coding, _ in part),
+        "lengths": [len(data) for part in written for _, data in part],
+    }
+    defaults = {
+        "layout": {"kind": "dense"},
+        "values": {"kind": "exact", "split": "whole"},
+        "segment": 1,
+        "entries": [],
+        "gaps": [],
+        "codings": b"",
+        "lengths": [],
+    }
+    fields = {key: value for key, value in fields.items() if key not in defaults or value != defaults[key]}
+    return Tensor(fields, [b"".join(data for _, data in part) for part in written], content)
+
+
+def encode(coder: Coder, symbols: Sequence[int], width: int) -> Stream:
+    return coder(symbols, width) if symbols else (0, b"")
+
+
+def describe_values(values: Exact | Affine | Codebook) -> dict[str, Any]:
+    if isinstance(values, Exact):
+        return {"kind": "exact", "split": values.split}
+    described: dict[str, Any] = {"bits": values.bits}
+    if values.granularity is not None and values.granularity["kind"] != "tensor":
+        described["granularity"] = dict(values.granularity)
+    if isinstance(values, Codebook):
+        return {"kind": "codebook", "size": values.size, **described}
+    if values.zero_points is not None:
+        described["zero_points"] = True
+    if values.scale_dtype is not None:
+        described["scale_dtype"] = values.scale_dtype
+    return {"kind": "affine", **described}
+
+
+def parameter_streams(values: Exact | Affine | Codebook) -> list[tuple[Sequence[int], int]]:
+    if isinstance(values, Exact):
+        return []
+    if isinstance(values, Codebook):
+        return [(list(values.centroids), 8)]
+    scales: list[tuple[Sequence[int], int]] = [(list(values.scales), 8)]
+    return scales if values.zero_points is None else [*scales, (values.zero_points, values.bits)]
+
+
+def exact_streams(entries: list[bytes], split: str, width: int) -> list[tuple[Sequence[int], int]]:
+    if split == "whole":
+        return [(list(b"".join(entries)), 8)]
+    if split == "rotated":
+        numbers = [int.from_bytes(entry, "little") for entry in entries]
+        mask = (1 << 8 * width) - 1
+        entries = [((n << 1 | n >> (8 * width - 1)) & mask).to_bytes(width, "little") for n in numbers]
+    return [([entry[plane] for entry in entries], 8) for plane in range(width)]
+
+
+def encode_gaps(positions: Iterable[int], bits: int) -> list[int]:
+    filler = (1 << bits) - 1
+    symbols = []
+    p = 0
+    for position in positions:
+        distance = position - p
+        symbols += [filler] * (distance // filler) + [distance % filler]
+        p = position + 1
+    return symbols
+
+
+# 7 Assets ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Asset:
+    fields: dict[str, Any]
+    parts: list[bytes]
+    content: bytes
+
+
+def asset(path: str, content: bytes, *, role: str = "file", coder: Coder = raw) -> Asset:
+    written = [encode(coder, content[at : at + (1 << 20)], 8) for at in range(0, len(content), 1 << 20)]
+    fields: dict[str, Any] = {"path": path, "size": len(content), "digest": blake3(content).digest()}
+    if role != "file":
+        fields["role"] = role
+    if written:
+        fields["codings"] = bytes(coding for coding, _ in written)
+        fields["lengths"] = [len(data) for _, data in written]
+    return Asset(fields, [data for _, data in written], content)
+
+
+# 2, 3 and 4 File --------------------------------------------------------------------------------------------------
+
+
+def pack_manifest(value: Any) -> bytes:
+    """Canonical MessagePack: map keys in ascending order of their UTF-8 bytes, everything in its shortest form."""
+
+    def ordered(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: ordered(value[key]) for key in sorted(value, key=str.encode)}
+        return [ordered(item) for item in value] if isinstance(value, list) else value
+
+    packed: bytes = msgpack.packb(ordered(value))
+    return packed
+
+
+@dataclass
+class Draft:
+    """A file that can still be changed. What is None follows from the rest."""
+
+    tensors: list[Tensor]
+    assets: list[Asset]
+    manifest: dict[str, Any]
+    chunks: list[bytes]
+    header: dict[str, Any] = field(default_factory=dict)
+    footer: dict[str, Any] = field(default_factory=dict)
+    padding: bytes = b"\0"
+    align: bool = True
+    lengths: list[int] | None = None
+    digests: bytes | None = None
+    content: bytes | None = None
+    stored: bytes | None = None
+
+    def pack(self) -> bytes:
+        """The manifest, with its chunks, as MessagePack."""
+        chunks = {
+            "lengths": [len(chunk) for chunk in self.chunks] if self.lengths is None else self.lengths,
+            "digests": b"".join(blake3(c).digest() for c in self.chunks)
+            if self.digests is None
+            else self.digests,
+        }
+        return pack_manifest(({"chunks": chunks} if self.chunks else {}) | self.manifest)
+
+    def build(self) -> bytes:
+        version = dict(zip(("major", "minor"), self.manifest.get("version", (1, 0)), strict=False))
+        header = {"magic": MAGIC, **version, "zero": 0} | self.header
+        file = struct.pack("<8sHHI", *(header[name] for name in ("magic", "major", "minor", "zero")))
+        for chunk in self.chunks:
+            if self.align and len(chunk) >= 4096:
+                file += self.padding * (-len(file) % 64)
+            file += chunk
+
+        content = self.pack() if self.content is None else self.content
+        stored = zstd_frame(content) if self.stored is None else self.stored
+        footer = {
+            "offset": len(file),
+            "length": len(stored),
+            "decoded": len(content),
+            "digest": blake3(stored).digest(),
+            **version,
+            "zero": 0,
+            "magic": END_MAGIC,
+        } | self.footer
+        return file + stored + struct.pack("<QII32sHHI8s", *footer.values())
+
+
+def draft(
+    tensors: Sequence[Tensor] = (),
+    assets: Sequence[Asset] = (),
+    *,
+    chunk_parts: Sequence[int] | None = None,
+    minor: int = 0,
+    **fields: Any,
+) -> Draft:
+    """Join tensors and assets to a file; ``fields`` are further fields of the manifest.
+
+    ``chunk_parts`` says how many parts each chunk holds; without it, one chunk holds all.
+    """
+    owners: list[Tensor | Asset] = [*tensors, *assets]
+    parts = [part for owner in owners for part in owner.parts]
+    chunks = []
+    for count in chunk_parts if chunk_parts is not None else [len(parts)]:
+        chunks.append(b"".join(parts[:count]))
+        parts = parts[count:]
+    if parts and any(parts):
+        raise TypeError("chunk_parts leaves parts over")
+    manifest: dict[str, Any] = {"version": [1, minor], "producer": "reference"}
+    if tensors:
+        manifest["tensors"] = [tensor.fields for tensor in tensors]
+    if assets:
+        manifest["assets"] = [asset.fields for asset in assets]
+    return Draft(list(tensors), list(assets), manifest | fields, [chunk for chunk in chunks if chunk])
