@@ -1,0 +1,87 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set up everything they need in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
+
+.PHONY: help demo test test-slow lint types format coverage vectors fuzz fuzz-native bench clean
+
+help:
+	@echo "make demo        convert, push, pull, verify, decode and run a real model, with several recipes"
+	@echo "make test        the tests (make test-slow: the long ones, too; make coverage: with coverage)"
+	@echo "make lint        ruff, import-linter, mypy, pyright"
+	@echo "make bench       the figures of docs/benchmarks.md"
+	@echo "make fuzz        100,000 mutations of whole files; make fuzz-native: the kernels under ASan and UBSan"
+	@echo "make clean       remove what the others made"
+
+# -- the environment
+
+$(VENV)/pip:
+	@echo "creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/dependencies: $(VENV)/pip pyproject.toml constraints.txt
+	@echo "installing PyTorch, transformers and the demo's model ..."
+	@$(PIP) --group build --group demo torch transformers
+	@touch $@
+
+$(VENV)/dcz: $(VENV)/dependencies $(NATIVE)
+	@echo "building dcz ..."
+	@$(PIP) --no-build-isolation --editable ".[all]"
+	@touch $@
+
+$(VENV)/test: $(VENV)/dcz
+	@echo "installing the test tools ..."
+	@$(PIP) --group test
+	@touch $@
+
+$(VENV)/lint: $(VENV)/test
+	@echo "installing the linters ..."
+	@$(PIP) --group lint
+	@touch $@
+
+# -- what people do
+
+demo: $(VENV)/dcz
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/test
+	@$(BIN)/python -m pytest
+
+test-slow: $(VENV)/test
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+coverage: $(VENV)/test
+	@$(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage report --skip-covered
+
+lint: $(VENV)/lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+	@$(BIN)/pyright --stats
+
+format: $(VENV)/lint
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+vectors: $(VENV)/test
+	@$(BIN)/python tests/vectors/generate.py
+
+bench: $(VENV)/test
+	@$(BIN)/python -m benchmarks
+
+fuzz: $(VENV)/test
+	@$(BIN)/python tests/fuzz/long.py --mutations 100000
+
+fuzz-native:
+	@cmake -S . -B build/sanitize -DDCZ_SANITIZE=ON -DDCZ_KERNELS_ONLY=ON >/dev/null
+	@cmake --build build/sanitize --parallel
+	@build/sanitize/fuzz_kernels
+
+clean:
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
