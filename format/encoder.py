@@ -40,7 +40,7 @@ Split: TypeAlias = Literal["whole", "bytes", "rotated"]
 SplitChoice: TypeAlias = Literal["auto"] | Split
 
 SEGMENT_BYTES: Final = 1 << 20  # decoded
-_SAMPLE: Final = 1 << 16  # elements of a sample
+_SAMPLE: Final = 1 << 13  # elements of a sample
 _SAMPLES: Final = 8
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
