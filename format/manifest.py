@@ -250,8 +250,7 @@ class Manifest(_Model):
                 raise ValueError(f"the alias {alias!r} is also the name of a tensor")
             if target not in names:
                 raise ValueError(f"the alias {alias!r} names {target!r}, which is not a stored tensor")
-        check_asset_paths([asset.path for asset in self.assets if asset.role == "file"])
-        check_asset_paths([asset.path for asset in self.assets if asset.role != "file"])
+        check_asset_paths([asset.path for asset in self.assets])
         if list(self.requires) != sorted(set(self.requires)):
             raise ValueError("`requires` is not in ascending order")
         return self

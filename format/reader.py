@@ -315,11 +315,9 @@ class Reader:
         """The paths of the files that travel with the tensors."""
         return [asset.path for asset in self.manifest.assets if asset.role == "file"]
 
-    def read_asset(self, path: str, role: str = "file") -> bytes:
+    def read_asset(self, path: str) -> bytes:
         """The content of an asset, compared with its digest. Raises AssetNotFound or FormatError."""
-        index = next(
-            (i for i, a in enumerate(self.manifest.assets) if (a.path, a.role) == (path, role)), None
-        )
+        index = next((i for i, asset in enumerate(self.manifest.assets) if asset.path == path), None)
         if index is None:
             raise AssetNotFound(f"{self.name} has no asset {path!r}")
         asset = self.manifest.assets[index]
@@ -363,7 +361,7 @@ class Reader:
             with located(self._source, name):
                 check_digest(hasher.digest(), geometry.tensor.digest, "the decoded content")
         for asset in self.manifest.assets:
-            self.read_asset(asset.path, asset.role)
+            self.read_asset(asset.path)
 
     # -- inside
 

@@ -177,7 +177,7 @@ class Writer:
     def add_asset(self, path: str, data: Buffer | Callable[[], Buffer], *, role: str = "file") -> None:
         """A file that travels with the tensors; ``data`` may be a function that is called when its turn comes."""
         try:
-            check_asset_paths([*(known for known, other, _ in self._assets if other == role), path])
+            check_asset_paths([*(known for known, _, _ in self._assets), path])
         except ValueError as exc:
             raise EncodingError(str(exc)) from exc
         self._assets.append((path, role, data if callable(data) else lambda: data))
