@@ -13,24 +13,29 @@ struct Avx2 {
     template <bool kLeft, bool kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
         const u64 every = 0x0101010101010101u;
+        // Copies, because a store through `out` may change anything that is in memory.
+        const u8 *l = left.symbols, *r = right.symbols;
+        const u64 only_left = left.symbol * every, only_right = right.symbol * every;
         for (unsigned i = 0; i < 64; i += 8) {
             const u64 ones = spread((mask >> i) & 0xFF);
             const u64 count = static_cast<u64>(_mm_popcnt_u64((mask >> i) & 0xFF));
             u64 a, b;
             if constexpr (kLeft) {
-                a = _pdep_u64(load<u64>(left.symbols), ~ones);
-                left.symbols += 8 - count;
+                a = _pdep_u64(load<u64>(l), ~ones);
+                l += 8 - count;
             } else {
-                a = left.symbol * every & ~ones;
+                a = only_left & ~ones;
             }
             if constexpr (kRight) {
-                b = _pdep_u64(load<u64>(right.symbols), ones);
-                right.symbols += count;
+                b = _pdep_u64(load<u64>(r), ones);
+                r += count;
             } else {
-                b = right.symbol * every & ones;
+                b = only_right & ones;
             }
             store(out + i, a | b);
         }
+        left.symbols = l;
+        right.symbols = r;
     }
 
     static u64 partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right) {

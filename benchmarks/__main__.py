@@ -1,0 +1,49 @@
+"""`python -m benchmarks [NAME ...] [--write FILE]`: runs the measurements, each in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.common import Figure, figures_table
+
+NAMES = ("sizes", "load", "convert", "memory", "overhead", "startup", "clustering")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="which ones (default: all)")
+    parser.add_argument("--write", type=Path, help="also write the table to this file")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        module = importlib.import_module(f"benchmarks.{options.one}")
+        print("\n" + json.dumps([asdict(figure) for figure in module.run()]))
+        return 0
+    figures: list[Figure] = []
+    for name in options.names or NAMES:
+        print(f"measuring: {name} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "benchmarks", "--one", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        figures += [Figure(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    from dcz._native import active_isa
+
+    names = " ".join(options.names)
+    text = (
+        f"Made by `make bench`{f' (python -m benchmarks {names})' if names else ''} on {platform.machine()} with "
+        f"{active_isa()}, Python {platform.python_version()}.\n\n{figures_table(figures)}\n"
+    )
+    print(text)
+    if options.write:
+        options.write.write_text(f"# Benchmarks\n\n{text}")
+    return 0 if all(figure.met is not False for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

