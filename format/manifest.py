@@ -7,6 +7,7 @@ its numbers agree with each other and with the file is for geometry.py (step 5).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 import msgpack
@@ -318,17 +319,18 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, int]:
     return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(plain), len(plain)
 
 
-def _is_sorted(value: Any, depth: int = 0) -> bool:
-    if depth >= spec.MAX_DEPTH:
-        return False
+def _is_canonical_tree(value: Any, depth: int = 1) -> bool:
+    """Maps in order, no nil, and not nested too deeply. That lengths are in their shortest form, packing again shows."""
+    items: Iterable[Any] = value
     if isinstance(value, dict):
         keys = list(value)
-        return keys == sorted(keys) and all(_is_sorted(item, depth + 1) for item in value.values())
-    if isinstance(value, tuple):
-        return all(
-            _is_sorted(item, depth + 1) for item in value if isinstance(item, dict | tuple) or item is None
-        )
-    return value is not None
+        if keys != sorted(keys):
+            return False
+        items = value.values()
+    return depth <= spec.MAX_DEPTH and all(
+        _is_canonical_tree(item, depth + 1) if isinstance(item, dict | tuple) else item is not None
+        for item in items
+    )
 
 
 def _describe(exc: ValidationError) -> str:
@@ -365,7 +367,7 @@ def decode_manifest(
         tree = msgpack.unpackb(plain, use_list=False, raw=False, strict_map_key=True)
         if not isinstance(tree, dict):
             raise ManifestError("the manifest is not a map")
-        if not _is_sorted(tree) or msgpack.packb(tree, use_bin_type=True) != plain:
+        if not _is_canonical_tree(tree) or msgpack.packb(tree, use_bin_type=True) != plain:
             raise ManifestError("the manifest is not canonical MessagePack")
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as exc:
         raise ManifestError(f"the manifest is not MessagePack: {exc}") from exc
