@@ -1,1 +1,1 @@
-
+"""Where registries keep their artifacts: one module for each kind of place."""

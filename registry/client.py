@@ -1,0 +1,302 @@
+"""What one asks a registry: what a reference stands for, where a file lies, whether it is whole, what there is.
+
+The client trusts no store: what it says of an artifact has been compared with the artifact's digest. Only the caller
+knows a terminal: ``progress`` is called with what is being done ("check model.dcz"), the bytes done and those in total.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from dcz.errors import InvalidReference, NotInRegistry, RegistryError, UsageError
+from dcz.format import Reader, VerifyReport
+from dcz.registry.artifact import ArtifactManifest, decode_artifact
+from dcz.registry.checks import (
+    Progress,
+    about,
+    check_content,
+    check_identity,
+    dcz_errors,
+    steps,
+    verify_layer,
+)
+from dcz.registry.disk import hash_stream, os_errors
+from dcz.registry.index import LATEST, Change, Tag, check_alias
+from dcz.registry.refs import PathReference, Reference, RegistryReference, parse_reference
+from dcz.registry.stores.base import Garbage, Store
+from dcz.registry.stores.local import LocalStore
+
+__all__ = [
+    "Listed",
+    "RegistryLike",
+    "Resolved",
+    "Tagged",
+    "Verified",
+    "collect_garbage",
+    "default_registry",
+    "history",
+    "list_artifacts",
+    "locate",
+    "open_registry",
+    "registry_reference",
+    "resolve",
+    "resolve_in",
+    "tag",
+    "verify",
+]
+
+RegistryLike: TypeAlias = "Store | str | os.PathLike[str] | None"
+
+GRACE: Final = 3600.0  # seconds that a blob without a reference is left alone: another tool may be writing
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference stands for. ``reference`` is pinned; ``created`` is an RFC 3339 time, if known."""
+
+    reference: RegistryReference
+    digest: str
+    manifest: ArtifactManifest
+    created: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """``reference`` is the alias with its digest; ``previous`` the digest before, None if the alias is new."""
+
+    reference: RegistryReference
+    previous: str | None
+
+    @property
+    def moved(self) -> bool:
+        return self.previous != self.reference.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One version. ``files`` and ``size`` (bytes) are empty and None where ``problem`` says why they are not known."""
+
+    reference: RegistryReference
+    aliases: tuple[str, ...]
+    created: str | None
+    files: tuple[str, ...]
+    size: int | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """``reports`` has one report for each .dcz file, by name."""
+
+    reference: RegistryReference
+    reports: dict[str, VerifyReport]
+
+
+# -- where
+
+
+def default_registry() -> Path:
+    """The folder of the default registry.
+
+    ``$DCZ_REGISTRY``, else ``$XDG_DATA_HOME/dcz/registry``, else ``~/.local/share/dcz/registry``. As the XDG Base
+    Directory Specification asks, a relative ``$XDG_DATA_HOME`` is ignored. Raises RegistryError if there is no home.
+    """
+    try:
+        if given := os.environ.get("DCZ_REGISTRY"):
+            return Path(given).expanduser()
+        data = Path(os.environ.get("XDG_DATA_HOME") or ".")
+        return (data if data.is_absolute() else Path.home() / ".local" / "share") / "dcz" / "registry"
+    except RuntimeError as exc:
+        raise RegistryError(f"no place for a registry: {exc}", hint="set DCZ_REGISTRY to a folder") from exc
+
+
+def open_registry(registry: RegistryLike = None) -> Store:
+    """A store as it is, a folder as a LocalStore, None as the default registry. Makes nothing on the disk."""
+    if registry is None:
+        return LocalStore(default_registry())
+    return LocalStore(registry) if isinstance(registry, str | os.PathLike) else registry
+
+
+def registry_reference(ref: str | Reference) -> RegistryReference:
+    """``ref``, if it names something in a registry. Raises InvalidReference, RegistryError for other kinds."""
+    reference = parse_reference(ref) if isinstance(ref, str) else ref
+    if isinstance(reference, RegistryReference):
+        return reference
+    if isinstance(reference, PathReference):
+        raise InvalidReference(
+            f"{reference} is a path, not the name of an artifact", hint="name[:version][@digest]"
+        )
+    raise RegistryError(f"{reference}: this version of dcz works with registries in folders only")
+
+
+# -- finding
+
+
+def _find(store: Store, reference: RegistryReference) -> Tag:
+    """The version that a reference stands for, or the tag itself where no version has its digest."""
+    name, digest = reference.name, reference.digest
+    tags = store.tags(name)
+    if not tags:
+        names = sorted({tag.name for tag in store.tags()})
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else None
+        raise NotInRegistry(f"{name!r} is not in the registry {store.location}", hint=hint)
+    found = None
+    if reference.tag is not None or digest is None:
+        found = store.find(name, reference.tag or LATEST)
+        if found is None:
+            some = ", ".join(tag.tag for tag in tags[-8:])
+            raise NotInRegistry(
+                f"{name!r} has no {reference.tag or LATEST!r} in the registry {store.location}",
+                hint=f"it has {some}",
+            )
+    if digest is not None:
+        if found is not None and found.kind == "version" and found.digest != digest:
+            raise NotInRegistry(f"{name}:{found.tag} is {found.digest}, not {digest}")
+        # An alias beside a digest says where it once pointed to; it may have moved on, the digest stays.
+        if found is None or found.digest != digest:
+            found = next((tag for tag in tags if tag.digest == digest), None)
+    if found is None:
+        raise NotInRegistry(f"{name!r} has no {digest} in the registry {store.location}")
+    if found.kind == "alias":
+        versions = [tag for tag in tags if tag.kind == "version" and tag.digest == found.digest]
+        return versions[-1] if versions else found
+    return found
+
+
+def resolve_in(store: Store, reference: RegistryReference) -> Resolved:
+    """``resolve`` in an opened store."""
+    with about(reference):
+        found = _find(store, reference)
+        data = store.read_manifest(found.digest, found.size)
+        manifest = decode_artifact(data, what=f"the manifest {found.digest}")
+    pinned = RegistryReference(found.name, found.tag, found.digest)
+    return Resolved(pinned, found.digest, manifest, found.created)
+
+
+def resolve(ref: str | Reference, *, registry: RegistryLike = None) -> Resolved:
+    """What ``ref`` stands for: the version, its digest and its manifest, which has been compared with the digest.
+
+    Without a tag, ``latest``. A digest beside a tag pins the content: an alias may have moved on since, but a version
+    must have that digest. Raises InvalidReference, NotInRegistry, RegistryCorrupt, RegistryError.
+    """
+    return resolve_in(open_registry(registry), registry_reference(ref))
+
+
+def locate(ref: str | Reference, *, file: str | None = None, registry: RegistryLike = None) -> Path:
+    """The .dcz file of an artifact where it lies in the registry, to be read in place. It is read-only.
+
+    ``file`` names one of several. Checked here: the manifest against its digest, the file's size, and the file's own
+    manifest against the identity that the artifact's manifest names. Since that one holds the digests of all chunks,
+    and a reader checks each chunk that it touches, what is read later is what was pushed. The other bytes are checked
+    by ``verify`` and by ``pull``.
+
+    Raises what ``resolve`` does, and UsageError if there are several .dcz files, or none called ``file``.
+    """
+    store = open_registry(registry)
+    resolved = resolve_in(store, registry_reference(ref))
+    layers = [layer for layer in resolved.manifest.layers if layer.is_dcz and file in (None, layer.title)]
+    if len(layers) != 1:
+        names = ", ".join(layer.title for layer in resolved.manifest.layers if layer.is_dcz)
+        what = f"{len(layers)} .dcz files" if layers else f"no .dcz file {file!r}"
+        raise UsageError(f"{resolved.reference} has {what}", hint=f"name one of {names}, or pull them")
+    layer = layers[0]
+    with about(resolved.reference):
+        path = store.blob_path(layer.digest, layer.size)
+        if path is None:
+            raise RegistryError(f"{store.location} is not on this machine", hint="pull it")
+        with dcz_errors(layer), os_errors(f"cannot read {path}"), Reader(path, threads=1) as reader:
+            check_identity(layer, reader.digest)
+    return path
+
+
+# -- the rest
+
+
+def verify(
+    ref: str | Reference,
+    *,
+    deep: bool = False,
+    registry: RegistryLike = None,
+    progress: Progress | None = None,
+) -> Verified:
+    """Check an artifact where it lies: the manifest, every byte of every file, and every .dcz, ``deep`` if asked for.
+
+    Raises what ``resolve`` does, and RegistryCorrupt naming blob and reference.
+    """
+    store = open_registry(registry)
+    resolved = resolve_in(store, registry_reference(ref))
+    reports: dict[str, VerifyReport] = {}
+    with about(resolved.reference):
+        for layer in resolved.manifest.layers:
+            with os_errors(f"cannot read {layer.title!r}"), store.open_blob(layer.digest, layer.size) as blob:
+                check_content(layer, *hash_stream(blob, steps(progress, f"check {layer.title}", layer.size)))
+            if layer.is_dcz:
+                path = store.blob_path(layer.digest, layer.size)
+                if path is None:
+                    raise RegistryError(f"{store.location} is not on this machine", hint="pull it")
+                reports[layer.title] = verify_layer(layer, path, progress, deep=deep)
+    return Verified(resolved.reference, reports)
+
+
+def tag(ref: str | Reference, alias: str, *, registry: RegistryLike = None) -> Tagged:
+    """Point ``alias`` to the version that ``ref`` stands for, and record the move. New aliases are made so, too.
+
+    Raises what ``resolve`` does, VersionExists if ``alias`` is a version of that name, InvalidReference if it cannot be
+    an alias, RegistryError if the registry cannot be written.
+    """
+    store = open_registry(registry)
+    resolved = resolve_in(store, registry_reference(ref))
+    change = store.move_alias(resolved.reference.name, check_alias(alias), resolved.digest)
+    moved = replace(resolved.reference, tag=alias)
+    return Tagged(moved, resolved.digest if change is None else change.previous)
+
+
+def list_artifacts(name: str | None = None, *, registry: RegistryLike = None) -> list[Listed]:
+    """All versions in a registry, or those of one name, by name and then in the order in which they were made.
+
+    A version whose manifest cannot be read is listed with its problem. Raises RegistryError, RegistryCorrupt if the
+    index itself cannot be read.
+    """
+    store = open_registry(registry)
+    tags = store.tags(name)
+    listed: list[Listed] = []
+    for version in sorted((tag for tag in tags if tag.kind == "version"), key=lambda tag: tag.name):
+        aliases = sorted(
+            tag.tag
+            for tag in tags
+            if (tag.kind, tag.name, tag.digest) == ("alias", version.name, version.digest)
+        )
+        item = Listed(
+            RegistryReference(version.name, version.tag, version.digest),
+            tuple(aliases),
+            version.created,
+            (),
+            None,
+        )
+        try:
+            manifest = decode_artifact(store.read_manifest(version.digest, version.size))
+        except RegistryError as exc:
+            listed.append(replace(item, problem=exc.message))
+        else:
+            files = tuple(layer.title for layer in manifest.layers)
+            listed.append(replace(item, files=files, size=manifest.size))
+    return listed
+
+
+def history(name: str | None = None, *, registry: RegistryLike = None) -> list[Change]:
+    """Every version that was published and every alias that moved, oldest first. Raises RegistryError."""
+    return open_registry(registry).history(name)
+
+
+def collect_garbage(*, registry: RegistryLike = None, grace: float = GRACE) -> Garbage:
+    """Remove what dead pushes left behind. Versions and aliases stay.
+
+    Blobs that nothing refers to are left alone for ``grace`` seconds, since tools other than dcz write blobs first and
+    take no lock. Raises RegistryError; RegistryCorrupt, before anything is removed, if it cannot tell what is needed.
+    """
+    return open_registry(registry).collect_garbage(grace=grace)

@@ -1,0 +1,243 @@
+"""Push and pull: files into a registry and out of it, whole or not at all, and verified on the way.
+
+The client trusts no store: each manifest and each file that it hands on has been compared with its digest, and each
+.dcz has been verified. Nothing appears under its final name before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from dcz.errors import FormatError, InvalidReference, RegistryError, UsageError
+from dcz.format import VerifyReport
+from dcz.registry.artifact import (
+    DCZ_DIGEST,
+    DCZ_FILE_TYPE,
+    LOOSE_FILE_TYPE,
+    OWN_PREFIX,
+    TITLE,
+    ArtifactManifest,
+    Layer,
+    check_file_names,
+    decode_artifact,
+)
+from dcz.registry.canonical import describe
+from dcz.registry.checks import Progress, about, check_content, steps, verify_layer, verify_with_progress
+from dcz.registry.client import RegistryLike, open_registry, registry_reference, resolve_in
+from dcz.registry.disk import Staging, copy_hashed, hash_stream, open_regular, os_errors, sync_folder
+from dcz.registry.index import LATEST, Change, check_alias, version_exists
+from dcz.registry.refs import Reference, RegistryReference
+from dcz.registry.stores.base import StagedFile, Store, Upload
+
+__all__ = ["Pulled", "Pushed", "pull", "push"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """``reference`` is pinned: name, version and digest. ``created`` is False if the version was there already."""
+
+    reference: RegistryReference
+    created: bool
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """``files`` are all files of the artifact; ``reused`` those of them that were in the destination already."""
+
+    reference: RegistryReference
+    files: tuple[Path, ...]
+    reused: tuple[Path, ...]
+
+
+# -- push
+
+
+def push(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    ref: str | Reference,
+    *,
+    aliases: Iterable[str] = (),
+    registry: RegistryLike = None,
+    progress: Progress | None = None,
+) -> Pushed:
+    """Put files into a registry as one version of an artifact: whole or not at all, whatever dies when.
+
+    ``paths``: at least one .dcz file, and loose files beside it. Each .dcz is verified (every chunk), in the very copy
+    that is published. ``ref`` is ``name:version``, or ``name`` alone: then the version gets the next number ``v1``,
+    ``v2``, ..., unless one has this content already. A new version, and a push without a version, also moves ``latest``;
+    ``aliases`` move too. The same content again is a success that changes nothing, and heals damaged blobs.
+
+    Raises UsageError for paths that are no files or have bad names, FormatError for a broken .dcz, VersionExists if the
+    version has other content, InvalidReference, RegistryError if the registry cannot be written.
+    """
+    reference = registry_reference(ref)
+    if reference.digest is not None:
+        raise InvalidReference(
+            f"{reference}: the digest comes out of a push, it cannot be given", hint="name[:version]"
+        )
+    aliases = [check_alias(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
+    files = _files([paths] if isinstance(paths, str | os.PathLike) else paths)
+    store = open_registry(registry)
+    _fail_early(store, reference, files)
+    with store.upload() as upload:
+        layers = [_add(upload, path, size, progress) for path, size in sorted(files.items())]
+        try:
+            manifest = ArtifactManifest.of(layers).to_bytes()
+        except ValidationError as exc:
+            raise UsageError(f"these files make no artifact: {describe(exc)}") from exc
+        done = upload.publish(reference.name, reference.tag, manifest, aliases)
+    pinned = RegistryReference(reference.name, done.version.tag, done.version.digest)
+    return Pushed(pinned, done.created, done.changes)
+
+
+def _files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, int]:
+    """The files and their sizes. Raises UsageError for what cannot be pushed."""
+    files: dict[Path, int] = {}
+    for path in map(Path, paths):
+        try:
+            info = path.stat()
+        except (OSError, ValueError) as exc:
+            raise UsageError(f"cannot push {str(path)!r}: {getattr(exc, 'strerror', None) or exc}") from exc
+        if not stat.S_ISREG(info.st_mode):
+            hint = "give the files in it" if stat.S_ISDIR(info.st_mode) else None
+            raise UsageError(f"cannot push {str(path)!r}: it is not a regular file", hint=hint)
+        files[path] = info.st_size
+    if not any(_is_dcz(path) for path in files):
+        raise UsageError("an artifact needs a .dcz file", hint="`dcz convert` makes one")
+    try:
+        check_file_names(path.name for path in files)
+    except ValueError as exc:
+        raise UsageError(f"cannot push these files: {exc}") from exc
+    return files
+
+
+def _is_dcz(path: Path) -> bool:
+    return path.name.lower().endswith(".dcz")
+
+
+def _fail_early(store: Store, reference: RegistryReference, files: dict[Path, int]) -> None:
+    """Say what would be said at the end anyway, before gigabytes are copied."""
+    known = store.find(reference.name, reference.tag) if reference.tag not in (None, LATEST) else None
+    if known is None or known.kind != "version":
+        return
+    try:
+        manifest = decode_artifact(store.read_manifest(known.digest, known.size))
+    except RegistryError:
+        return  # a damaged manifest is for the push to heal
+    if {layer.title: layer.size for layer in manifest.layers} != {
+        path.name: size for path, size in files.items()
+    }:
+        raise version_exists(known)
+
+
+def _add(upload: Upload, path: Path, size: int, progress: Progress | None) -> Layer:
+    try:
+        staged = upload.add(path, steps(progress, f"copy {path.name}", size))
+    except OSError as exc:
+        raise UsageError(f"cannot push {str(path)!r}: {exc.strerror}") from exc
+    annotations = {TITLE: path.name}
+    media_type = LOOSE_FILE_TYPE
+    if _is_dcz(path):
+        media_type = DCZ_FILE_TYPE
+        annotations[DCZ_DIGEST] = _verified(staged, path, progress).digest
+    return Layer(media_type=media_type, digest=staged.digest, size=staged.size, annotations=annotations)
+
+
+def _verified(staged: StagedFile, path: Path, progress: Progress | None) -> VerifyReport:
+    try:
+        with os_errors(f"cannot verify {path}"):
+            return verify_with_progress(staged.path, path.name, staged.size, progress)
+    except FormatError as exc:
+        exc.file = str(path)  # the copy is gone when the message is read
+        raise
+
+
+# -- pull
+
+
+def pull(
+    ref: str | Reference,
+    destination: str | os.PathLike[str],
+    *,
+    registry: RegistryLike = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> Pulled:
+    """Copy the files of an artifact into the folder ``destination``, which is made if need be.
+
+    Everything is verified, every byte against SHA-256 and every .dcz in itself, before the first file appears under its
+    final name; each then appears at once and whole. Files that are there already and right are kept, so that a pull that
+    was cut off goes on where it was. Files that are there and different stay too, unless ``force``.
+
+    Raises what ``resolve`` does, RegistryCorrupt naming blob and reference, UsageError for different files.
+    """
+    store = open_registry(registry)
+    resolved = resolve_in(store, registry_reference(ref))
+    folder = Path(destination)
+    finals = {layer.title: folder / layer.title for layer in resolved.manifest.layers}
+    missing = [
+        layer
+        for layer in resolved.manifest.layers
+        if not _is_there(finals[layer.title], layer, force, progress)
+    ]
+    with os_errors(f"cannot write to {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack, about(resolved.reference):
+        staged = dict(finals)
+        if missing:
+            staging = stack.enter_context(Staging(folder, f"{OWN_PREFIX}pull-"))
+            for number, layer in enumerate(missing):
+                staged[layer.title] = staging.path / str(number)
+                _fetch(store, layer, staged[layer.title], progress)
+        for layer in resolved.manifest.layers:
+            if layer.is_dcz:
+                verify_layer(layer, staged[layer.title], progress)
+        with os_errors(f"cannot write to {folder}"):
+            for layer in missing:
+                final = finals[layer.title]
+                if not force and os.path.lexists(final):
+                    raise _different(final)
+                os.replace(staged[layer.title], final)
+            sync_folder(folder)
+    reused = tuple(
+        final for final in finals.values() if final not in {finals[layer.title] for layer in missing}
+    )
+    return Pulled(resolved.reference, tuple(finals.values()), reused)
+
+
+def _different(final: Path) -> UsageError:
+    return UsageError(f"{str(final)!r} exists and is different", hint="choose another folder, or force it")
+
+
+def _is_there(final: Path, layer: Layer, force: bool, progress: Progress | None) -> bool:
+    """Whether a file is in the destination and right. Raises UsageError if another is in the way."""
+    with os_errors(f"cannot read {final}"):
+        try:
+            info = final.lstat()
+        except FileNotFoundError:
+            return False
+        if stat.S_ISDIR(info.st_mode):
+            raise UsageError(f"{str(final)!r} is a folder, where a file is to be")
+        if stat.S_ISREG(info.st_mode) and info.st_size == layer.size:
+            with open_regular(final) as file:
+                encoded, _ = hash_stream(file, steps(progress, f"compare {layer.title}", layer.size))
+            if f"sha256:{encoded}" == layer.digest:
+                return True
+    if not force:
+        raise _different(final)
+    return False
+
+
+def _fetch(store: Store, layer: Layer, path: Path, progress: Progress | None) -> None:
+    with os_errors(f"cannot copy {layer.title!r} to {path.parent.parent}"):
+        with store.open_blob(layer.digest, layer.size) as blob:
+            result = copy_hashed(blob, path, steps(progress, f"copy {layer.title}", layer.size))
+        check_content(layer, *result)
