@@ -1,0 +1,823 @@
+#include "clustering.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <utility>
+
+namespace dcz {
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// ---------------------------------------------------------------------------------------------------------------
+// Floats as integers in the same order
+
+constexpr std::uint32_t kKeyOfLowest = 0x00800000u;   // -FLT_MAX
+constexpr std::uint32_t kKeyOfHighest = 0xff7fffffu;  // FLT_MAX; keys outside belong to infinities and NaNs
+constexpr std::size_t kBuckets = 65536;               // by the upper half of the key: 1/128 of a value's magnitude
+constexpr std::size_t kBlock = 2048;                  // values worked on at a time, in the first-level cache
+
+std::uint32_t key_of(float value) {
+    // -0.0 + 0.0 is 0.0: the two zeros are one point.
+    const auto bits = std::bit_cast<std::uint32_t>(value + 0.0f);
+    return bits ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u);
+}
+
+double value_of(std::uint32_t key) {
+    return std::bit_cast<float>(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+}
+
+bool all_finite(std::span<const float> values) {
+    // Branch-free, so that it is vectorised: an exponent of ones becomes the sign bit.
+    std::uint32_t bad = 0;
+    for (float value : values) bad |= (std::bit_cast<std::uint32_t>(value) & 0x7fffffffu) + 0x00800000u;
+    return !(bad & 0x80000000u);
+}
+
+// A cube root good to 1e-4, which is plenty for bin widths and first guesses. Not std::cbrt: its last bit differs
+// between C libraries, and with it the bins would.
+double cube_root(double x) {
+    if (!(x > 0)) return 0;
+    double y = std::bit_cast<double>(std::bit_cast<std::uint64_t>(x) / 3 + 0x2a9f7893782da1ceull);
+    for (int i = 0; i < 2; ++i) y = (2 * y + x / (y * y)) / 3;
+    return y;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Points on the line, made exact where doubles would lose too much
+
+// a + b = sum + error, exactly (Knuth).
+struct TwoSum {
+    double sum, error;
+    TwoSum(double a, double b) : sum(a + b) {
+        const double b_part = sum - a;
+        error = (a - (sum - b_part)) + (b - b_part);
+    }
+};
+
+// A running sum that is right to the last bit of each of its values, however many terms it has.
+class CompensatedSum {
+  public:
+    void add(double term) {
+        const TwoSum step(high_, term);
+        high_ = step.sum;
+        low_ += step.error;
+    }
+    double value() const { return high_ + low_; }
+
+  private:
+    double high_ = 0, low_ = 0;
+};
+
+bool are_points(std::span<const double> position, std::span<const double> weight) {
+    if (position.size() != weight.size() || position.size() >= std::numeric_limits<std::uint32_t>::max()) return false;
+    for (std::size_t i = 0; i < position.size(); ++i) {
+        if (!std::isfinite(position[i]) || !(weight[i] > 0) || !std::isfinite(weight[i])) return false;
+        if (i > 0 && !(position[i - 1] < position[i])) return false;
+    }
+    return true;
+}
+
+// The positions times the power of two that brings them near [-1, 1], so that no square overflows.
+struct Scaled {
+    std::vector<double> y;
+    int exponent;
+
+    explicit Scaled(std::span<const double> position) : y(position.size()) {
+        const double largest = std::max(std::fabs(position.front()), std::fabs(position.back()));
+        exponent = largest > 0 ? std::clamp(-std::ilogb(largest), -1000, 1000) : 0;
+        const double factor = std::ldexp(1.0, exponent);
+        for (std::size_t i = 0; i < y.size(); ++i) y[i] = position[i] * factor;
+    }
+    double to_price(double x) const { return std::ldexp(x, 2 * exponent); }
+    double from_price(double x) const { return std::ldexp(x, -2 * exponent); }
+};
+
+using Bounds = std::vector<std::uint32_t>;  // 0 = b[0] < b[1] < ... < b[cells] = number of points
+
+struct Cell {
+    double mean, cost;
+};
+
+// Mean and cost of the points [begin, end), from the points themselves.
+Cell measure(std::span<const double> position, std::span<const double> weight, std::size_t begin, std::size_t end) {
+    // Relative to its first point, a cell far from zero loses no digits.
+    const double origin = position[begin];
+    double total = 0;
+    CompensatedSum moment;
+    for (std::size_t i = begin; i < end; ++i) {
+        total += weight[i];
+        moment.add(weight[i] * (position[i] - origin));
+    }
+    const double offset = moment.value() / total;
+    CompensatedSum cost;
+    for (std::size_t i = begin; i < end; ++i) {
+        const double distance = (position[i] - origin) - offset;
+        cost.add(weight[i] * distance * distance);
+    }
+    // Rounding must not carry a mean out of its cell: the centroids ascend strictly.
+    return {std::clamp(origin + offset, origin, position[end - 1]), cost.value()};
+}
+
+std::vector<Cell> measure_all(std::span<const double> position, std::span<const double> weight, const Bounds& bounds) {
+    std::vector<Cell> cells;
+    for (std::size_t i = 0; i + 1 < bounds.size(); ++i)
+        cells.push_back(measure(position, weight, bounds[i], bounds[i + 1]));
+    return cells;
+}
+
+double total_cost(const std::vector<Cell>& cells) {
+    CompensatedSum sum;
+    for (const Cell& cell : cells) sum.add(cell.cost);
+    return sum.value();
+}
+
+// Scaling back may round (subnormal numbers); the mean stays in its cell.
+double unscaled_mean(std::span<const double> position, const Bounds& bounds, std::size_t i, const Cell& cell,
+                     const Scaled& scaled) {
+    return std::clamp(std::ldexp(cell.mean, -scaled.exponent), position[bounds[i]], position[bounds[i + 1] - 1]);
+}
+
+// Means of any run of points at once, from sums of twice a double's digits: outliers do not blur them.
+class MomentSums {
+  public:
+    MomentSums(std::span<const double> position, std::span<const double> weight) : sums_(position.size() + 1) {
+        for (std::size_t i = 0; i < position.size(); ++i) {
+            const Sum& last = sums_[i];
+            const double term = weight[i] * position[i];
+            const TwoSum step(last.high, term);
+            sums_[i + 1] = {last.weight + weight[i], step.sum, last.low + step.error};
+        }
+    }
+    double mean(std::size_t begin, std::size_t end) const {
+        const Sum &a = sums_[begin], &b = sums_[end];
+        const TwoSum difference(b.high, -a.high);
+        return (difference.sum + (difference.error + (b.low - a.low))) / (b.weight - a.weight);
+    }
+
+  private:
+    struct Sum {
+        double weight = 0, high = 0, low = 0;
+    };
+    std::vector<Sum> sums_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// The cost of a cell, in two ways
+//
+// Both let the points [i, j) be a cell and keep f[i], the least cost of the points before i, beside the sums for i.
+// A way may leave out of every cost what is the same for every partition.
+
+// Prefix sums: two subtractions, one division. Leaves out the sum of squares, so that
+// cost = -(sum of w y)^2 / (sum of w), y relative to a point near the mean (the difference of two floats is exact).
+class PrefixCost {
+  public:
+    PrefixCost(std::span<const double> y, std::span<const double> weight) : nodes_(y.size() + 1) {
+        CompensatedSum total, moment;
+        for (std::size_t i = 0; i < y.size(); ++i) {
+            total.add(weight[i]);
+            moment.add(weight[i] * y[i]);
+        }
+        const double mean = moment.value() / total.value();
+        const auto above = std::lower_bound(y.begin(), y.end(), mean);
+        const double origin = above == y.end() ? y.back() : *above;
+        CompensatedSum w, s, q;
+        for (std::size_t i = 0; i < y.size(); ++i) {
+            const double x = y[i] - origin;
+            w.add(weight[i]);
+            s.add(weight[i] * x);
+            q.add(weight[i] * x * x);
+            nodes_[i + 1] = {w.value(), s.value(), 0};
+        }
+        squares_ = q.value();
+    }
+    std::size_t size() const { return nodes_.size() - 1; }
+    double& f(std::size_t i) { return nodes_[i].f; }
+    double cost(std::size_t i, std::size_t j) const {
+        const double s = nodes_[j].s - nodes_[i].s;
+        return -(s * s) / (nodes_[j].w - nodes_[i].w);
+    }
+    double value(std::size_t i, std::size_t j) const { return nodes_[i].f + cost(i, j); }
+    // All costs add up to within a few of these.
+    double rounding() const { return squares_ * std::numeric_limits<double>::epsilon(); }
+
+  private:
+    struct Node {
+        double w, s, f;
+    };
+    std::vector<Node> nodes_;  // together: a look at an index costs one cache line
+    double squares_ = 0;
+};
+
+// A tree of partial results, merged without cancellation (Chan, Golub and LeVeque 1979): each cost is right to nearly
+// all its digits, whatever lies beside the cell. O(log n) for a cost.
+class TreeCost {
+  public:
+    TreeCost(std::span<const double> y, std::span<const double> weight)
+        : y_(y), leaves_(std::bit_ceil(std::max<std::size_t>(y.size(), 1))), nodes_(2 * leaves_), f_(y.size() + 1) {
+        for (std::size_t i = 0; i < y.size(); ++i) nodes_[leaves_ + i] = {static_cast<std::uint32_t>(i), weight[i], 0, 0};
+        for (std::size_t i = leaves_; i-- > 1;) nodes_[i] = merge(nodes_[2 * i], nodes_[2 * i + 1]);
+    }
+    std::size_t size() const { return f_.size() - 1; }
+    double& f(std::size_t i) { return f_[i]; }
+    double cost(std::size_t i, std::size_t j) const {
+        Node left, right;
+        for (i += leaves_, j += leaves_; i < j; i /= 2, j /= 2) {
+            if (i & 1) left = merge(left, nodes_[i++]);
+            if (j & 1) right = merge(nodes_[--j], right);
+        }
+        return merge(left, right).squares;
+    }
+    double value(std::size_t i, std::size_t j) const { return f_[i] + cost(i, j); }
+
+  private:
+    struct Node {
+        std::uint32_t first = 0;
+        double weight = 0;   // 0: no points
+        double offset = 0;   // of the mean from the first point
+        double squares = 0;  // about the mean
+    };
+    Node merge(const Node& a, const Node& b) const {
+        if (a.weight == 0) return b;
+        if (b.weight == 0) return a;
+        const double total = a.weight + b.weight;
+        const double apart = (y_[b.first] - y_[a.first]) + (b.offset - a.offset);
+        return {a.first, total, a.offset + apart * (b.weight / total),
+                a.squares + b.squares + apart * apart * (a.weight * (b.weight / total))};
+    }
+    std::span<const double> y_;
+    std::size_t leaves_;
+    std::vector<Node> nodes_;
+    std::vector<double> f_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// The best k cells
+//
+// The cost of a cell has the Monge property, so (1) with a price on every cell, the best partition into any number of
+// cells is found in one pass over the points with a monotone queue (Galil and Park 1990), and (2) the least cost of k
+// cells is convex in k, so some price gives k (Aggarwal, Schieber and Tokuyama 1994). Where a price gives fewer than k
+// and more than k cells at the same time, crossing the two partitions over gives exactly k.
+
+struct Outcome {
+    Bounds bounds;
+    double price = 0, gap = 0;  // as in Partition
+};
+
+template <class Cost>
+class Solver {
+  public:
+    explicit Solver(Cost& cost) : cost_(cost), n_(static_cast<std::uint32_t>(cost.size())) {}
+
+    // 1 <= k <= number of points. `price` is where the search starts; `iterations` counts the passes.
+    Outcome solve(std::uint32_t k, double price, std::uint32_t& iterations) {
+        // Known without a pass: at a price above all costs one cell is best, at no price every point on its own.
+        Path few{{0, n_}, cost_.cost(0, n_)}, many;
+        if (k <= 1) return {few.bounds, 0, 0};
+        many.bounds.resize(n_ + 1);
+        for (std::uint32_t i = 0; i <= n_; ++i) many.bounds[i] = i;
+        for (std::uint32_t i = 0; i < n_; ++i) many.cost += cost_.cost(i, i + 1);
+        if (k >= n_) return {many.bounds, 0, 0};
+
+        queue_.resize(n_ + 1);
+        parent_.resize(n_ + 1);
+        double low = 0, high = kInfinity;  // prices at which `many` and `few` are best
+        double bound = -kInfinity;         // no partition into k cells costs less
+        for (bool crossing = false;; crossing = false) {
+            // The price at which both known partitions are equally good. Tried at first only as a remedy for guesses
+            // out of range, then every third time: it alone ends the search if no price gives k.
+            const double meeting = (few.cost - many.cost) / (many.cells() - few.cells());
+            if (!(price > low && price < high) || iterations % 3 == 2) {
+                price = meeting;
+                crossing = true;
+            }
+            Path path = best_path(price);
+            ++iterations;
+            bound = std::max(bound, path.cost + price * (path.cells() - k));
+            if (path.cells() == k) return {path.bounds, price, std::max(0.0, path.cost - bound)};
+            Path& side = path.cells() < k ? few : many;
+            const bool progress = path.cells() < k ? path.cells() > few.cells() : path.cells() < many.cells();
+            if (!progress && crossing) {
+                // k lies on an edge of the convex hull, or rounding hides the price that separates.
+                many.bounds = cross(few.bounds, many.bounds, k);
+                return {many.bounds, price, std::max(0.0, path_cost(many.bounds) - bound)};
+            }
+            (path.cells() < k ? high : low) = price;
+            // For a smooth density the price falls with the cube of the number of cells.
+            const double ratio = path.cells() / k;
+            if (progress) side = std::move(path);
+            price *= ratio * ratio * ratio;
+        }
+    }
+
+  private:
+    struct Path {
+        Bounds bounds;
+        double cost = 0;
+        double cells() const { return static_cast<double>(bounds.size() - 1); }
+    };
+
+    // Where a start i is the best one for the ends from `from` up to the next entry's.
+    struct Candidate {
+        std::uint32_t start, from;
+    };
+
+    double path_cost(const Bounds& bounds) const {
+        double sum = 0;
+        for (std::size_t i = 0; i + 1 < bounds.size(); ++i) sum += cost_.cost(bounds[i], bounds[i + 1]);
+        return sum;
+    }
+
+    Path best_path(double price) {
+        std::size_t head = 0, tail = 1;
+        queue_[0] = {0, 1};
+        cost_.f(0) = 0;
+        for (std::uint32_t j = 1;; ++j) {
+            while (head + 1 < tail && queue_[head + 1].from <= j) ++head;
+            const std::uint32_t start = queue_[head].start;
+            cost_.f(j) = cost_.value(start, j) + price;
+            parent_[j] = start;
+            if (j == n_) break;
+            // A later start, once better, stays better: it takes over the ends from some place on.
+            while (tail > head + 1 && better(j, queue_[tail - 1], queue_[tail - 1].from)) --tail;
+            const Candidate& last = queue_[tail - 1];
+            const std::uint32_t from = takeover(j, last, std::max(last.from, j + 1));
+            if (from > n_) continue;
+            queue_[tail++] = {j, from};
+        }
+        Path path;
+        for (std::uint32_t j = n_; j > 0; j = parent_[j]) path.bounds.push_back(j);
+        path.bounds.push_back(0);
+        std::reverse(path.bounds.begin(), path.bounds.end());
+        path.cost = path_cost(path.bounds);
+        return path;
+    }
+
+    bool better(std::uint32_t start, const Candidate& than, std::uint32_t end) const {
+        return cost_.value(start, end) <= cost_.value(than.start, end);
+    }
+
+    // The first end from `low` on at which `start` is better, n + 1 if none. It is nearly always close: gallop.
+    std::uint32_t takeover(std::uint32_t start, const Candidate& than, std::uint32_t low) const {
+        std::uint32_t step = 1, high = low;
+        while (!better(start, than, high)) {
+            if (high == n_) return n_ + 1;
+            low = high + 1;
+            high = n_ - high > step ? high + step : n_;
+            step *= 2;
+        }
+        while (low < high) {
+            const std::uint32_t middle = low + (high - low) / 2;
+            if (better(start, than, middle))
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        return high;
+    }
+
+    // From partitions into fewer and more than k cells one into k. A cell (a, d) of the first that holds the cell
+    // (b, c) of the second, k - cells(first) later in its row, gives way to (b, d): the second's cells up to b, then
+    // (b, d), then the first's. By the Monge property the two crossed partitions together cost no more than the two
+    // given ones, so if those are best at one price, so is this.
+    static Bounds cross(const Bounds& few, const Bounds& many, std::uint32_t k) {
+        const std::size_t shift = k - (few.size() - 1);
+        std::size_t i = 0;
+        while (many[i + shift + 1] > few[i + 1]) ++i;
+        Bounds bounds(many.begin(), many.begin() + static_cast<std::ptrdiff_t>(i + shift + 1));
+        bounds.insert(bounds.end(), few.begin() + static_cast<std::ptrdiff_t>(i + 1), few.end());
+        return bounds;
+    }
+
+    Cost& cost_;
+    std::uint32_t n_;
+    std::vector<Candidate> queue_;
+    std::vector<std::uint32_t> parent_;
+};
+
+// For a density p and many cells the least cost is (integral of p^(1/3))^3 / (12 k^2) (Panter and Dite 1951); the price
+// is what it falls by with k.
+double guess_price(std::span<const double> y, std::span<const double> weight, double k) {
+    constexpr std::size_t kGroups = 4096;
+    const std::size_t group = y.size() / kGroups + 1;
+    double sum = 0;
+    for (std::size_t i = 0; i + 1 < y.size(); i += group) {
+        const std::size_t end = std::min(i + group, y.size() - 1);
+        double mass = 0;
+        for (std::size_t j = i; j < end; ++j) mass += weight[j];
+        const double width = y[end] - y[i];
+        sum += cube_root(mass * width * width);
+    }
+    return sum * sum * sum / (6 * k * k * k);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Bins
+
+std::size_t digit(std::uint32_t key, unsigned shift) { return (key >> shift) & 0x7ffu; }
+
+struct Bins {
+    // For each bucket the number of its first bin, and by how many bits the lower half of the key is shifted to count
+    // on from there (packed: this table should stay in the cache).
+    std::vector<std::uint32_t> table;
+    struct Range {
+        std::uint32_t first, last;
+    };
+    std::vector<Range> keys;  // of each bin
+    static constexpr unsigned kShiftBit = 27;
+
+    std::size_t bin_of(std::uint32_t key) const {
+        const std::uint32_t entry = table[key >> 16];
+        return (entry & ((1u << kShiftBit) - 1)) + ((key & 0xffffu) >> (entry >> kShiftBit));
+    }
+};
+
+// False if a value is not finite.
+bool plan_bins(std::span<const float> values, std::size_t bins, Bins& plan) {
+    std::vector<std::uint32_t> keys(kBlock);
+    std::vector<std::uint64_t> counts(kBuckets);
+    for (std::size_t start = 0; start < values.size(); start += kBlock) {
+        const std::size_t size = std::min(kBlock, values.size() - start);
+        for (std::size_t i = 0; i < size; ++i) keys[i] = key_of(values[start + i]) >> 16;
+        for (std::size_t i = 0; i < size; ++i) ++counts[keys[i]];
+    }
+    constexpr std::size_t kFirst = kKeyOfLowest >> 16, kLast = kKeyOfHighest >> 16;
+    for (std::size_t bucket = 0; bucket < kBuckets; ++bucket)
+        if (counts[bucket] > 0 && (bucket < kFirst || bucket > kLast)) return false;
+
+    std::vector<double> share(kBuckets);
+    double total = 0;
+    for (std::size_t bucket = kFirst; bucket <= kLast; ++bucket) {
+        // One value needs no width, however wide its bucket: outliers take no bins from the rest.
+        if (counts[bucket] < 2) continue;
+        const auto key = static_cast<std::uint32_t>(bucket << 16);
+        const double width = value_of(key | 0xffffu) - value_of(key);
+        share[bucket] = cube_root(static_cast<double>(counts[bucket] - 1) * width * width);
+        total += share[bucket];
+    }
+    const double scale = total > 0 ? static_cast<double>(bins) / total : 0;
+
+    // Empty buckets point at the first bin: an array that changes while it is read must not lead out of bounds.
+    plan.table.assign(kBuckets, 16u << Bins::kShiftBit);
+    double room = 0;  // what the last bin still takes
+    for (std::size_t bucket = kFirst; bucket <= kLast; ++bucket) {
+        if (counts[bucket] == 0) continue;
+        const auto key = static_cast<std::uint32_t>(bucket << 16);
+        const double wanted = share[bucket] * scale;
+        if (wanted < 1) {
+            // Several buckets share a bin; a lone value has one, for its neighbours may be far away.
+            const double used = counts[bucket] < 2 ? 1 : wanted;
+            if (plan.keys.empty() || used > room) {
+                plan.keys.push_back({key, 0});
+                room = 1;
+            }
+            room -= used;
+            plan.keys.back().last = key | 0xffffu;
+            plan.table[bucket] = static_cast<std::uint32_t>(plan.keys.size() - 1) | 16u << Bins::kShiftBit;
+        } else {
+            unsigned bits = 0;
+            while (bits < 16 && wanted > 1.5 * (1u << bits)) ++bits;
+            plan.table[bucket] = static_cast<std::uint32_t>(plan.keys.size()) | (16 - bits) << Bins::kShiftBit;
+            const std::uint32_t width = 1u << (16 - bits);
+            for (std::uint32_t first = key; first - key < 0x10000u; first += width)
+                plan.keys.push_back({first, first + (width - 1)});
+            room = 0;
+        }
+    }
+    return true;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The nearest centroid
+
+bool are_centroids(std::span<const double> centroids) {
+    if (centroids.empty() || centroids.size() > kMaxCentroids) return false;
+    for (std::size_t i = 0; i < centroids.size(); ++i)
+        if (!std::isfinite(centroids[i]) || (i > 0 && !(centroids[i - 1] < centroids[i]))) return false;
+    return true;
+}
+
+// The largest float that is not nearer to the upper of two centroids: the exact point halfway, rounded down.
+// A float is above the one if and only if it is above the other, so comparing floats decides as real numbers would.
+float threshold(double lower, double upper) {
+    // Near the end of the range of double the sum is taken of the halves, which are exact there.
+    const double scale = std::max(std::fabs(lower), std::fabs(upper)) > 0x1p1000 ? 0.5 : 1.0;
+    const TwoSum sum(scale * lower, scale * upper);
+    const auto halfway = static_cast<float>(0.5 / scale * sum.sum);
+    const double back = 2.0 * scale * halfway;
+    const bool above = back > sum.sum || (back == sum.sum && sum.error < 0);
+    return above ? std::nextafter(halfway, -std::numeric_limits<float>::infinity()) : halfway;
+}
+
+// Four floats: what every x86-64 and every ARM of 64 bits has.
+typedef float Float4 __attribute__((vector_size(16)));
+typedef std::int32_t Int4 __attribute__((vector_size(16)));
+
+class Assigner {
+  public:
+    Assigner(std::span<const double> centroids, std::size_t count) : k_(centroids.size()) {
+        thresholds_.fill(std::numeric_limits<float>::infinity());
+        for (std::size_t i = 0; i + 1 < k_; ++i) thresholds_[i] = threshold(centroids[i], centroids[i + 1]);
+        if (k_ > kMaxCompared && count >= kBuckets) build_table();
+    }
+
+    void assign(std::span<const float> values, std::uint8_t* codes) const {
+        if (!first_.empty())
+            look_up(values, codes);
+        else if (k_ <= kMaxCompared)
+            compare(values, codes);
+        else
+            for (std::size_t i = 0; i < values.size(); ++i) codes[i] = search<kAllSteps>(values[i], 0);
+    }
+
+  private:
+    static constexpr std::size_t kMaxCompared = 16;
+    static constexpr unsigned kAllSteps = 8;
+
+    // `code` plus the number of thresholds below the value among the 2^kSteps - 1 from there on. No branches: which
+    // side of a threshold a weight lies on is a coin toss.
+    template <unsigned kSteps>
+    std::uint8_t search(float value, std::uint32_t code) const {
+        for (unsigned bit = kSteps; bit-- > 0;)
+            code += static_cast<std::uint32_t>(value > thresholds_[code + (1u << bit) - 1]) << bit;
+        return static_cast<std::uint8_t>(code);
+    }
+
+    // Few thresholds: each value against all of them, sixteen values at a time.
+    void compare(std::span<const float> values, std::uint8_t* codes) const {
+        std::size_t i = 0;
+        for (; i + 16 <= values.size(); i += 16) {
+            Float4 x[4];
+            std::memcpy(x, values.data() + i, sizeof x);
+            Int4 count[4] = {};
+            for (std::size_t t = 0; t + 1 < k_; ++t) {
+                const float bound = thresholds_[t];
+                const Float4 all = {bound, bound, bound, bound};
+                for (int q = 0; q < 4; ++q) count[q] -= x[q] > all;
+            }
+            for (int q = 0; q < 4; ++q)
+                for (int lane = 0; lane < 4; ++lane) codes[i + 4 * q + lane] = static_cast<std::uint8_t>(count[q][lane]);
+        }
+        for (; i < values.size(); ++i) codes[i] = search<kAllSteps>(values[i], 0);
+    }
+
+    // Many thresholds: a table over the keys between the first and the last of them gives the lowest code that is
+    // possible, a short search the rest.
+    void build_table() {
+        low_ = key_of(std::max(thresholds_[0], std::numeric_limits<float>::lowest()));
+        high_ = key_of(thresholds_[k_ - 2]) + 1;
+        while ((high_ - low_) >> shift_ >= kBuckets) ++shift_;
+        first_.resize(((high_ - low_) >> shift_) + 1);
+        std::size_t most = 0, below = 0;
+        for (std::size_t bucket = 0; bucket < first_.size(); ++bucket) {
+            // The first bucket holds all lower values too, the last one all higher ones.
+            const auto key = low_ + static_cast<std::uint32_t>(bucket << shift_);
+            const auto last = std::min(key + ((1u << shift_) - 1), high_);
+            while (bucket > 0 && thresholds_[below] < value_of(key)) ++below;
+            std::size_t through = below;
+            while (thresholds_[through] < value_of(last)) ++through;
+            if (bucket + 1 == first_.size()) through = k_ - 1;
+            first_[bucket] = static_cast<std::uint8_t>(below);
+            most = std::max(most, through - below);
+        }
+        steps_ = static_cast<unsigned>(std::bit_width(most));
+    }
+
+    template <unsigned kSteps>
+    void look_up_in(std::span<const float> values, std::uint8_t* codes) const {
+        constexpr std::size_t kPart = 256;
+        std::uint32_t buckets[kPart];
+        for (std::size_t start = 0; start < values.size(); start += kPart) {
+            const std::size_t size = std::min(kPart, values.size() - start);
+            const float* part = values.data() + start;
+            for (std::size_t i = 0; i < size; ++i) {
+                const std::uint32_t key = key_of(part[i]);
+                const std::uint32_t inside = key < low_ ? low_ : key > high_ ? high_ : key;
+                buckets[i] = (inside - low_) >> shift_;
+            }
+            for (std::size_t i = 0; i < size; ++i) codes[start + i] = search<kSteps>(part[i], first_[buckets[i]]);
+        }
+    }
+
+    void look_up(std::span<const float> values, std::uint8_t* codes) const {
+        switch (steps_) {
+            case 0:
+            case 1: return look_up_in<1>(values, codes);
+            case 2: return look_up_in<2>(values, codes);
+            case 3: return look_up_in<3>(values, codes);
+            case 4: return look_up_in<4>(values, codes);
+            default: return look_up_in<kAllSteps>(values, codes);
+        }
+    }
+
+    std::size_t k_;
+    // Infinite from the last one on, for as far as a search may look.
+    std::array<float, 2 * kMaxCentroids> thresholds_{};
+    std::vector<std::uint8_t> first_;
+    std::uint32_t low_ = 0, high_ = 0;
+    unsigned shift_ = 0, steps_ = 0;
+};
+
+}  // namespace
+
+std::optional<Partition> optimal_partition(std::span<const double> position, std::span<const double> weight,
+                                           std::size_t k, double tolerance, double price) {
+    if (k < 1 || k > kMaxCentroids || !are_points(position, weight)) return std::nullopt;
+    Partition result;
+    if (position.empty()) return result;
+
+    const Scaled scaled(position);
+    const std::span<const double> y(scaled.y);
+    const auto cells = static_cast<std::uint32_t>(std::min(k, y.size()));
+    price = price > 0 && std::isfinite(price) ? scaled.to_price(price) : guess_price(y, weight, cells);
+
+    Outcome outcome;
+    double doubt = 0;
+    {
+        PrefixCost cost(y, weight);
+        outcome = Solver(cost).solve(cells, price, result.iterations);
+        doubt = 8 * cost.rounding();
+    }
+    std::vector<Cell> measured = measure_all(y, weight, outcome.bounds);
+    // With one cell, or one for each point, there is nothing to decide.
+    if (cells > 1 && cells < y.size() && doubt > tolerance * total_cost(measured)) {
+        TreeCost cost(y, weight);
+        outcome = Solver(cost).solve(cells, price, result.iterations);
+        measured = measure_all(y, weight, outcome.bounds);
+    }
+    for (std::size_t i = 0; i < measured.size(); ++i)
+        result.centroids.push_back(unscaled_mean(position, outcome.bounds, i, measured[i], scaled));
+    result.cost = scaled.from_price(total_cost(measured));
+    result.price = scaled.from_price(outcome.price);
+    result.gap = scaled.from_price(outcome.gap);
+    return result;
+}
+
+std::optional<Partition> lloyd_partition(std::span<const double> position, std::span<const double> weight,
+                                         std::span<const double> initial, std::uint32_t max_iterations) {
+    if (!are_centroids(initial) || !are_points(position, weight)) return std::nullopt;
+    Partition result;
+    if (position.empty()) return result;
+
+    const Scaled scaled(position);
+    const std::span<const double> y(scaled.y);
+    const MomentSums sums(y, weight);
+    const std::size_t k = initial.size();
+    const double factor = std::ldexp(1.0, scaled.exponent);
+    std::vector<double> centroids(k);
+    for (std::size_t i = 0; i < k; ++i) centroids[i] = initial[i] * factor;
+
+    Bounds bounds;
+    while (true) {
+        Bounds next(k + 1, static_cast<std::uint32_t>(y.size()));
+        next[0] = 0;
+        for (std::size_t i = 1; i < k; ++i) {
+            const double halfway = 0.5 * centroids[i - 1] + 0.5 * centroids[i];
+            const auto end = std::upper_bound(y.begin() + next[i - 1], y.end(), halfway);
+            next[i] = static_cast<std::uint32_t>(end - y.begin());
+        }
+        const bool settled = next == bounds;
+        bounds = std::move(next);
+        if (settled || result.iterations == max_iterations) break;
+        ++result.iterations;
+        for (std::size_t i = 0; i < k; ++i)
+            if (bounds[i] < bounds[i + 1])
+                centroids[i] = std::clamp(sums.mean(bounds[i], bounds[i + 1]), y[bounds[i]], y[bounds[i + 1] - 1]);
+    }
+    bounds.erase(std::unique(bounds.begin(), bounds.end()), bounds.end());
+    const std::vector<Cell> measured = measure_all(y, weight, bounds);
+    for (std::size_t i = 0; i < measured.size(); ++i)
+        result.centroids.push_back(unscaled_mean(position, bounds, i, measured[i], scaled));
+    result.cost = scaled.from_price(total_cost(measured));
+    return result;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Points from values
+
+bool distinct_points(std::span<const float> values, WeightedPoints& points) {
+    points = {};
+    if (!all_finite(values)) return false;
+    const std::size_t n = values.size();
+    // Not vectors: zeroing what is overwritten at once would cost a third of the time.
+    auto keys = std::make_unique_for_overwrite<std::uint32_t[]>(n);
+    for (std::size_t i = 0; i < n; ++i) keys[i] = key_of(values[i]);
+
+    constexpr unsigned kDigit = 11;
+    constexpr std::size_t kSmall = 4096;  // below this the counters cost more than they save
+    if (n < kSmall) {
+        std::sort(keys.get(), keys.get() + n);
+    } else {
+        auto other = std::make_unique_for_overwrite<std::uint32_t[]>(n);
+        std::vector<std::size_t> starts(3u << kDigit);
+        for (std::size_t i = 0; i < n; ++i)
+            for (unsigned pass = 0; pass < 3; ++pass) ++starts[(pass << kDigit) + digit(keys[i], pass * kDigit)];
+        for (unsigned pass = 0; pass < 3; ++pass) {
+            std::size_t sum = 0;
+            for (std::size_t d = 0; d < (std::size_t{1} << kDigit); ++d)
+                sum += std::exchange(starts[(pass << kDigit) + d], sum);
+            for (std::size_t i = 0; i < n; ++i)
+                other[starts[(pass << kDigit) + digit(keys[i], pass * kDigit)]++] = keys[i];
+            std::swap(keys, other);
+        }
+    }
+    std::size_t distinct = n > 0;
+    for (std::size_t i = 1; i < n; ++i) distinct += keys[i] != keys[i - 1];
+    points.position.reserve(distinct);
+    points.weight.reserve(distinct);
+    for (std::size_t i = 0; i < n;) {
+        std::size_t j = i + 1;
+        while (j < n && keys[j] == keys[i]) ++j;
+        points.position.push_back(value_of(keys[i]));
+        points.weight.push_back(static_cast<double>(j - i));
+        i = j;
+    }
+    return true;
+}
+
+// Two levels. The upper half of the key picks a bucket, and a first pass counts what is in each. Optimal cells are as
+// wide as (density)^(-1/3) (Panter and Dite 1951), and bins of that shape lose least, so a bucket with c values in a
+// width of h gets bins in proportion to (c h^2)^(1/3): several, or a share of one. Uniform bins between minimum and
+// maximum would be as good for smooth densities, but a single outlier can leave them a handful of bins for all else.
+bool binned_points(std::span<const float> values, std::size_t bins, WeightedPoints& points) {
+    points = {};
+    Bins plan;
+    if (bins < 1 || bins > kMaxBins || !plan_bins(values, bins, plan)) return false;
+
+    struct Bin {
+        double sum = 0;
+        std::uint64_t count = 0;
+    };
+    std::vector<Bin> filled(plan.keys.size());
+    std::vector<std::uint32_t> keys(kBlock);
+    for (std::size_t start = 0; start < values.size(); start += kBlock) {
+        const std::span<const float> block = values.subspan(start, std::min(kBlock, values.size() - start));
+        for (std::size_t i = 0; i < block.size(); ++i) keys[i] = key_of(block[i]);
+        for (std::size_t i = 0; i < block.size(); ++i) {
+            Bin& bin = filled[plan.bin_of(keys[i])];
+            bin.sum += block[i];
+            ++bin.count;
+        }
+    }
+    for (std::size_t i = 0; i < filled.size(); ++i) {
+        if (filled[i].count == 0) continue;
+        const double low = value_of(plan.keys[i].first), high = value_of(plan.keys[i].last);
+        const auto count = static_cast<double>(filled[i].count);
+        const double mean = std::clamp(filled[i].sum / count, low, high);
+        points.position.push_back(mean);
+        points.weight.push_back(count);
+        // Values in [low, high] with this mean scatter at most so much (Bhatia and Davis 2000).
+        if (filled[i].count > 1) points.scatter += count * (high - mean) * (mean - low);
+    }
+    return true;
+}
+
+void count_words(std::span<const std::uint16_t> words, std::span<std::uint64_t, 65536> counts) {
+    std::fill(counts.begin(), counts.end(), 0);
+    for (const std::uint16_t word : words) ++counts[word];
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Codes
+
+bool assign_nearest(std::span<const float> values, std::span<const double> centroids, std::span<std::uint8_t> codes) {
+    if (!are_centroids(centroids) || codes.size() != values.size() || !all_finite(values)) return false;
+    Assigner(centroids, values.size()).assign(values, codes.data());
+    return true;
+}
+
+bool squared_error(std::span<const float> values, std::span<const double> centroids, double& sum) {
+    if (!are_centroids(centroids)) return false;
+    const Assigner assigner(centroids, values.size());
+    std::uint8_t codes[kBlock];
+    // Eight sums at a time keep the adders busy; a total a block keeps the rounding small.
+    constexpr std::size_t kLanes = 8;
+    CompensatedSum total;
+    for (std::size_t start = 0; start < values.size(); start += kBlock) {
+        const std::span<const float> block = values.subspan(start, std::min(kBlock, values.size() - start));
+        if (!all_finite(block)) return false;
+        assigner.assign(block, codes);
+        double lanes[kLanes] = {};
+        std::size_t i = 0;
+        for (; i + kLanes <= block.size(); i += kLanes)
+            for (std::size_t lane = 0; lane < kLanes; ++lane) {
+                const double distance = block[i + lane] - centroids[codes[i + lane]];
+                lanes[lane] += distance * distance;
+            }
+        for (; i < block.size(); ++i) {
+            const double distance = block[i] - centroids[codes[i]];
+            lanes[i % kLanes] += distance * distance;
+        }
+        for (double lane : lanes) total.add(lane);
+    }
+    sum = total.value();
+    return true;
+}
+
+}  // namespace dcz
