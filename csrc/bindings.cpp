@@ -1,4 +1,4 @@
-// The only file that knows Python. Each function takes buffers of bytes, checks their sizes against each other, and
+// This file and bindings_clustering.cpp are all that knows Python. Each function takes buffers of bytes, checks their sizes against each other, and
 // works without the GIL. src/dcz/_native.pyi has the types.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "bindings_clustering.h"
 #include "bits.h"
 #include "cpu.h"
 #include "dequantize.h"
@@ -286,5 +287,6 @@ NB_MODULE(_native, m) {
           nb::arg("groups"), nb::arg("start"), nb::arg("positions").none(), nb::arg("out"));
     m.def("dequantize", &py_dequantize, nb::arg("codes"), nb::arg("scales"), nb::arg("zero_points").none(), nb::arg("bits"),
           nb::arg("dtype"), nb::arg("groups"), nb::arg("start"), nb::arg("positions").none(), nb::arg("out"));
+    bind_clustering(m);
     m.def("histogram", &py_histogram, nb::arg("data"), nb::arg("out"));
 }

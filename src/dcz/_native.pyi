@@ -5,6 +5,9 @@ Raises dcz.errors.CorruptStream where data breaks a rule of docs/format.md, and 
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from dcz.format.dtypes import Buffer
 
 def available_isas() -> list[str]: ...
@@ -44,3 +47,23 @@ def dequantize(
     out: Buffer,
 ) -> None: ...
 def histogram(data: Buffer, out: Buffer) -> None: ...
+
+_Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]
+_Partition = tuple[npt.NDArray[np.float64], float, float, float, int]
+
+def distinct_points(values: npt.NDArray[np.float32]) -> _Points | None: ...
+def binned_points(values: npt.NDArray[np.float32], bins: int) -> _Points | None: ...
+def count_words(words: npt.NDArray[np.uint16], counts: npt.NDArray[np.uint64]) -> None: ...
+def optimal_partition(
+    position: npt.NDArray[np.float64], weight: npt.NDArray[np.float64], k: int, tolerance: float, price: float
+) -> _Partition: ...
+def lloyd_partition(
+    position: npt.NDArray[np.float64],
+    weight: npt.NDArray[np.float64],
+    initial: npt.NDArray[np.float64],
+    max_iterations: int,
+) -> _Partition: ...
+def assign_nearest(
+    values: npt.NDArray[np.float32], centroids: npt.NDArray[np.float64], codes: npt.NDArray[np.uint8]
+) -> bool: ...
+def squared_error(values: npt.NDArray[np.float32], centroids: npt.NDArray[np.float64]) -> float | None: ...
