@@ -148,11 +148,10 @@ class GroupedTensor:
         np.copyto(target, values, casting="unsafe")
 
     def gather(self, number: int) -> np.ndarray:
-        """The kept weights of one group, in C order, of the type of the arithmetic: (kept,)."""
+        """The kept weights of one group, in C order, of their own type: (kept,)."""
         where = self._where(number)
         values = self._weights[where]
-        kept = values.reshape(-1) if self._mask is None else values[self._mask[where]]
-        return np.ascontiguousarray(kept, dtype=self.compute)
+        return values.reshape(-1) if self._mask is None else values[self._mask[where]]
 
     def scatter(self, number: int, values: np.ndarray, out: np.ndarray) -> None:
         """Write what belongs to the weights that ``gather`` gave to their places in ``out``, as many elements."""

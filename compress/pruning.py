@@ -15,7 +15,7 @@ import numpy as np
 from dcz.compress.groups import float_dtype_of
 from dcz.errors import EncodingError
 
-__all__ = ["magnitude_mask"]
+__all__ = ["magnitude_mask", "nonzero_mask"]
 
 _BLOCK: Final = 1 << 17
 _DIGIT: Final = 16
@@ -53,6 +53,23 @@ def magnitude_mask(weights: np.ndarray, density: float) -> np.ndarray:
             equal = np.flatnonzero(block == threshold)[:ties]
             part[equal] = True
             ties -= equal.size
+        start += block.size
+    return mask.reshape(weights.shape)
+
+
+def nonzero_mask(weights: np.ndarray) -> np.ndarray:
+    """Where weights are not zero, of either sign: what a tensor that was pruned before keeps.
+
+    ``weights``: floating-point, any shape, not empty. Returns a bool array of the same shape.
+
+    Raises EncodingError if they are not floating-point, or if there are none.
+    """
+    dtype = float_dtype_of(weights)
+    patterns = np.ascontiguousarray(weights, dtype=dtype.numpy).reshape(-1).view(f"<u{dtype.itemsize}")
+    mask = np.empty(patterns.size, dtype=np.bool_)
+    start = 0
+    for block in _magnitudes(patterns, 8 * dtype.itemsize):
+        np.not_equal(block, 0, out=mask[start : start + block.size])
         start += block.size
     return mask.reshape(weights.shape)
 

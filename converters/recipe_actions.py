@@ -1,0 +1,163 @@
+"""What a rule of a recipe can do with a tensor: three small families, independent of each other.
+
+    pruning     which weights are kept           magnitude
+    values      what a stored value is           exact, affine, codebook
+    layout      how positions are written        auto, dense, relative-index, bitmap
+
+A new method is a new member of one of them. The field ``kind`` tells the members of a family apart, as in the manifest
+of a file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from dcz.compress.clustering import Init, Method
+from dcz.compress.codebooks import quantize_codebook, with_zero
+from dcz.compress.pruning import magnitude_mask, nonzero_mask
+from dcz.compress.quantizers import Calibration, Scheme, quantize_affine
+from dcz.format.encoder import LayoutChoice
+from dcz.format.manifest import Granularity, PerTensor, RelativeIndex
+from dcz.format.tensors import TensorData
+
+__all__ = [
+    "Affine",
+    "Auto",
+    "Bitmap",
+    "Codebook",
+    "Dense",
+    "Exact",
+    "Layout",
+    "MagnitudePruning",
+    "RecipeModel",
+    "RelativeIndexLayout",
+    "Values",
+    "layout_choice",
+]
+
+
+class RecipeModel(BaseModel):
+    """Strict, frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+def _kind(value: Any) -> Any:
+    """A member without further fields may be given by its kind alone."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class MagnitudePruning(RecipeModel):
+    """Keep the part ``density`` of the weights: those of largest magnitude."""
+
+    kind: Literal["magnitude"]
+    density: Annotated[float, Field(gt=0, le=1)]
+
+    def mask(self, weights: np.ndarray) -> np.ndarray:
+        """Which weights are kept; never one that is zero."""
+        return magnitude_mask(weights, self.density) & nonzero_mask(weights)
+
+
+class Exact(RecipeModel):
+    """The bits as they are."""
+
+    kind: Literal["exact"]
+
+    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+        del dense  # zeros are values like any other
+        return weights if mask is None else np.where(mask, weights, weights.dtype.type(0))
+
+
+class Affine(RecipeModel):
+    """Uniform quantization (dcz.compress.quantizers). ``scale_dtype`` is for all but f64 tensors, whose scales are f64."""
+
+    kind: Literal["affine"]
+    bits: Annotated[int, Field(ge=1, le=8)] = 8
+    scheme: Scheme = "symmetric"
+    granularity: Annotated[Granularity, BeforeValidator(_kind)] = PerTensor()
+    calibration: Calibration = "min-max"
+    scale_dtype: Literal["f32", "f16", "bf16"] = "f32"
+
+    @model_validator(mode="after")
+    def _both_signs_and_zero(self) -> Affine:
+        if self.bits == 1 and self.scheme != "asymmetric":
+            raise ValueError("1 bit has no room for both signs and zero; allowed: scheme = 'asymmetric'")
+        return self
+
+    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+        if dense and mask is not None:
+            weights, mask = np.where(mask, weights, weights.dtype.type(0)), None
+        return quantize_affine(
+            weights,
+            bits=self.bits,
+            scheme=self.scheme,
+            granularity=self.granularity,
+            calibration=self.calibration,
+            scale_dtype=None if weights.dtype == np.float64 else self.scale_dtype,
+            mask=mask,
+        )
+
+
+class Codebook(RecipeModel):
+    """Weight sharing (dcz.compress.codebooks)."""
+
+    kind: Literal["codebook"]
+    size: Annotated[int, Field(ge=1, le=256)]
+    granularity: Annotated[Granularity, BeforeValidator(_kind)] = PerTensor()
+    method: Method = "optimal"
+    init: Init = "linear"
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+        zero = dense and mask is not None
+        tensor = quantize_codebook(
+            weights,
+            size=max(1, self.size - 1) if zero else self.size,
+            granularity=self.granularity,
+            method=self.method,
+            init=self.init,
+            seed=self.seed,
+            mask=mask,
+        )
+        return with_zero(tensor) if zero else tensor
+
+
+class Auto(RecipeModel):
+    """The layout that takes the least space."""
+
+    kind: Literal["auto"]
+
+
+class Dense(RecipeModel):
+    """All positions; what was pruned is a zero among the values."""
+
+    kind: Literal["dense"]
+
+
+class RelativeIndexLayout(RecipeModel):
+    """Gaps between the stored positions, in ``bits`` bits each; None is the width that takes the least space."""
+
+    kind: Literal["relative-index"]
+    bits: Annotated[int, Field(ge=1, le=8)] | None = None
+
+
+class Bitmap(RecipeModel):
+    """One bit for each position."""
+
+    kind: Literal["bitmap"]
+
+
+Values: TypeAlias = Annotated[Exact | Affine | Codebook, Field(discriminator="kind"), BeforeValidator(_kind)]
+Layout: TypeAlias = Annotated[
+    Auto | Dense | RelativeIndexLayout | Bitmap, Field(discriminator="kind"), BeforeValidator(_kind)
+]
+
+
+def layout_choice(layout: Layout) -> LayoutChoice:
+    """The layout as the writer takes it."""
+    if isinstance(layout, RelativeIndexLayout) and layout.bits is not None:
+        return RelativeIndex(bits=layout.bits)
+    return layout.kind

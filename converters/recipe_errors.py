@@ -1,0 +1,129 @@
+"""What is wrong with a recipe, in its author's terms: file, line, field, and what is allowed there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+from dcz.converters.recipe_actions import (
+    Affine,
+    Auto,
+    Bitmap,
+    Codebook,
+    Dense,
+    Exact,
+    MagnitudePruning,
+    RelativeIndexLayout,
+)
+from dcz.format.manifest import PerChannel, PerGroup, PerTensor
+
+__all__ = ["explain"]
+
+# Fields whose kind decides which further fields they have.
+_FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
+    "values": {"exact": Exact, "affine": Affine, "codebook": Codebook},
+    "layout": {"auto": Auto, "dense": Dense, "relative-index": RelativeIndexLayout, "bitmap": Bitmap},
+    "granularity": {"tensor": PerTensor, "channel": PerChannel, "group": PerGroup},
+}
+
+Path = list[str | int]
+
+
+def explain(
+    error: ValidationError, text: str, file: str, *, root: type[BaseModel], rule: type[BaseModel]
+) -> str:
+    """One line for each fault.
+
+    ``text``: the TOML that was validated. ``file``: its name. ``root`` and ``rule``: the models of the whole recipe and
+    of an item of its list ``rules``.
+    """
+    return "\n".join(_fault(fault, text, file, root, rule) for fault in error.errors(include_url=False))
+
+
+def _fault(fault: Any, text: str, file: str, root: type[BaseModel], rule: type[BaseModel]) -> str:
+    path, model = _field(fault["loc"], root, rule)
+    match fault["type"]:
+        case "extra_forbidden":
+            what = f"unknown field; allowed: {', '.join(model.model_fields)}"
+        case "missing":
+            what = "is missing"
+        case "union_tag_not_found":
+            what = f"the field 'kind' is missing; allowed: {_kinds(path)}"
+        case "union_tag_invalid":
+            what = f"unknown kind {fault['ctx']['tag']!r}; allowed: {_kinds(path)}"
+        case "value_error":
+            what = str(fault["ctx"]["error"])
+        case _:
+            what = f"{fault['msg']}, not {_short(fault['input'])}"
+    line = _line(text, path)
+    return f"{file}{f':{line}' if line else ''}: {_dotted(path)}: {what}"
+
+
+def _field(
+    location: Sequence[str | int], root: type[BaseModel], rule: type[BaseModel]
+) -> tuple[Path, type[BaseModel]]:
+    """The path of a field as it stands in the file, without the kinds that pydantic adds, and the model around it."""
+    model = root
+    path: Path = []
+    for step in location:
+        family = _FAMILIES.get(path[-1]) if path and isinstance(path[-1], str) else None
+        if family is not None and step in family:
+            model = family[str(step)]
+            continue
+        if step == "pruning":
+            model = MagnitudePruning
+        elif step == "rules":
+            model = rule
+        path.append(step)
+    if path and path[-1] in ("pruning", "rules"):
+        model = root
+    return path, model
+
+
+def _kinds(path: Path) -> str:
+    return ", ".join(_FAMILIES.get(str(path[-1]), {}))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _dotted(path: Path) -> str:
+    """``rules[1].values.bits``, rules counted from 1."""
+    text = ""
+    for step in path:
+        text += f"[{step + 1}]" if isinstance(step, int) else f".{step}" if text else step
+    return text or "recipe"
+
+
+def _line(text: str, path: Path) -> int | None:
+    """The line, from 1, where a field stands, or else what it belongs to. tomllib does not tell, so this looks for it:
+    in the table of its rule, for one key after the other."""
+    lines = text.splitlines()
+    start, end = 0, len(lines)
+    keys = [step for step in path if isinstance(step, str)]
+    found: int | None = None
+    if keys and keys[0] == "rules":
+        headers = [number for number, line in enumerate(lines) if re.match(r"\s*\[\[\s*rules\s*\]\]", line)]
+        index = path[1] if len(path) > 1 else None
+        if not isinstance(index, int) or index >= len(headers):
+            return None
+        found = start = headers[index]
+        end = headers[index + 1] if index + 1 < len(headers) else end
+        keys = keys[1:]
+    for key in keys:
+        name = re.escape(key)
+        at_start = re.compile(rf"\s*(\[[^\]]*\b{name}\s*\]|([\w-]+\s*\.\s*)*{name}\s*[=.])")
+        inside = re.compile(rf"[{{,.]\s*{name}\s*=")
+        hits = [n for n in range(start, end) if at_start.match(lines[n])]
+        hits = hits or [n for n in range(start, end) if inside.search(lines[n])]
+        if not hits:
+            break
+        found = start = hits[0]
+        if "{" in lines[found]:
+            end = found + 1
+    return None if found is None else found + 1

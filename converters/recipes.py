@@ -1,0 +1,212 @@
+"""Recipes: how each tensor of a model is to be stored (docs/guides/recipes.md).
+
+A recipe is a list of rules; the first rule that matches a tensor decides, and a tensor that none matches is stored
+exactly. The recipes that are built in are TOML files like any other (``builtin_recipes/``).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+import os
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from dcz.compress.pruning import nonzero_mask
+from dcz.converters.recipe_actions import (
+    Auto,
+    Dense,
+    Exact,
+    Layout,
+    MagnitudePruning,
+    RecipeModel,
+    Values,
+    layout_choice,
+)
+from dcz.converters.recipe_errors import explain
+from dcz.errors import EncodingError, RecipeError
+from dcz.format.coding import CodingChoice
+from dcz.format.dtypes import DTYPES, DType, dtype_of
+from dcz.format.encoder import LayoutChoice
+from dcz.format.tensors import TensorData
+
+__all__ = ["BUILTIN_RECIPES", "Prepared", "Recipe", "Rule", "load_recipe"]
+
+BUILTIN_RECIPES: Final = ("lossless", "int8", "int4", "codebook", "deep-compression")
+
+# What a rule that changes weights passes over unless it says otherwise: biases, norms and other vectors; what is too
+# small to be worth it; fp8, which was quantized before.
+_CHANGEABLE: Final = ("f64", "f32", "f16", "bf16")
+_MIN_RANK: Final = 2
+_MIN_ELEMENTS: Final = 256
+
+Names: TypeAlias = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A tensor as the writer takes it: ``Writer.add_tensor(name, tensor, layout=layout, coding=coding)``."""
+
+    tensor: TensorData
+    layout: LayoutChoice
+    coding: CodingChoice
+
+
+class Rule(RecipeModel):
+    """For which tensors, and what is done with them.
+
+    A tensor has to match all that is given. ``names``: patterns, of which one has to match the whole name, in which
+    ``*`` is any number of characters (dots too), ``?`` one, and ``[...]`` one of a set. If ``dtypes``,
+    ``min_elements`` or ``min_rank`` are not given, a rule that leaves the weights as they are matches all; one that
+    changes them matches the types f64, f32, f16 and bf16, tensors of 256 elements and of two dimensions. It never
+    matches integers, booleans, or tensors without elements.
+    """
+
+    names: Names = ("*",)
+    dtypes: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    min_elements: Annotated[int, Field(ge=0)] | None = None
+    max_elements: Annotated[int, Field(ge=0)] | None = None
+    min_rank: Annotated[int, Field(ge=0)] | None = None
+    max_rank: Annotated[int, Field(ge=0)] | None = None
+    pruning: MagnitudePruning | None = None
+    values: Values = Exact(kind="exact")
+    layout: Layout = Auto(kind="auto")
+    coding: CodingChoice = "auto"
+
+    @field_validator("dtypes")
+    @classmethod
+    def _known(cls, dtypes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in dtypes or ():
+            if name not in DTYPES:
+                raise ValueError(f"unknown element type {name!r}; allowed: {', '.join(DTYPES)}")
+        return dtypes
+
+    @property
+    def changes_weights(self) -> bool:
+        return self.pruning is not None or not isinstance(self.values, Exact)
+
+    def matches(self, name: str, dtype: DType, shape: tuple[int, ...]) -> bool:
+        """Whether the rule is for a tensor of this name, element type and shape."""
+        elements, rank = math.prod(shape), len(shape)
+        changes = self.changes_weights
+        if changes and not (dtype.is_float and elements):
+            return False
+        dtypes = self.dtypes or (_CHANGEABLE if changes else tuple(DTYPES))
+        min_elements = (
+            self.min_elements if self.min_elements is not None else (_MIN_ELEMENTS if changes else 0)
+        )
+        min_rank = self.min_rank if self.min_rank is not None else (_MIN_RANK if changes else 0)
+        return (
+            dtype.name in dtypes
+            and elements >= min_elements
+            and (self.max_elements is None or elements <= self.max_elements)
+            and rank >= min_rank
+            and (self.max_rank is None or rank <= self.max_rank)
+            and any(fnmatchcase(name, pattern) for pattern in self.names)
+        )
+
+    def apply(self, weights: np.ndarray) -> Prepared:
+        """Prune and quantize. Raises EncodingError if the tensor does not allow it."""
+        layout = layout_choice(self.layout)
+        dense = isinstance(self.layout, Dense)
+        if not self.changes_weights:
+            return Prepared(weights, layout, self.coding)
+        try:
+            if self.pruning is not None:
+                mask: np.ndarray | None = self.pruning.mask(weights)
+            else:
+                mask = self._zeros_left_out(weights)
+            return Prepared(self.values.quantize(weights, mask, dense=dense), layout, self.coding)
+        except EncodingError as exc:
+            hint = exc.hint or "put a rule before this one that stores the tensor exactly"
+            raise EncodingError(exc.message, hint=hint) from exc
+
+    def _zeros_left_out(self, weights: np.ndarray) -> np.ndarray | None:
+        """The mask of a tensor that was pruned before: as the layout says, or if more than half of it is zero, where a
+        code word for each zero would cost more than the positions."""
+        if isinstance(self.layout, Dense) or isinstance(self.values, Exact):
+            return None
+        mask = nonzero_mask(weights)
+        if isinstance(self.layout, Auto) and 2 * int(np.count_nonzero(mask)) >= mask.size:
+            return None
+        return mask
+
+
+class Recipe(RecipeModel):
+    """Rules in order, under a name. A tensor that no rule matches is stored exactly."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    description: str = ""
+    rules: Annotated[tuple[Rule, ...], Field(strict=False)] = ()
+
+    def rule_for(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Rule | None:
+        """The first rule that matches, or None."""
+        return next((rule for rule in self.rules if rule.matches(name, dtype, shape)), None)
+
+    def apply(self, name: str, tensor: np.ndarray) -> Prepared:
+        """What is to be stored in place of a tensor.
+
+        ``tensor``: of any type and shape that the format has (dcz.format.dtypes). Raises EncodingError if the rule
+        cannot be applied to it, for example because a weight is not finite.
+        """
+        rule = self.rule_for(name, dtype_of(tensor), tensor.shape)
+        return Prepared(tensor, "auto", "auto") if rule is None else rule.apply(tensor)
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe as str, int, float, bool, list and dict, without the description and without defaults.
+
+        ``Recipe.model_validate`` makes an equal recipe of it (but for the description).
+        """
+        described: dict[str, Any] = _plain(self)
+        described.pop("description", None)
+        return described
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        fields = (
+            (name, getattr(value, name), info.default) for name, info in type(value).model_fields.items()
+        )
+        return {name: _plain(field) for name, field, default in fields if name == "kind" or field != default}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
+    """A recipe by the name of a built-in one, or from a TOML file; a Recipe is given back as it is.
+
+    A file without ``name`` is named after itself. Raises RecipeError, which says in which line of which file what is
+    wrong, and what is allowed there.
+    """
+    if isinstance(spec, Recipe):
+        return spec
+    if isinstance(spec, str) and spec in BUILTIN_RECIPES:
+        file = importlib.resources.files("dcz.converters") / "builtin_recipes" / f"{spec}.toml"
+        return _parse(file.read_text(encoding="utf-8"), file=f"{spec}.toml")
+    path = Path(spec)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        allowed = f"built in: {', '.join(BUILTIN_RECIPES)}; otherwise the path of a TOML file"
+        raise RecipeError(f"there is no recipe {os.fspath(spec)!r}", hint=allowed) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise RecipeError(f"{path}: the recipe cannot be read: {exc}") from exc
+    return _parse(text, file=str(path))
+
+
+def _parse(text: str, *, file: str) -> Recipe:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise RecipeError(f"{file}: not valid TOML: {exc}") from exc
+    try:
+        return Recipe.model_validate({"name": Path(file).stem, **data})
+    except ValidationError as exc:
+        raise RecipeError(explain(exc, text, file, root=Recipe, rule=Rule)) from exc
