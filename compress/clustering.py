@@ -86,7 +86,7 @@ def kmeans(
     if method == "optimal":
         return _optimal(values, k)
     if method == "exact":
-        return _partition(_distinct_points(values), k, _EXACT_TOLERANCE)
+        return _exact(values, k)
     raise EncodingError(f"no clustering method {method!r}", hint="allowed: optimal, exact, lloyd")
 
 
@@ -183,14 +183,9 @@ def _forgy(points: _Points, k: int, seed: int) -> _Doubles:
 
 def _optimal(values: npt.NDArray[Any], k: int) -> Clustering:
     flat, dtype = _flat(values)
-    bins = min(max(_MIN_BINS, _BINS_PER_CELL * k), _MAX_BINS)
-    if dtype.name != "f32" or flat.size <= bins:
+    if dtype.name != "f32" or flat.size <= _bins(k):
         return _partition(_distinct_points(flat), k, _TOLERANCE)
-    binned = _native.binned_points(flat, bins)
-    if binned is None:
-        raise _not_finite()
-    position, weight, scatter = binned
-    centroids, _, price, _, iterations = _native.optimal_partition(position, weight, k, _TOLERANCE, 0.0)
+    centroids, price, scatter, iterations = _binned(flat, k)
     cost = _native.squared_error(flat, centroids)
     if cost is None:
         raise _not_finite()
@@ -198,6 +193,27 @@ def _optimal(values: npt.NDArray[Any], k: int) -> Clustering:
         return Clustering(centroids, cost, iterations)
     # The values crowd together in places too narrow for the bins.
     return _partition(_distinct_points(flat), k, _TOLERANCE, price)
+
+
+def _exact(values: npt.NDArray[Any], k: int) -> Clustering:
+    flat, dtype = _flat(values)
+    # The bins' solution costs next to nothing and says where to search: mostly one pass over the values is enough.
+    price = _binned(flat, k)[1] if dtype.name == "f32" and flat.size > _bins(k) else 0.0
+    return _partition(_distinct_points(flat), k, _EXACT_TOLERANCE, price)
+
+
+def _bins(k: int) -> int:
+    return min(max(_MIN_BINS, _BINS_PER_CELL * k), _MAX_BINS)
+
+
+def _binned(flat: npt.NDArray[np.float32], k: int) -> tuple[_Doubles, float, float, int]:
+    """Centroids, price, scatter and iterations."""
+    points = _native.binned_points(flat, _bins(k))
+    if points is None:
+        raise _not_finite()
+    position, weight, scatter = points
+    centroids, _, price, _, iterations = _native.optimal_partition(position, weight, k, _TOLERANCE, 0.0)
+    return centroids, price, scatter, iterations
 
 
 def _partition(points: _Points, k: int, tolerance: float, price: float = 0.0) -> Clustering:

@@ -176,44 +176,72 @@ class MomentSums {
 
 // Prefix sums: two subtractions, one division. Leaves out the sum of squares, so that
 // cost = -(sum of w y)^2 / (sum of w), y relative to a point near the mean (the difference of two floats is exact).
+//
+// Outliers would take the digits from all others. Where it is known that no cell of the best partition crosses certain
+// places, y is relative to a point of its own in each segment between them, and crossing cells cost infinitely much,
+// which keeps the Monge property.
 class PrefixCost {
   public:
-    PrefixCost(std::span<const double> y, std::span<const double> weight) : nodes_(y.size() + 1) {
-        CompensatedSum total, moment;
-        for (std::size_t i = 0; i < y.size(); ++i) {
-            total.add(weight[i]);
-            moment.add(weight[i] * y[i]);
-        }
-        const double mean = moment.value() / total.value();
-        const auto above = std::lower_bound(y.begin(), y.end(), mean);
-        const double origin = above == y.end() ? y.back() : *above;
+    PrefixCost(std::span<const double> y, std::span<const double> weight, Bounds segments)
+        : segments_(std::move(segments)), nodes_(y.size() + 1) {
         CompensatedSum w, s, q;
-        for (std::size_t i = 0; i < y.size(); ++i) {
-            const double x = y[i] - origin;
-            w.add(weight[i]);
-            s.add(weight[i] * x);
-            q.add(weight[i] * x * x);
-            nodes_[i + 1] = {w.value(), s.value(), 0};
+        for (std::size_t segment = 0; segment + 1 < segments_.size(); ++segment) {
+            const std::uint32_t begin = segments_[segment], end = segments_[segment + 1];
+            CompensatedSum total, moment;
+            for (std::size_t i = begin; i < end; ++i) {
+                total.add(weight[i]);
+                moment.add(weight[i] * (y[i] - y[begin]));
+            }
+            const double mean = y[begin] + moment.value() / total.value();
+            const auto last = y.begin() + (end - 1);
+            const double origin = *std::lower_bound(y.begin() + begin, last, mean);
+            for (std::size_t i = begin; i < end; ++i) {
+                const double x = y[i] - origin;
+                w.add(weight[i]);
+                s.add(weight[i] * x);
+                q.add(weight[i] * x * x);
+                nodes_[i].end = end;
+                nodes_[i + 1] = {w.value(), s.value(), 0, end};
+            }
         }
         squares_ = q.value();
     }
     std::size_t size() const { return nodes_.size() - 1; }
+    const Bounds& coarsest() const { return segments_; }
     double& f(std::size_t i) { return nodes_[i].f; }
     double cost(std::size_t i, std::size_t j) const {
-        const double s = nodes_[j].s - nodes_[i].s;
-        return -(s * s) / (nodes_[j].w - nodes_[i].w);
+        const Node &a = nodes_[i], &b = nodes_[j];
+        if (j > a.end) return kInfinity;
+        const double s = b.s - a.s;
+        return -(s * s) / (b.w - a.w);
     }
     double value(std::size_t i, std::size_t j) const { return nodes_[i].f + cost(i, j); }
-    // All costs add up to within a few of these.
-    double rounding() const { return squares_ * std::numeric_limits<double>::epsilon(); }
+    // What rounding may add to the cost of a partition or take from it.
+    double rounding() const { return 8 * squares_ * std::numeric_limits<double>::epsilon(); }
 
   private:
     struct Node {
-        double w, s, f;
+        double w = 0, s = 0, f = 0;
+        std::uint32_t end = 0;  // of the segment of the point i
     };
+    Bounds segments_;
     std::vector<Node> nodes_;  // together: a look at an index costs one cache line
     double squares_ = 0;
 };
+
+// Where every partition that costs no more than `cost` must have a bound: two neighbours in one cell would cost more by
+// themselves.
+Bounds necessary_bounds(std::span<const double> y, std::span<const double> weight, double cost) {
+    Bounds bounds{0};
+    for (std::size_t i = 1; i < y.size(); ++i) {
+        const double gap = y[i] - y[i - 1];
+        const double together = weight[i - 1] * (weight[i] / (weight[i - 1] + weight[i])) * gap * gap;
+        // The margin covers the rounding of either side.
+        if (together > cost * (1 + 1e-9)) bounds.push_back(static_cast<std::uint32_t>(i));
+    }
+    bounds.push_back(static_cast<std::uint32_t>(y.size()));
+    return bounds;
+}
 
 // A tree of partial results, merged without cancellation (Chan, Golub and LeVeque 1979): each cost is right to nearly
 // all its digits, whatever lies beside the cell. O(log n) for a cost.
@@ -225,6 +253,7 @@ class TreeCost {
         for (std::size_t i = leaves_; i-- > 1;) nodes_[i] = merge(nodes_[2 * i], nodes_[2 * i + 1]);
     }
     std::size_t size() const { return f_.size() - 1; }
+    Bounds coarsest() const { return {0, static_cast<std::uint32_t>(size())}; }
     double& f(std::size_t i) { return f_[i]; }
     double cost(std::size_t i, std::size_t j) const {
         Node left, right;
@@ -275,11 +304,11 @@ class Solver {
   public:
     explicit Solver(Cost& cost) : cost_(cost), n_(static_cast<std::uint32_t>(cost.size())) {}
 
-    // 1 <= k <= number of points. `price` is where the search starts; `iterations` counts the passes.
+    // From the number of cells of the coarsest partition to the number of points: k. `price` is where the search starts; `iterations` counts the passes.
     Outcome solve(std::uint32_t k, double price, std::uint32_t& iterations) {
-        // Known without a pass: at a price above all costs one cell is best, at no price every point on its own.
-        Path few{{0, n_}, cost_.cost(0, n_)}, many;
-        if (k <= 1) return {few.bounds, 0, 0};
+        // Known without a pass: the best at a price above all costs, and at no price every point on its own.
+        Path few{cost_.coarsest(), path_cost(cost_.coarsest())}, many;
+        if (k <= few.bounds.size() - 1) return {few.bounds, 0, 0};
         many.bounds.resize(n_ + 1);
         for (std::uint32_t i = 0; i <= n_; ++i) many.bounds[i] = i;
         for (std::uint32_t i = 0; i < n_; ++i) many.cost += cost_.cost(i, i + 1);
@@ -638,18 +667,23 @@ std::optional<Partition> optimal_partition(std::span<const double> position, std
     price = price > 0 && std::isfinite(price) ? scaled.to_price(price) : guess_price(y, weight, cells);
 
     Outcome outcome;
-    double doubt = 0;
-    {
-        PrefixCost cost(y, weight);
-        outcome = Solver(cost).solve(cells, price, result.iterations);
-        doubt = 8 * cost.rounding();
-    }
-    std::vector<Cell> measured = measure_all(y, weight, outcome.bounds);
-    // With one cell, or one for each point, there is nothing to decide.
-    if (cells > 1 && cells < y.size() && doubt > tolerance * total_cost(measured)) {
-        TreeCost cost(y, weight);
+    std::vector<Cell> measured;
+    for (Bounds segments{0, static_cast<std::uint32_t>(y.size())};;) {
+        PrefixCost cost(y, weight, segments);
         outcome = Solver(cost).solve(cells, price, result.iterations);
         measured = measure_all(y, weight, outcome.bounds);
+        // With one cell, or one for each point, there is nothing to decide.
+        if (cells == 1 || cells == y.size() || cost.rounding() <= tolerance * total_cost(measured)) break;
+        if (outcome.price > 0) price = outcome.price;
+        Bounds more = necessary_bounds(y, weight, total_cost(measured));
+        if (more.size() > segments.size() && more.size() - 1 <= cells) {
+            segments = std::move(more);
+            continue;
+        }
+        TreeCost exact_cost(y, weight);
+        outcome = Solver(exact_cost).solve(cells, price, result.iterations);
+        measured = measure_all(y, weight, outcome.bounds);
+        break;
     }
     for (std::size_t i = 0; i < measured.size(); ++i)
         result.centroids.push_back(unscaled_mean(position, outcome.bounds, i, measured[i], scaled));

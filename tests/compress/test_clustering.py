@@ -222,6 +222,17 @@ def test_the_proof_of_optimality_holds(shape: str) -> None:
         assert iterations < 100
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("k", [2, 16, 200])
+def test_the_evaluation_without_cancellation_agrees(shape: str, k: int) -> None:
+    # A tolerance that no prefix sums can promise forces it.
+    position, weight, _ = _points(weights_like(shape, 3000))
+    _, cost, *_ = _native.optimal_partition(position, weight, k, 1e-9, 0.0)
+    _, other, _, gap, _ = _native.optimal_partition(position, weight, k, 0.0, 0.0)
+    assert cost == pytest.approx(other, rel=1e-9, abs=0)
+    assert gap <= 1e-12 * other
+
+
 def _points(values: Floats) -> tuple[Doubles, Doubles, float]:
     points = _native.distinct_points(values)
     assert points is not None
