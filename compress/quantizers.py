@@ -13,7 +13,8 @@ The value of a code is ``scale x (code - zero point)`` (docs/format.md, section 
 rne rounds to nearest, ties to even. S is rounded *up* to the type in which it is stored before anything is divided by
 it, so that the codes cover the range whatever that type is. Hence |w - value| <= S / 2 (up to the rounding of the
 product) for ``symmetric`` and ``asymmetric`` as long as the range is not clipped; at the positive end of
-``symmetric-full`` up to S. Zero is always represented exactly. A group whose weights are all equal comes back exactly
+``symmetric-full`` up to S. The one exception are weights so large that the code above them would be infinite: the scale
+is then as large as it can be. Zero is always represented exactly. A group whose weights are all equal comes back exactly
 if the type of the scales can hold their magnitude, and a group of zeros has the scale 0.
 
 Calibration chooses the range that is covered: ``min-max`` takes all of it; ``mse`` clips it where the mean squared error
@@ -22,8 +23,11 @@ of the group's weights is least (survey, section III-B).
 
 from __future__ import annotations
 
+from itertools import accumulate
+from operator import mul
 from typing import Final, Literal, TypeAlias, get_args
 
+import ml_dtypes
 import numpy as np
 
 from dcz.compress.groups import Block, GroupedTensor
@@ -38,11 +42,9 @@ Scheme: TypeAlias = Literal["symmetric", "symmetric-full", "asymmetric"]
 Calibration: TypeAlias = Literal["min-max", "mse"]
 ScaleDType: TypeAlias = Literal["f64", "f32", "f16", "bf16"]
 
-# Fine steps where the optimum of 4 bits and more lies, coarse ones down to what 2 bits need on a large group.
-_CLIP_RATIOS: Final = (
-    *(0.97**step for step in range(8)),
-    *(0.97**7 * 0.9**step for step in range(1, 10)),
-)
+# Fine steps where the optimum of 4 bits and more lies, coarse ones down to what 2 bits need on a large group. Products,
+# because powers differ in their last bit between machines.
+_CLIP_RATIOS: Final = tuple(accumulate([1.0, *[0.97] * 7, *[0.9] * 9], mul))
 
 
 def quantize_affine(
@@ -75,6 +77,7 @@ def quantize_affine(
         ratios = _least_squares_ratios(grouped, low, high, bits, scheme, stored)
         low, high = low * ratios, high * ratios
     scales, zero_points = affine_parameters(low, high, bits=bits, scheme=scheme, scale_dtype=stored)
+    scales = _kept_finite(scales, zero_points, bits, scheme, grouped)
     coder = _Coder(grouped, scales, zero_points, bits, scheme)
     codes = np.empty(weights.shape, dtype=np.uint8)
     kept = None if mask is None else np.empty(weights.shape, dtype=np.bool_)
@@ -114,6 +117,7 @@ def affine_parameters(
     else:
         wanted = reach / (top / 2 if scheme == "symmetric-full" else (1 << (bits - 1)) - 1)
     wanted = np.maximum(wanted, np.where(reach > 0, np.finfo(np.float64).smallest_subnormal, 0.0))
+    reach, wanted = reach + 0.0, wanted + 0.0  # which zero is the larger one depends on the processor
     scales = _round_up(wanted, scale_dtype)
     # One step is all that equal weights need, and then they come back exactly.
     with np.errstate(over="ignore", under="ignore"):
@@ -168,7 +172,9 @@ class _Coder:
         zeros = self.zeros(block)
         steps = values / divisors
         codes = np.rint(steps, out=self._like(values))
-        np.clip(codes, self._least - zeros, self._most - zeros, out=codes)
+        # Three times as fast as `clip` with a bound for each group.
+        np.maximum(codes, self._least - zeros, out=codes)
+        np.minimum(codes, self._most - zeros, out=codes)
         np.subtract(steps, codes, out=steps)
         np.square(steps, out=steps)
         # In units of the scale until here, where float32 neither overflows nor underflows.
@@ -261,6 +267,25 @@ def _round_up(values: np.ndarray, dtype: np.dtype[np.generic]) -> np.ndarray:
         low = rounded.astype(np.float64) < values
         rounded[low] = np.nextafter(rounded[low], np.asarray(np.inf, dtype=dtype))
     return rounded
+
+
+def _kept_finite(
+    scales: np.ndarray, zero_points: np.ndarray | None, bits: int, scheme: Scheme, grouped: GroupedTensor
+) -> np.ndarray:
+    """The scales, smaller where a code would decode to more than the weights' type can hold."""
+    zeros = np.full(scales.size, 1 << (bits - 1)) if zero_points is None else zero_points.astype(np.int64)
+    farthest = np.maximum(zeros - (1 if scheme == "symmetric" else 0), (1 << bits) - 1 - zeros)
+    with np.errstate(over="ignore"):
+        products = scales.astype(grouped.compute) * farthest.astype(grouped.compute)
+        overflow = ~np.isfinite(products.astype(grouped.dtype.numpy).astype(np.float64))
+    if not overflow.any():
+        return scales
+    largest = float(ml_dtypes.finfo(grouped.dtype.numpy).max)  # type: ignore[no-untyped-call]
+    possible = largest / farthest
+    rounded = possible.astype(scales.dtype)
+    above = rounded.astype(np.float64) >= possible
+    rounded[above] = np.nextafter(rounded[above], np.asarray(0, dtype=scales.dtype))
+    return np.where(overflow, rounded, scales)
 
 
 def _what_is_not_finite(weights: np.ndarray, mask: np.ndarray | None) -> str:

@@ -58,7 +58,9 @@ class MagnitudePruning(RecipeModel):
 
     def mask(self, weights: np.ndarray) -> np.ndarray:
         """Which weights are kept; never one that is zero."""
-        return magnitude_mask(weights, self.density) & nonzero_mask(weights)
+        mask = magnitude_mask(weights, self.density)
+        mask &= nonzero_mask(weights)
+        return mask
 
 
 class Exact(RecipeModel):

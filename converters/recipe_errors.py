@@ -56,6 +56,10 @@ def _fault(fault: Any, text: str, file: str, root: type[BaseModel], rule: type[B
             what = f"unknown kind {fault['ctx']['tag']!r}; allowed: {_kinds(path)}"
         case "value_error":
             what = str(fault["ctx"]["error"])
+        case "tuple_type":
+            what = f"a list is expected, not {_short(fault['input'])}"
+        case "model_type" | "model_attributes_type":
+            what = f"a table is expected, not {_short(fault['input'])}"
         case _:
             what = f"{fault['msg']}, not {_short(fault['input'])}"
     line = _line(text, path)
@@ -107,9 +111,9 @@ def _line(text: str, path: Path) -> int | None:
     start, end = 0, len(lines)
     keys = [step for step in path if isinstance(step, str)]
     found: int | None = None
-    if keys and keys[0] == "rules":
+    if len(path) > 1 and keys[0] == "rules":
         headers = [number for number, line in enumerate(lines) if re.match(r"\s*\[\[\s*rules\s*\]\]", line)]
-        index = path[1] if len(path) > 1 else None
+        index = path[1]
         if not isinstance(index, int) or index >= len(headers):
             return None
         found = start = headers[index]

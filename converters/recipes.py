@@ -204,7 +204,7 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
 def _parse(text: str, *, file: str) -> Recipe:
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # numbers of thousands of digits, brackets in brackets
         raise RecipeError(f"{file}: not valid TOML: {exc}") from exc
     try:
         return Recipe.model_validate({"name": Path(file).stem, **data})

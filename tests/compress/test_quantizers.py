@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.compress.oracles import decode_affine, group_numbers, steps_of
 
 from dcz.compress import groups as groups_module
-from dcz.compress.quantizers import Calibration, Scheme, affine_parameters, quantize_affine
+from dcz.compress.quantizers import Calibration, ScaleDType, Scheme, affine_parameters, quantize_affine
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
@@ -193,19 +193,30 @@ def test_equal_weights_come_back_exactly(dtype: str, scheme: Scheme, value: floa
     assert (tensor.scales.astype(np.float64)[3:6] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("zeros", [[0.0, -0.0], [-0.0, 0.0], [-0.0, -0.0]])
+def test_the_scale_of_zeros_is_the_positive_zero(scheme: Scheme, zeros: list[float]) -> None:
+    tensor = quantize_affine(np.array(zeros * 8, dtype=np.float32), scheme=scheme)
+    assert tensor.scales.tobytes() == bytes(4)
+    assert decode_affine(tensor).tobytes() == bytes(64)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("calibration", get_args(Calibration))
-def test_the_smallest_and_the_largest_numbers(dtype: Any, scheme: Scheme, calibration: Calibration) -> None:
-    limits = np.finfo(dtype)
-    tiny = np.array([limits.smallest_subnormal, -limits.smallest_subnormal, 0], dtype=dtype)
+def test_the_smallest_and_the_largest_numbers(dtype: str, scheme: Scheme, calibration: Calibration) -> None:
+    row = DTYPES[dtype]
+    limits = ml_dtypes.finfo(row.numpy)  # type: ignore[no-untyped-call]
+    tiny = np.array([1, -1, 0]).astype(row.numpy) * limits.smallest_subnormal
     tensor = quantize_affine(tiny, scheme=scheme, calibration=calibration)
     np.testing.assert_array_equal(decode_affine(tensor), tiny)
-    huge = np.array([limits.max, -limits.max, limits.max / 3, 0], dtype=dtype)
-    tensor = quantize_affine(huge, scheme=scheme, calibration=calibration)
-    with np.errstate(over="ignore"):
-        inside = decode_affine(tensor)[2:]
-    np.testing.assert_allclose(inside, huge[2:], rtol=0.02)
+    huge = np.array([1, -1, 0.25, 0]).astype(row.numpy) * limits.max
+    for scale_dtype in ("f64",) if dtype == "f64" else ("f32", "bf16"):
+        tensor = quantize_affine(
+            huge, scheme=scheme, calibration=calibration, scale_dtype=cast("ScaleDType", scale_dtype)
+        )
+        wanted, decoded = (values.astype(np.float64) / 8 for values in (huge, decode_affine(tensor)))
+        np.testing.assert_allclose(decoded, wanted, rtol=0.13 if row.itemsize == 1 else 0.02)
 
 
 def test_clipping_takes_the_best_ratio_of_each_group() -> None:
