@@ -88,8 +88,9 @@ class Writer:
         provenance: Provenance | None = None,
         threads: int | None = None,
     ) -> None:
-        self._stack = contextlib.ExitStack()
-        self._file = self._stack.enter_context(atomic_file(path))
+        self._transaction = atomic_file(path)
+        self._file = self._transaction.__enter__()
+        self._open = True
         self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="dcz")
         self._window = 2 * (threads or default_threads())
         self._metadata = dict(metadata or {})
@@ -169,7 +170,7 @@ class Writer:
 
     def add_alias(self, name: str, target: str) -> None:
         """A further name of a tensor that was added: tied weights."""
-        if target not in (tensor.name for tensor in self._tensors):
+        if target not in self._names or target in self._aliases:
             raise EncodingError(f"the alias {name!r} names {target!r}, which is not a stored tensor")
         self._claim(name)
         self._aliases[name] = target
@@ -177,7 +178,7 @@ class Writer:
     def add_asset(self, path: str, data: Buffer | Callable[[], Buffer], *, role: str = "file") -> None:
         """A file that travels with the tensors; ``data`` may be a function that is called when its turn comes."""
         try:
-            check_asset_paths([*(known for known, _, _ in self._assets), path])
+            check_asset_paths([path])
         except ValueError as exc:
             raise EncodingError(str(exc)) from exc
         self._assets.append((path, role, data if callable(data) else lambda: data))
@@ -284,8 +285,8 @@ class Writer:
 
     def abort(self) -> None:
         """Give up: nothing appears, and what was written is removed."""
-        with contextlib.suppress(_Aborted):
-            self.__exit__(_Aborted, _Aborted(), None)
+        aborted = _Aborted()
+        self.__exit__(_Aborted, aborted, None)
 
     def __enter__(self) -> Self:
         return self
@@ -293,13 +294,17 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._stack, self._pool:
-            if value is not None:
-                self._pool.shutdown(wait=True, cancel_futures=True)
-                if self._stack.__exit__(kind, value, traceback) is None:
-                    return
-            else:
+        if not self._open:
+            return
+        self._open = False
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if value is None:
+            try:
                 self._finish()
+            except BaseException as exc:
+                self._transaction.__exit__(type(exc), exc, exc.__traceback__)
+                raise
+        self._transaction.__exit__(kind, value, traceback)
 
 
 class _Aborted(Exception):
