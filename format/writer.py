@@ -91,6 +91,7 @@ class Writer:
         self._transaction = atomic_file(path)
         self._file = self._transaction.__enter__()
         self._open = True
+        self._whole = True
         self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="dcz")
         self._window = 2 * (threads or default_threads())
         self._metadata = dict(metadata or {})
@@ -127,8 +128,9 @@ class Writer:
         ``layout``, ``split`` and ``coding`` are chosen by size unless they are given. ``progress`` is called with the
         number of decoded bytes after each segment. Returns the tensor's entry in the manifest.
         """
-        self._claim(name)
         encoder = TensorEncoder(tensor, layout=layout, split=split, coding=coding)
+        self._claim(name)
+        self._whole = False
         codings, lengths = bytearray(), list[int]()
 
         def write(streams: list[Coded]) -> None:
@@ -166,6 +168,7 @@ class Writer:
         except ValidationError as exc:
             raise EncodingError(f"tensor {name!r} cannot be stored: {exc.errors()[0]['msg']}") from exc
         self._tensors.append(entry)
+        self._whole = True
         return entry
 
     def add_alias(self, name: str, target: str) -> None:
@@ -254,6 +257,8 @@ class Writer:
         )
 
     def _finish(self) -> None:
+        if not self._whole:
+            raise EncodingError("a tensor was given up half-way: the file cannot be finished")
         try:
             assets = tuple(self._write_asset(path, role, data()) for path, role, data in self._assets)
             self._flush()
