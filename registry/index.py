@@ -42,6 +42,8 @@ __all__ = [
     "Tag",
     "TagKind",
     "check_alias",
+    "check_movable",
+    "check_version",
     "decode_index",
     "publish",
     "set_alias",
@@ -174,6 +176,9 @@ class Index(_Model):
 def decode_index(data: bytes, *, what: str) -> Index:
     """The model of a stored index. ``what`` names it in messages. Raises RegistryCorrupt."""
     tree = read_json(data, limit=MAX_INDEX_BYTES, what=what)
+    for required in ("schemaVersion", "manifests"):
+        if required not in tree:
+            raise RegistryCorrupt(f"{what} has no {required}")
     try:
         return Index.model_validate(tree, by_alias=True, by_name=False)
     except ValidationError as exc:
@@ -257,14 +262,26 @@ def publish(
 
 
 def _check_same(known: Tag, digest: str) -> None:
-    where = f"{known.name}:{known.tag}"
-    if known.kind == "alias":
-        raise RegistryError(
-            f"{where} is an alias, not a version",
-            hint="push a version, or none to have one numbered, and give the alias beside it",
-        )
+    check_version(known)
     if known.digest != digest:
         raise version_exists(known)
+
+
+def check_version(known: Tag) -> None:
+    """Raise RegistryError unless ``known``, which is to be pushed to, is a version."""
+    if known.kind != "version":
+        raise RegistryError(
+            f"{known.name}:{known.tag} is an alias, not a version",
+            hint="push a version, or none to have one numbered, and give the alias beside it",
+        )
+
+
+def check_movable(known: Tag) -> None:
+    """Raise VersionExists unless ``known``, which is to move, is an alias."""
+    if known.kind != "alias":
+        raise VersionExists(
+            f"{known.name}:{known.tag} is a version and cannot move", hint="choose another name for the alias"
+        )
 
 
 def version_exists(known: Tag) -> VersionExists:
@@ -296,10 +313,8 @@ def set_alias(
     if not any(tag.digest == digest and tag.kind == "version" for tag in index.tags(name)):
         raise NotInRegistry(f"no version of {name} is {digest}")
     known = index.find(name, alias)
-    if known is not None and known.kind == "version":
-        raise VersionExists(
-            f"{name}:{alias} is a version and cannot move", hint="choose another name for the alias"
-        )
+    if known is not None:
+        check_movable(known)
     if known is not None and known.digest == digest:
         return index, None
     others = tuple(

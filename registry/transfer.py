@@ -32,7 +32,7 @@ from dcz.registry.canonical import describe
 from dcz.registry.checks import Progress, about, check_content, steps, verify_layer, verify_with_progress
 from dcz.registry.client import RegistryLike, open_registry, registry_reference, resolve_in
 from dcz.registry.disk import Staging, copy_hashed, hash_stream, open_regular, os_errors, sync_folder
-from dcz.registry.index import LATEST, Change, check_alias, version_exists
+from dcz.registry.index import LATEST, Change, check_alias, check_movable, check_version, version_exists
 from dcz.registry.refs import Reference, RegistryReference
 from dcz.registry.stores.base import StagedFile, Store, Upload
 
@@ -86,7 +86,7 @@ def push(
     aliases = [check_alias(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
     files = _files([paths] if isinstance(paths, str | os.PathLike) else paths)
     store = open_registry(registry)
-    _fail_early(store, reference, files)
+    _fail_early(store, reference, aliases, files)
     with store.upload() as upload:
         layers = [_add(upload, path, size, progress) for path, size in sorted(files.items())]
         try:
@@ -123,11 +123,16 @@ def _is_dcz(path: Path) -> bool:
     return path.name.lower().endswith(".dcz")
 
 
-def _fail_early(store: Store, reference: RegistryReference, files: dict[Path, int]) -> None:
+def _fail_early(
+    store: Store, reference: RegistryReference, aliases: Iterable[str], files: dict[Path, int]
+) -> None:
     """Say what would be said at the end anyway, before gigabytes are copied."""
-    known = store.find(reference.name, reference.tag) if reference.tag not in (None, LATEST) else None
-    if known is None or known.kind != "version":
+    for alias in aliases:
+        if (taken := store.find(reference.name, alias)) is not None:
+            check_movable(taken)
+    if reference.tag in (None, LATEST) or (known := store.find(reference.name, str(reference.tag))) is None:
         return
+    check_version(known)
     try:
         manifest = decode_artifact(store.read_manifest(known.digest, known.size))
     except RegistryError:
@@ -192,8 +197,12 @@ def pull(
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack, about(resolved.reference):
         staged = dict(finals)
-        if missing:
-            staging = stack.enter_context(Staging(folder, f"{OWN_PREFIX}pull-"))
+        prefix = f"{OWN_PREFIX}pull-"
+        if not missing:
+            with contextlib.suppress(OSError):  # the destination may be read-only, if it is complete
+                Staging.remove_dead(folder, prefix)
+        else:
+            staging = stack.enter_context(Staging(folder, prefix))
             for number, layer in enumerate(missing):
                 staged[layer.title] = staging.path / str(number)
                 _fetch(store, layer, staged[layer.title], progress)

@@ -259,7 +259,7 @@ class LocalStore:
         with os_errors(f"cannot make a registry in {self.location}"):
             index = self.root / "index.json"
             if not index.exists():
-                os.replace(write_synced(staging / "index", Index().to_bytes()), index)
+                os.replace(write_synced(staging / "index", Index().with_history_size(0).to_bytes()), index)
             # The marker comes last: with it, the layout is complete.
             layout = write_synced(staging / "layout", to_json({"imageLayoutVersion": LAYOUT_VERSION}))
             os.replace(layout, self.root / "oci-layout")
@@ -274,24 +274,34 @@ class LocalStore:
     def _commit(self, staging: Path, index: Index, changes: Iterable[Change]) -> None:
         """Record the changes and replace the index; the lock is held."""
         with os_errors(f"cannot write to the registry {self.location}"):
+            known = self._index()
+            if known.history_size is None:
+                # Another tool made this index: what the history has so far is vouched for before it grows.
+                self._replace_index(staging, known.with_history_size(self._whole_lines()))
             index = index.with_history_size(self._append(changes))
-            staged = write_synced(staging / "index.json", index.to_bytes())
-            os.replace(staged, self.root / "index.json")
-            sync_folder(self.root)
+            self._replace_index(staging, index)
+
+    def _replace_index(self, staging: Path, index: Index) -> None:
+        os.replace(write_synced(staging / "index.json", index.to_bytes()), self.root / "index.json")
+        sync_folder(self.root)
+
+    def _whole_lines(self) -> int:
+        """Bytes of the history up to the end of its last line."""
+        try:
+            with open(self._history, "rb") as file:
+                return sum(len(line) for line in file if line.endswith(b"\n"))
+        except FileNotFoundError:
+            return 0
 
     def _append(self, changes: Iterable[Change]) -> int:
         """Add lines to the history, behind those that the index vouches for; the length from then on."""
         lines = b"".join(to_json(asdict(change)) + b"\n" for change in changes)
-        known = self._index().history_size
+        end = self._index().history_size
+        whole = self._whole_lines()
+        if end is None or end > whole:  # lines were lost
+            end = whole
         is_new = not self._history.exists()
         with open(os.open(self._history, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            if known is None or end < known:
-                # Another tool made this index, or the history was lost: keep what lines there are.
-                file.seek(0)
-                end = sum(len(line) for line in file if line.endswith(b"\n"))
-            else:
-                end = known
             file.truncate(end)
             file.seek(end)
             file.write(lines)

@@ -1,0 +1,24 @@
+"""Where a registry may be, and files to push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.registry.dcz_files import MakeDcz, write_dcz
+
+
+@pytest.fixture
+def make_dcz(tmp_path: Path) -> MakeDcz:
+    """``make_dcz(name, seed)`` writes a .dcz file into a folder of sources."""
+
+    def make(name: str = "model.dcz", seed: int = 0, elements: int = 2000) -> Path:
+        return write_dcz(tmp_path / "sources" / name, seed, elements)
+
+    return make
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    """Where a registry may be made; nothing is there yet."""
+    return tmp_path / "registry"
