@@ -56,15 +56,18 @@ class EncodedSegment:
     content: np.ndarray
 
 
-def _entropy_bytes(symbols: np.ndarray) -> float:
-    """About what Huffman coding makes of ``symbols`` (uint8): the entropy and a table, never more than raw."""
+def _coded_bytes(symbols: np.ndarray) -> float:
+    """About what Huffman coding makes of ``symbols`` (uint8): the entropy, at least a bit for each symbol unless all are
+    the same, and a table; never more than raw."""
     if symbols.size == 0:
         return 0.0
     counts = np.empty(256, np.uint64)
     _native.histogram(symbols, counts)
     present = counts[counts > 0].astype(np.float64)
+    if len(present) == 1:
+        return 4.0
     bits = math.fsum(present * (math.log2(symbols.size) - np.log2(present)))
-    return min(float(symbols.size), bits / 8 + 4 + len(present) / 4)
+    return min(float(symbols.size), max(bits, symbols.size) / 8 + 4 + len(present) / 4)
 
 
 class TensorEncoder:
@@ -148,7 +151,7 @@ class TensorEncoder:
         itemsize = self.dtype.itemsize
         if data.size == 0:
             return {"whole": 0.0}
-        costs: dict[Split, float] = {"whole": _entropy_bytes(data) + _STREAM_COST}
+        costs: dict[Split, float] = {"whole": _coded_bytes(data) + _STREAM_COST}
         planes = np.empty_like(data)
         splits: list[tuple[Split, bool]] = []
         if itemsize > 1:
@@ -158,7 +161,7 @@ class TensorEncoder:
         for name, rotated in splits:
             _native.split_planes(data, itemsize, rotated, planes)
             costs[name] = math.fsum(
-                _entropy_bytes(plane) + _STREAM_COST for plane in planes.reshape(itemsize, -1)
+                _coded_bytes(plane) + _STREAM_COST for plane in planes.reshape(itemsize, -1)
             )
         return costs
 
@@ -221,8 +224,8 @@ class TensorEncoder:
         if self._coding == "raw":
             return [(float(packed_bytes(gaps.size, relative.bits)), relative), (float(bitmap.size), Bitmap())]
         return [
-            (_entropy_bytes(gaps) + _STREAM_COST, relative),
-            (_entropy_bytes(bitmap) + _STREAM_COST, Bitmap()),
+            (_coded_bytes(gaps) + _STREAM_COST, relative),
+            (_coded_bytes(bitmap) + _STREAM_COST, Bitmap()),
         ]
 
     def _choose_coded(self, layout: LayoutChoice) -> Layout:
