@@ -15,7 +15,7 @@ constexpr u8 kModeMask = 3, kPackedBit = 4;
 
 // Merging two Huffman trees in order of weight never needs a search: both queues are sorted already.
 // Returns false if a code is longer than allowed.
-bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, Lengths& lengths) {
+bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned longest, Lengths& lengths) {
     const std::size_t n = leaves.size();
     std::array<u64, 512> weight{};
     std::array<u16, 512> parent{};
@@ -33,7 +33,7 @@ bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, Lengths& l
     for (std::size_t i = 2 * n - 2; i-- > 0;) {
         depth[i] = static_cast<u8>(depth[parent[i]] + 1);
         if (i < n) {
-            if (depth[i] > kMaxLength) return false;
+            if (depth[i] > longest) return false;
             lengths[leaves[i].second] = depth[i];
         }
     }
@@ -41,14 +41,14 @@ bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, Lengths& l
 }
 
 // Package-merge (Larmore and Hirschberg 1990): the optimum under a limit on the length.
-void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, Lengths& lengths) {
+void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned longest, Lengths& lengths) {
     struct Item {
         u64 weight;
         int leaf;  // index, or -1 for a package
     };
     const std::size_t n = leaves.size();
-    std::vector<std::vector<Item>> levels(kMaxLength);
-    for (unsigned level = 0; level < kMaxLength; ++level) {
+    std::vector<std::vector<Item>> levels(longest);
+    for (unsigned level = 0; level < longest; ++level) {
         std::vector<Item> packages;
         if (level > 0) {
             const auto& before = levels[level - 1];
@@ -67,7 +67,7 @@ void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, Lengths& len
         }
     }
     std::size_t take = 2 * n - 2;
-    for (unsigned level = kMaxLength; level-- > 0;) {
+    for (unsigned level = longest; level-- > 0;) {
         std::size_t packages = 0;
         for (std::size_t i = 0; i < take; ++i) {
             const Item& item = levels[level][i];
@@ -175,6 +175,32 @@ u64 data_bytes(const Histogram& histogram, const Lengths& lengths, bool packed) 
     return packed ? (bits + 7) / 8 : (bits + 4 * (symbols - 1)) / 8;
 }
 
+struct Table {
+    Lengths lengths;
+    std::vector<u8> bytes;
+    u64 cost;  // of table and data
+};
+
+// The code with the least cost. In a small block the table itself counts: a lower limit on the lengths makes the rare
+// symbols more alike, and a table says "the same" in one bit.
+Table best_table(const Histogram& histogram, std::size_t count, bool packed) {
+    const auto make = [&](unsigned longest) {
+        Table table{code_lengths(histogram, longest), {}, 0};
+        write_table(table.lengths, table.bytes);
+        table.cost = data_bytes(histogram, table.lengths, packed) + table.bytes.size();
+        return table;
+    };
+    Table best = make(kMaxLength);
+    if (count >= kTunedBelow) return best;
+    unsigned longest = *std::max_element(best.lengths.begin(), best.lengths.end());
+    const auto symbols = static_cast<u64>(std::count_if(histogram.begin(), histogram.end(), [](u64 n) { return n > 0; }));
+    while (--longest > 0 && (u64{1} << longest) >= symbols) {
+        Table other = make(longest);
+        if (other.cost < best.cost) best = std::move(other);
+    }
+    return best;
+}
+
 void encode_block(const Tree& tree, const Histogram& histogram, const u8* symbols, std::size_t count, bool packed,
                   std::vector<u8>& scratch, std::vector<u8>& out) {
     const std::size_t nodes = tree.nodes.size();
@@ -240,7 +266,7 @@ Histogram count_symbols(const u8* symbols, std::size_t count) {
     return histogram;
 }
 
-Lengths code_lengths(const Histogram& histogram) {
+Lengths code_lengths(const Histogram& histogram, unsigned longest) {
     std::vector<std::pair<u64, u8>> leaves;
     for (std::size_t s = 0; s < 256; ++s)
         if (histogram[s]) leaves.emplace_back(histogram[s], static_cast<u8>(s));
@@ -248,9 +274,9 @@ Lengths code_lengths(const Histogram& histogram) {
     if (leaves.size() == 1) lengths[leaves[0].second] = 1;
     if (leaves.size() <= 1) return lengths;
     std::sort(leaves.begin(), leaves.end());
-    if (!unlimited_lengths(leaves, lengths)) {
+    if (!unlimited_lengths(leaves, longest, lengths)) {
         lengths.fill(0);
-        limited_lengths(leaves, lengths);
+        limited_lengths(leaves, longest, lengths);
     }
     return lengths;
 }
@@ -312,11 +338,7 @@ std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned wi
         const std::size_t n = std::min(kBlock, count - start);
         const bool packed = n < kPackedBelow;
         const Histogram histogram = count_symbols(block, n);
-        const Lengths own = code_lengths(histogram);
-        std::vector<u8> own_table;
-        write_table(own, own_table);
-
-        const u64 with_own = data_bytes(histogram, own, packed) + own_table.size();
+        const auto [own, own_table, with_own] = best_table(histogram, n, packed);
         const u64 with_same = have_table ? data_bytes(histogram, current, packed) : ~u64{0};
         // A table that takes a per mille off a large block does not pay for the slower decoding.
         const u64 stored = packed_bytes(n, width), worth = packed ? 0 : stored / 256;

@@ -12,14 +12,16 @@ namespace dcz {
 inline constexpr std::size_t kBlock = 65536;       // symbols
 inline constexpr unsigned kMaxLength = 15;         // bits of a code
 inline constexpr std::size_t kPackedBelow = 8192;  // the encoder packs blocks of fewer symbols
+inline constexpr std::size_t kTunedBelow = 32768;  // ... and looks for tables that are short themselves
 
 using Histogram = std::array<u64, 256>;
 using Lengths = std::array<u8, 256>;  // 0: the symbol has no code
 
 Histogram count_symbols(const u8* symbols, std::size_t count);
 
-// Optimal code lengths of at most kMaxLength; a single symbol gets length 1, though its code is empty.
-Lengths code_lengths(const Histogram& histogram);
+// Optimal code lengths of at most `longest`, which must suffice for the number of symbols and not exceed kMaxLength. A
+// single symbol gets length 1, though its code is empty.
+Lengths code_lengths(const Histogram& histogram, unsigned longest = kMaxLength);
 
 // The tree of a canonical code.
 struct Tree {

@@ -42,6 +42,7 @@ SplitChoice: TypeAlias = Literal["auto"] | Split
 SEGMENT_BYTES: Final = 1 << 20  # decoded
 _SAMPLE: Final = 1 << 13  # elements of a sample
 _SAMPLES: Final = 8
+_EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because in so few the table counts
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
 
@@ -57,10 +58,11 @@ class EncodedSegment:
 
 
 def _coded_bytes(symbols: np.ndarray) -> float:
-    """About what Huffman coding makes of ``symbols`` (uint8): the entropy, at least a bit for each symbol unless all are
-    the same, and a table; never more than raw."""
-    if symbols.size == 0:
-        return 0.0
+    """What Huffman coding makes of ``symbols`` (uint8), never more than raw. For many symbols an estimate: the entropy, at
+    least a bit for each symbol unless all are the same, and a table."""
+    if symbols.size <= _EXACTLY:
+        coded = _native.huffman_encode(symbols, 8, symbols.size) if symbols.size else None
+        return float(symbols.size if coded is None else len(coded))
     counts = np.empty(256, np.uint64)
     _native.histogram(symbols, counts)
     present = counts[counts > 0].astype(np.float64)
@@ -211,15 +213,23 @@ class TensorEncoder:
         return layout
 
     def _relative_index(self, mask: np.ndarray) -> RelativeIndex:
-        """The width of gaps that takes the least space: 8 bits under an entropy coder, which pays for no unused bit."""
-        if self._coding != "raw":
+        """The width of gaps that takes the least space. Under an entropy coder that is 8 bits, which need hardly any
+        fillers, unless the tensor is so small that the table of a larger alphabet shows."""
+        gaps = mask.view(np.uint8)
+        if self._coding == "raw":
+            symbols = _native.count_gaps(gaps)
+            return RelativeIndex(bits=min(range(1, 9), key=lambda bits: packed_bytes(symbols[bits], bits)))
+        if mask.size < self.elements or np.count_nonzero(mask) > _EXACTLY:
             return RelativeIndex(bits=8)
-        symbols = _native.count_gaps(mask.view(np.uint8))
-        return RelativeIndex(bits=min(range(1, 9), key=lambda bits: packed_bytes(symbols[bits], bits)))
+        return RelativeIndex(bits=min(range(8, 2, -1), key=lambda bits: _coded_bytes(self._gaps(mask, bits))))
+
+    @staticmethod
+    def _gaps(mask: np.ndarray, bits: int) -> np.ndarray:
+        return np.frombuffer(_native.encode_gaps(mask.view(np.uint8), bits), np.uint8)
 
     def _position_costs(self, mask: np.ndarray) -> list[tuple[float, Layout]]:
         relative = self._relative_index(mask)
-        gaps = np.frombuffer(_native.encode_gaps(mask.view(np.uint8), relative.bits), np.uint8)
+        gaps = self._gaps(mask, relative.bits)
         bitmap = np.packbits(mask, bitorder="little")
         if self._coding == "raw":
             return [(float(packed_bytes(gaps.size, relative.bits)), relative), (float(bitmap.size), Bitmap())]
@@ -267,7 +277,7 @@ class TensorEncoder:
             mask = self._segment_mask(first, count)
             positions = np.flatnonzero(mask).astype(np.uint32)
             if isinstance(self.layout, RelativeIndex):
-                symbols = np.frombuffer(_native.encode_gaps(mask.view(np.uint8), self.layout.bits), np.uint8)
+                symbols = self._gaps(mask, self.layout.bits)
                 gaps = symbols.size
                 streams.append(encode_stream(symbols, self.layout.bits, self._coding))
             else:
