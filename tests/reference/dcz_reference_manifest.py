@@ -338,10 +338,12 @@ class Fields:
         self, section: str, value: Any, further: dict[str, dict[str, tuple[Check, Any]]]
     ) -> dict[str, Any]:
         """A map whose field ``kind`` says which other fields it has."""
+        if type(value) is not dict:
+            raise Refused(section, f"{value!r} is not a map")
+        if "kind" not in value:
+            raise Refused("3", "the field 'kind' is missing")
         kind = one_of(section, *further)
-        if type(value) is dict and "kind" in value:
-            return self.of(section, value, {"kind": (kind, REQUIRED), **further[kind(value["kind"])]})
-        return self.of(section, value, {"kind": (kind, REQUIRED)})
+        return self.of(section, value, {"kind": (kind, REQUIRED), **further[kind(value["kind"])]})
 
     # 7 Assets
 

@@ -267,6 +267,7 @@ class Draft:
     assets: list[Asset]
     manifest: dict[str, Any]
     chunks: list[bytes]
+    version: tuple[int, int] = (1, 0)
     header: dict[str, Any] = field(default_factory=dict)
     footer: dict[str, Any] = field(default_factory=dict)
     padding: bytes = b"\0"
@@ -276,18 +277,19 @@ class Draft:
     content: bytes | None = None
     stored: bytes | None = None
 
+    def digests_of_chunks(self) -> bytes:
+        return b"".join(blake3(chunk).digest() for chunk in self.chunks)
+
     def pack(self) -> bytes:
         """The manifest, with its chunks, as MessagePack."""
         chunks = {
             "lengths": [len(chunk) for chunk in self.chunks] if self.lengths is None else self.lengths,
-            "digests": b"".join(blake3(c).digest() for c in self.chunks)
-            if self.digests is None
-            else self.digests,
+            "digests": self.digests_of_chunks() if self.digests is None else self.digests,
         }
         return pack_manifest(({"chunks": chunks} if self.chunks else {}) | self.manifest)
 
     def build(self) -> bytes:
-        version = dict(zip(("major", "minor"), self.manifest.get("version", (1, 0)), strict=False))
+        version = {"major": self.version[0], "minor": self.version[1]}
         header = {"magic": MAGIC, **version, "zero": 0} | self.header
         file = struct.pack("<8sHHI", *(header[name] for name in ("magic", "major", "minor", "zero")))
         for chunk in self.chunks:
@@ -314,7 +316,7 @@ def draft(
     assets: Sequence[Asset] = (),
     *,
     chunk_parts: Sequence[int] | None = None,
-    minor: int = 0,
+    version: tuple[int, int] = (1, 0),
     **fields: Any,
 ) -> Draft:
     """Join tensors and assets to a file; ``fields`` are further fields of the manifest.
@@ -329,9 +331,9 @@ def draft(
         parts = parts[count:]
     if parts and any(parts):
         raise TypeError("chunk_parts leaves parts over")
-    manifest: dict[str, Any] = {"version": [1, minor], "producer": "reference"}
+    manifest: dict[str, Any] = {"version": list(version), "producer": "reference"}
     if tensors:
         manifest["tensors"] = [tensor.fields for tensor in tensors]
     if assets:
         manifest["assets"] = [asset.fields for asset in assets]
-    return Draft(list(tensors), list(assets), manifest | fields, [chunk for chunk in chunks if chunk])
+    return Draft(list(tensors), list(assets), manifest | fields, [chunk for chunk in chunks if chunk], version)
