@@ -63,6 +63,14 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
+def _only_float(value: Any) -> Any:
+    """pydantic takes an int for a float even when it is strict; the format has one form for a number."""
+    if not isinstance(value, float):
+        raise ValueError("not a float")
+    return value
+
+
+Metric = Annotated[float, BeforeValidator(_only_float)]
 Json = Annotated[dict[str, JsonValue], BeforeValidator(_lists)]
 
 
@@ -222,7 +230,7 @@ class Provenance(_Model):
     revision: str | None = None
     files: tuple[SourceFile, ...] = ()
     recipe: Json = Field(default_factory=dict)
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Metric] = Field(default_factory=dict)
 
 
 class Manifest(_Model):
