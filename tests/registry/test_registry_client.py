@@ -406,6 +406,21 @@ def test_different_files_stay_unless_forced(registry: Path, make_dcz: MakeDcz, t
         pull("m:1", out, registry=registry, force=True)
 
 
+def test_a_file_that_appears_during_a_pull_stays(registry: Path, make_dcz: MakeDcz, tmp_path: Path) -> None:
+    push(make_dcz(), "m:1", registry=registry)
+    out = tmp_path / "out"
+
+    def somebody_else(*_: object) -> None:
+        (out / "model.dcz").write_text("precious")
+
+    with pytest.raises(UsageError, match=r"model\.dcz"):
+        pull("m:1", out, registry=registry, progress=somebody_else)
+    assert (out / "model.dcz").read_text() == "precious"
+    assert os.listdir(out) == ["model.dcz"]
+    pull("m:1", out, registry=registry, progress=somebody_else, force=True)
+    assert (out / "model.dcz").read_bytes() == make_dcz().read_bytes()
+
+
 def test_damage_in_the_store_is_named_and_nothing_appears(
     registry: Path, make_dcz: MakeDcz, tmp_path: Path
 ) -> None:
