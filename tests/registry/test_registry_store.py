@@ -18,7 +18,7 @@ from tests.registry.store_contract import StoreContract, digest_of, put
 
 from dcz.errors import DczError, RegistryCorrupt, RegistryError
 from dcz.registry import LocalStore, collect_garbage, history, list_artifacts, pull, push, verify
-from dcz.registry.disk import Staging, exclusive_lock
+from dcz.registry.disk import Staging, copy_hashed, exclusive_lock, open_regular
 
 
 class TestLocalStore(StoreContract):
@@ -305,3 +305,23 @@ def test_threads_push_side_by_side(registry: Path, tmp_path: Path) -> None:
     assert versions == [f"v{number}" for number in range(1, 19)]
     assert len(store.history()) == 3 * 18
     assert os.listdir(registry / ".dcz" / "staging") == []
+
+
+def test_a_clone_is_hashed_as_a_copy_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few file systems share extents, so the kernel's part of it is played by a copy inside the kernel."""
+    content = bytes(range(256)) * 9000
+    (tmp_path / "source").write_bytes(content)
+
+    def clone(target: int, request: int, source: int) -> int:
+        assert request == 0x40049409
+        assert os.sendfile(target, source, 0, len(content)) == len(content)
+        os.lseek(target, 0, os.SEEK_SET)  # a real clone moves no position
+        return 0
+
+    with open_regular(tmp_path / "source") as source:
+        copied = copy_hashed(source, tmp_path / "copy")
+    monkeypatch.setattr("fcntl.ioctl", clone)
+    with open_regular(tmp_path / "source") as source:
+        cloned = copy_hashed(source, tmp_path / "clone")
+    assert copied == cloned == (digest_of(content).removeprefix("sha256:"), len(content))
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "clone").read_bytes() == content
