@@ -1,0 +1,172 @@
+"""What a source and a sink are, and the one function that lets the tensors flow from one to the other.
+
+Tensors pass one at a time: whoever holds a tensor longer than it takes to handle it makes the memory of a conversion
+grow from the largest tensor to the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from dcz.format.manifest import Provenance
+
+__all__ = [
+    "AssetData",
+    "Progress",
+    "StreamDigest",
+    "TensorSink",
+    "TensorSource",
+    "Transferred",
+    "sha256_of_file",
+    "transfer",
+]
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called after each tensor with the tensor bytes that are done and those that there are in all."""
+
+AssetRole: TypeAlias = Literal["file", "safetensors-header"]
+
+
+@dataclass(frozen=True)
+class AssetData:
+    """A file that travels with the tensors; ``role`` as in docs/format.md, section 7.
+
+    ``read`` gives the content; it is called once, when the content is needed.
+    """
+
+    path: str
+    read: Callable[[], bytes]
+    role: AssetRole = "file"
+
+
+class TensorSource(Protocol):
+    """Where tensors come from. Used once, in the order: tensors, aliases, assets, provenance, close.
+
+    ``tensor_bytes`` is what tensors() is going to yield in all; ``notes`` say what was left out, and why.
+    """
+
+    @property
+    def tensor_bytes(self) -> int: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each stored tensor once: C order, little-endian, of a type that dcz.format.dtypes knows.
+
+        Raises SourceError if a tensor cannot be read.
+        """
+        ...
+
+    def aliases(self) -> Mapping[str, str]:
+        """The further names of tensors: alias -> the name that tensors() yields."""
+        ...
+
+    def assets(self) -> Iterator[AssetData]: ...
+
+    def provenance(self) -> Provenance:
+        """Source, revision and read files; the digests of the files are complete once tensors() is exhausted."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TensorSink(Protocol):
+    """Where tensors go. Nothing is visible at the destination before commit() returns."""
+
+    def add_tensor(self, name: str, tensor: np.ndarray) -> None: ...
+
+    def add_alias(self, name: str, target: str) -> None: ...
+
+    def add_asset(self, asset: AssetData) -> None: ...
+
+    def commit(self, provenance: Provenance) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What went through: numbers of things, and the bytes of the tensors as they were decoded."""
+
+    tensors: int
+    aliases: int
+    assets: int
+    tensor_bytes: int
+
+
+def transfer(source: TensorSource, sink: TensorSink, progress: Progress | None = None) -> Transferred:
+    """Let everything flow from ``source`` to ``sink``; the sink commits at the end, or aborts on any exception."""
+    try:
+        count = done = assets = 0
+        for name, tensor in source.tensors():
+            sink.add_tensor(name, tensor)
+            count += 1
+            done += tensor.nbytes
+            del tensor  # or it would live until the source has read the next one
+            if progress is not None:
+                progress(done, source.tensor_bytes)
+        aliases = source.aliases()
+        for alias, target in aliases.items():
+            sink.add_alias(alias, target)
+        for asset in source.assets():
+            sink.add_asset(asset)
+            assets += 1
+        sink.commit(source.provenance())
+    except BaseException:
+        sink.abort()
+        raise
+    return Transferred(tensors=count, aliases=len(aliases), assets=assets, tensor_bytes=done)
+
+
+class StreamDigest:
+    """The SHA-256 of bytes that are read anyway, computed on a thread while they are encoded."""
+
+    _INLINE = 1 << 16  # below this a thread costs more than it saves
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Add ``data``, which must not change before the next call."""
+        self.wait()
+        if len(data) < self._INLINE:
+            self._hash.update(data)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="dcz-sha256")
+        self._pending = self._pool.submit(self._hash.update, data)
+
+    def wait(self) -> None:
+        """Return once no buffer is held any more."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def digest(self) -> bytes:
+        self.close()
+        return self._hash.digest()
+
+    def close(self) -> None:
+        self.wait()
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def sha256_of_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,0 +1,143 @@
+"""convert: whatever holds a model becomes a .dcz file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from dcz.converters.base import Progress, TensorSource, transfer
+from dcz.converters.container import DczSink, DczSource
+from dcz.converters.huggingface import HuggingFaceSource
+from dcz.converters.memory import MemorySource, module_source
+from dcz.converters.pytorch import PyTorchSource
+from dcz.converters.recipes import load_recipe
+from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource
+from dcz.converters.torch_tensors import is_module
+from dcz.errors import SourceError
+from dcz.format import Reader
+from dcz.format.layout import MAGIC
+
+if TYPE_CHECKING:
+    import torch
+
+    from dcz.converters.recipes import Recipe
+
+__all__ = ["Converted", "RecipeLike", "SourceLike", "convert", "open_source"]
+
+SourceLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | torch.nn.Module | Reader"
+RecipeLike: TypeAlias = "str | os.PathLike[str] | Recipe"
+
+_ZIP: Final = b"PK\x03\x04"
+_PICKLE: Final = 0x80  # the opcode that starts every pickle since protocol 2
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did. Bytes are those of the tensors as they were, and of the file; ``seconds`` of wall clock."""
+
+    path: str
+    digest: str
+    recipe: str
+    tensors: int
+    aliases: int
+    assets: int
+    tensor_bytes: int
+    file_bytes: int
+    seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The file's bytes for each byte of the tensors; 1 if there are none."""
+        return self.file_bytes / self.tensor_bytes if self.tensor_bytes else 1.0
+
+
+def _open_file(path: Path, threads: int | None) -> TensorSource:
+    """By what is in the file; its name only decides between the two kinds of index."""
+    if path.name.endswith(INDEX_SUFFIX):
+        return SafetensorsSource.from_index(path)
+    if path.name.endswith(".index.json"):
+        return PyTorchSource.from_index(path)
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(MAGIC):
+        return DczSource(Reader(path, threads=threads))
+    if start.startswith(_ZIP) or start[:1] == bytes([_PICKLE]):
+        return PyTorchSource.from_file(path)
+    if start[8:9] == b"{":
+        return SafetensorsSource.from_file(path)
+    raise SourceError(
+        f"{path.name}: neither safetensors, nor a torch checkpoint, nor .dcz",
+        hint="a folder, a module and a dictionary of tensors can be converted too",
+    )
+
+
+def open_source(source: SourceLike, *, threads: int | None = None) -> TensorSource:
+    """Whatever holds a model: a file or folder, a module, a mapping of names to tensors or arrays, an open .dcz.
+
+    Raises SourceError if it is none of these or cannot be read, UnsafePickle if reading it would run code.
+    """
+    if isinstance(source, Reader):
+        return DczSource(source)
+    if isinstance(source, Mapping):
+        return MemorySource(source)
+    if is_module(source):
+        return module_source(source)
+    if not isinstance(source, str | os.PathLike):
+        raise SourceError(f"a {type(source).__name__} is not a model that can be converted")
+    path = Path(source)
+    try:
+        if path.is_dir():
+            return HuggingFaceSource(path)
+        if path.is_file():
+            return _open_file(path, threads)
+    except OSError as exc:
+        raise SourceError(f"{source}: cannot be read: {exc.strerror or exc}") from exc
+    raise SourceError(f"{source}: no such file or folder")
+
+
+def convert(
+    source: SourceLike,
+    path: str | os.PathLike[str],
+    *,
+    recipe: RecipeLike = "lossless",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Converted:
+    """Write a .dcz file from a model.
+
+    ``source``: see open_source. ``recipe``: how to store each tensor; the name of a built-in one, the path of a TOML
+    file, or a Recipe. ``threads``: how many encode (default: one for each core); the bytes do not depend on
+    it. ``progress`` is called after each tensor. ``metadata`` is added to that of the source.
+
+    Memory holds the largest tensor and a few segments, not the model. Nothing appears at ``path`` before it is whole.
+
+    Raises SourceError (or UnsafePickle) if the source cannot be read, RecipeError if the recipe is not valid,
+    EncodingError if a tensor cannot be stored as the recipe says, OSError if the disk does not take the file.
+    """
+    start = time.perf_counter()
+    plan = load_recipe(recipe)
+    opened = open_source(source, threads=threads)
+    try:
+        sink = DczSink(Path(path), plan, metadata={**opened.metadata, **(metadata or {})}, threads=threads)
+        done = transfer(opened, sink, progress)
+    finally:
+        if not isinstance(source, Reader):
+            opened.close()
+    return Converted(
+        path=os.fspath(path),
+        digest=sink.digest,
+        recipe=plan.name,
+        tensors=done.tensors,
+        aliases=done.aliases,
+        assets=done.assets,
+        tensor_bytes=done.tensor_bytes,
+        file_bytes=sink.size,
+        seconds=time.perf_counter() - start,
+        notes=opened.notes,
+    )

@@ -1,0 +1,224 @@
+"""decode: a .dcz file becomes safetensors again, or the folder that it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dcz.converters.base import AssetData, Progress, TensorSource, transfer
+from dcz.converters.container import DczSource
+from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSink
+from dcz.converters.safetensors_header import Header, build_header, parse_header
+from dcz.errors import ManifestError, SourceError, UsageError
+from dcz.format import DTYPES, Reader
+from dcz.format.manifest import check_asset_paths
+
+if TYPE_CHECKING:
+    from dcz.format.manifest import Provenance
+
+__all__ = ["Decoded", "decode"]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoding did. ``original``: the safetensors files have their original headers and order."""
+
+    path: str
+    files: tuple[str, ...]
+    tensors: int
+    tensor_bytes: int
+    original: bool
+    seconds: float
+
+
+def _headers(reader: Reader) -> dict[str, Header]:
+    """The original headers, if together they describe exactly the tensors of the file; otherwise none."""
+    found: dict[str, Header] = {}
+    names: list[str] = []
+    for asset in reader.manifest.assets:
+        if asset.role != "safetensors-header":
+            continue
+        try:
+            header = parse_header(reader.read_asset(asset.path), file=asset.path)
+        except SourceError:
+            return {}
+        for tensor in header.tensors:
+            if tensor.name not in reader:
+                return {}
+            if (tensor.dtype.name, tensor.shape) != (reader.dtype(tensor.name), reader.shape(tensor.name)):
+                return {}
+        names += [tensor.name for tensor in header.tensors]
+        found[asset.path] = header
+    return found if sorted(names) == sorted(reader.keys()) else {}
+
+
+def _canonical(reader: Reader) -> Header:
+    """A header for all tensors. Tied ones stand in it once for each name, as safetensors cannot share."""
+    tensors = [(name, DTYPES[reader.dtype(name)], reader.shape(name)) for name in reader]
+    return build_header(tensors, reader.metadata)
+
+
+class _DecodeSink:
+    """safetensors files with known headers, and, in a folder, the assets beside them."""
+
+    def __init__(
+        self, files: Mapping[str, tuple[Path, Header]], folder: Path | None, aliases: Mapping[str, str]
+    ) -> None:
+        self._folder = folder
+        self._names: dict[str, list[str]] = {}
+        for alias, target in aliases.items():
+            self._names.setdefault(target, []).append(alias)
+        self._sinks: list[SafetensorsSink] = []
+        self.written: list[str] = []
+        try:
+            for name, (path, header) in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._sinks.append(SafetensorsSink(path, header))
+                self.written.append(name)
+        except BaseException:
+            self.abort()
+            raise
+
+    def add_tensor(self, name: str, tensor: np.ndarray) -> None:
+        for each in (name, *self._names.get(name, ())):
+            for sink in self._sinks:
+                if each in sink:
+                    sink.add_tensor(each, tensor)
+
+    def add_alias(self, name: str, target: str) -> None:
+        """Already written, when its target was."""
+
+    def add_asset(self, asset: AssetData) -> None:
+        if self._folder is None or asset.role != "file":
+            return
+        place = self._folder / asset.path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("xb") as file:
+            file.write(asset.read())
+            file.flush()
+            os.fsync(file.fileno())
+        self.written.append(asset.path)
+
+    def commit(self, provenance: Provenance) -> None:
+        for sink in self._sinks:
+            sink.commit()
+
+    def abort(self) -> None:
+        for sink in self._sinks:
+            sink.abort()
+
+
+def decode(
+    source: str | os.PathLike[str] | Reader,
+    destination: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Decoded:
+    """Write the model in a .dcz file as safetensors: a single file if ``destination`` ends so, otherwise a folder.
+
+    A folder gets the assets and the safetensors files; what came from safetensors gets the original names, headers and
+    order back, and is identical byte for byte if every tensor was stored losslessly. Other tensors come as
+    ``model.safetensors``. Memory holds one tensor. Nothing appears at the destination before it is whole; an existing
+    file is replaced, an existing folder must be empty.
+
+    Raises FormatError if the .dcz file is at fault, UsageError if the folder is not empty, OSError if the disk does not
+    take the files.
+    """
+    start = time.perf_counter()
+    reader = source if isinstance(source, Reader) else Reader(source, threads=threads)
+    try:
+        target = Path(destination)
+        if target.suffix == ".safetensors":
+            written, original = _decode_file(reader, target, progress)
+        else:
+            written, original = _decode_folder(reader, target, progress)
+        return Decoded(
+            path=os.fspath(destination),
+            files=tuple(sorted(written)),
+            tensors=len(reader),
+            tensor_bytes=DczSource(reader).tensor_bytes,
+            original=original,
+            seconds=time.perf_counter() - start,
+        )
+    finally:
+        if reader is not source:
+            reader.close()
+
+
+def _decode_file(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], bool]:
+    headers = _headers(reader)
+    header = next(iter(headers.values())) if len(headers) == 1 else _canonical(reader)
+    sink = _DecodeSink({target.name: (target, header)}, None, reader.aliases)
+    transfer(DczSource(reader), sink, progress)
+    _sync_folder(target.parent)
+    return sink.written, len(headers) == 1
+
+
+def _decode_folder(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], bool]:
+    headers = _headers(reader)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists and is not an empty folder")
+    source: TensorSource = DczSource(reader) if headers else _WithoutIndex(reader)
+    files = headers or ({"model.safetensors": _canonical(reader)} if len(reader) else {})
+    try:
+        check_asset_paths(
+            [*files, *(asset for asset in reader.assets() if not headers or asset not in headers)]
+        )
+    except ValueError as exc:
+        raise ManifestError(f"the files cannot be put into one folder: {exc}", file=reader.name) from exc
+    with _folder_in_place(target) as folder:
+        sink = _DecodeSink(
+            {name: (folder / name, header) for name, header in files.items()}, folder, reader.aliases
+        )
+        transfer(source, sink, progress)
+    return sink.written, bool(headers)
+
+
+class _WithoutIndex(DczSource):
+    """Without the index of shards, which would describe files that are not there."""
+
+    def assets(self) -> Iterator[AssetData]:
+        return (asset for asset in super().assets() if not asset.path.endswith(INDEX_SUFFIX))
+
+
+@contextmanager
+def _folder_in_place(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` that takes its place when the block ends well, and goes away otherwise."""
+    parent = target.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:200]}.", suffix=".tmp", dir=parent))
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        for base, _, _ in os.walk(folder, topdown=False):
+            _sync_folder(Path(base))
+        folder.replace(target.absolute())
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    _sync_folder(parent)
+
+
+def _umask() -> int:
+    """The process's umask; there is no way to ask for it but to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

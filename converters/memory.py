@@ -1,0 +1,121 @@
+"""Tensors that are in memory already: a dictionary of arrays or torch tensors, or a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcz.converters.base import AssetData
+from dcz.converters.torch_tensors import check_tensor, is_tensor, to_numpy, view_key
+from dcz.errors import EncodingError, SourceError
+from dcz.format.dtypes import DType, dtype_of
+from dcz.format.manifest import Provenance
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MemorySource", "module_source"]
+
+
+def _element_type(name: Any, value: Any) -> DType:
+    if not isinstance(name, str):
+        raise SourceError(f"the name {name!r} is not a string")
+    if is_tensor(value):
+        return check_tensor(name, value)
+    if not isinstance(value, np.ndarray | np.generic):
+        raise SourceError(f"{name!r} is neither a tensor nor an array, but a {type(value).__name__}")
+    try:
+        return dtype_of(np.asarray(value))
+    except EncodingError as exc:
+        raise SourceError(f"the array {name!r}: {exc.message}", hint=exc.hint) from exc
+
+
+class MemorySource:
+    """The tensors of a mapping, in its order. What shares its memory entirely is yielded once, the rest are aliases.
+
+    Everything is checked at once, so that nothing is written for a model of which a later tensor would fail.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        notes: tuple[str, ...] = (),
+        release: Callable[[Any], None] | None = None,
+    ) -> None:
+        """``release`` is called with each tensor once it is done.
+
+        Raises SourceError if something is not a tensor, or of a kind that cannot be stored.
+        """
+        self._metadata = dict(metadata or {})
+        self._notes = notes
+        self._release = release
+        self._aliases: dict[str, str] = {}
+        self._tensors: dict[str, tuple[Any, DType]] = {}
+        first: dict[Any, str] = {}
+        for name, value in tensors.items():
+            dtype = _element_type(name, value)
+            key = view_key(value)
+            target = first.setdefault(key, name) if key is not None else name
+            if target == name:
+                self._tensors[name] = (value, dtype)
+            else:
+                self._aliases[name] = target
+        self._bytes = sum(_size(value) * dtype.itemsize for value, dtype in self._tensors.values())
+
+    @property
+    def tensor_bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self._metadata
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._notes
+
+    def names(self) -> set[str]:
+        return self._tensors.keys() | self._aliases.keys()
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        for name in list(self._tensors):
+            value, dtype = self._tensors.pop(name)
+            if is_tensor(value):
+                array = to_numpy(value, dtype)
+            else:
+                array = np.asarray(value, dtype=dtype.numpy, order="C")
+            if dtype.name == "bool" and array.size and int(array.view(np.uint8).max()) > 1:
+                raise SourceError(f"the tensor {name!r} holds bytes that are neither 0 nor 1, and so no bool")
+            yield name, array
+            del array
+            if self._release is not None:
+                self._release(value)
+            del value
+
+    def aliases(self) -> Mapping[str, str]:
+        return self._aliases
+
+    def assets(self) -> Iterator[AssetData]:
+        return iter(())
+
+    def provenance(self) -> Provenance:
+        return Provenance()
+
+    def close(self) -> None:
+        self._tensors.clear()
+
+
+def _size(value: Any) -> int:
+    return int(value.numel()) if is_tensor(value) else int(value.size)
+
+
+def module_source(module: torch.nn.Module) -> MemorySource:
+    """The parameters and persistent buffers of a module; tied ones once."""
+    state = module.state_dict()
+    extra = [name for name, value in state.items() if not is_tensor(value)]
+    notes = tuple(f"left out: {name}, which is no tensor" for name in extra)
+    return MemorySource({name: value for name, value in state.items() if name not in extra}, notes=notes)
