@@ -1,0 +1,224 @@
+"""Every example of docs/format.md, executed with the reference implementation and with the native one.
+
+An example is a fenced block with the info string ``example``: lines of ``key: value``, of which the first names its kind.
+Each kind has a function here that computes every other line. A line that is not looked at fails the test, and so does a
+block, or a kind, that nothing executes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.reference.dcz_reference import decode_stream, read, stored_positions
+from tests.reference.dcz_reference_coders import Block, encode_table, fixed, huffman, raw
+from tests.reference.dcz_reference_manifest import DTYPES
+from tests.reference.dcz_reference_streams import canonical_codes, inner_nodes, read_table
+from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, draft, tensor
+
+from dcz.format import Reader, verify
+
+TEXT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```([^\n]*)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+
+
+class Example:
+    """The lines of an example; ``unused`` are those that no one has looked at."""
+
+    def __init__(self, text: str) -> None:
+        self.lines = dict(line.split(": ", 1) for line in text.splitlines())
+        if len(self.lines) != len(text.splitlines()):
+            raise AssertionError("a key stands twice in an example")
+        self.kind = self.lines.pop("example")
+        self.unused = set(self.lines)
+
+    def text(self, key: str) -> str:
+        self.unused.discard(key)
+        return self.lines[key]
+
+    def bytes(self, key: str) -> bytes:
+        text = self.text(key)
+        assert re.fullmatch(r"[0-9A-F]{2}( [0-9A-F]{2})*", text), f"{key} is not written as bytes"
+        return bytes.fromhex(text)
+
+    def numbers(self, key: str) -> list[int]:
+        return [int(word) for word in self.text(key).split()]
+
+    def bits(self, key: str) -> list[int]:
+        return [int(bit) for bit in self.text(key).replace(" ", "")]
+
+
+EXAMPLES = [Example(text) for info, text in BLOCKS if info == "example"]
+
+
+def content_by_both(one: Tensor) -> bytes:
+    """What both readers give for a file with this tensor."""
+    data = draft([one]).build()
+    reference = read(data).tensors["t"].data
+    verify(data, deep=True)
+    with Reader(data) as reader:
+        assert reader.read("t").tobytes() == reference
+    return reference
+
+
+def split(one: Tensor) -> list[bytes]:
+    """The streams of a tensor."""
+    stored, streams = b"".join(one.parts), []
+    for length in one.fields["lengths"]:
+        streams.append(stored[:length])
+        stored = stored[length:]
+    return streams
+
+
+# 2.3
+
+
+def run_file(example: Example) -> None:
+    data = b"".join(example.bytes(key) for key in example.lines if not key.startswith("= "))
+    assert f"Its {len(data)} bytes" in TEXT
+    reference = read(data)
+    assert reference.identity == example.text("= identity")
+    assert (reference.tensors, reference.assets) == ({}, {})
+    assert verify(data, deep=True).digest == reference.identity
+    with Reader(data) as reader:
+        assert (reader.digest, reader.keys(), reader.assets()) == (reference.identity, [], [])
+
+
+# 5.2
+
+
+def run_layout(example: Example) -> None:
+    elements = example.bytes("elements")
+    layout: dict[str, Any] = {"kind": example.kind}
+    if example.kind == "relative-index":
+        layout["bits"] = example.numbers("bits")[0]
+    one = tensor("t", "u8", [len(elements)], Exact(elements), layout=layout)
+    positions, values = split(one)
+    assert one.fields["entries"] == example.numbers("= entries")
+    assert positions == example.bytes("= position stream")
+    assert values == example.bytes("= value stream")
+    if example.kind == "relative-index":
+        assert one.fields["gaps"] == example.numbers("= gaps")
+        symbols = decode_stream(0, positions, one.fields["gaps"][0], layout["bits"])
+        assert symbols == example.numbers("gap symbols")
+        expected = example.numbers("= positions")
+    else:
+        symbols = decode_stream(0, positions, -(-len(elements) // 8), 8)
+        expected = example.numbers("ones")
+    assert stored_positions(one.fields, 0, len(elements), [symbols]) == expected
+    assert content_by_both(one) == elements
+
+
+# 5.3
+
+
+def run_rotated(example: Example) -> None:
+    elements, dtype = example.bytes("elements"), example.text("dtype")
+    one = tensor("t", dtype, [len(elements) // DTYPES[dtype]], Exact(elements, "rotated"))
+    planes = split(one)
+    assert planes == [example.bytes(f"= plane {i}") for i in range(len(planes))]
+    assert content_by_both(one) == elements
+
+
+def run_affine(example: Example) -> None:
+    codes, zero_points = example.numbers("codes"), example.numbers("zero points")
+    values = Affine(example.numbers("bits")[0], codes, example.bytes("scales"), zero_points)
+    one = tensor("t", example.text("dtype"), [len(codes)], values)
+    assert split(one)[1:] == [example.bytes("= zero point stream"), example.bytes("= value stream")]
+    assert content_by_both(one) == example.bytes("= elements")
+
+
+def run_codebook(example: Example) -> None:
+    codes = example.numbers("codes")
+    (bits,), (size,) = example.numbers("bits"), example.numbers("size")
+    one = tensor(
+        "t", example.text("dtype"), [len(codes)], Codebook(bits, size, codes, example.bytes("centroids"))
+    )
+    assert split(one) == [example.bytes("centroids"), example.bytes("= value stream")]
+    assert content_by_both(one) == example.bytes("= elements")
+
+
+# 6
+
+
+def check_stream(example: Example, coding: int, symbols: Sequence[int], width: int) -> None:
+    """Both readers get the symbols from the stream: the native one as codes of a codebook that changes nothing."""
+    stream = example.bytes("= stream")
+    assert decode_stream(coding, stream, len(symbols), width) == symbols
+    values = Codebook(width, 1 << width, symbols, bytes(range(1 << width)))
+    one = tensor("t", "u8", [len(symbols)], values, coders=[raw, fixed(coding, stream)])
+    assert content_by_both(one) == bytes(symbols)
+
+
+def run_raw(example: Example) -> None:
+    (width,), symbols = example.numbers("width"), example.numbers("symbols")
+    assert example.bits("bits") == [symbol >> i & 1 for symbol in symbols for i in range(width)]
+    assert raw(symbols, width) == (0, example.bytes("= stream"))
+    check_stream(example, 0, symbols, width)
+
+
+def run_huffman(example: Example) -> None:
+    (width,), symbols = example.numbers("width"), example.numbers("symbols")
+    lengths = {int(symbol): int(length) for symbol, length in pairs(example.text("lengths"))}
+    codes = {int(symbol): code for symbol, code in pairs(example.text("codes"))}
+    assert {
+        symbol: f"{code:0{length}b}" for symbol, (length, code) in canonical_codes(lengths).items()
+    } == codes
+
+    nodes = example.text("nodes").split()
+    prefixes = ["" if node == "root" else node for node in nodes]
+    assert [(len(prefix), int(prefix or "0", 2)) for prefix in prefixes] == inner_nodes(
+        canonical_codes(lengths)
+    )
+    bits_of = []
+    for node, prefix in zip(nodes, prefixes, strict=True):
+        passing = [codes[symbol] for symbol in symbols if codes[symbol].startswith(prefix)]
+        bits_of.append([int(code[len(prefix)]) for code in passing])
+        assert bits_of[-1] == example.bits(f"bits of {node}")
+
+    table = example.bytes("first and last") + example.bytes("lengths, filled up")
+    assert encode_table(lengths) == table
+    assert read_table(table, width) == (lengths, b"")
+    bits = example.bits("bits of lengths")
+    assert bits == [byte >> i & 1 for byte in table[2:] for i in range(8)][: len(bits)]
+    packed = "data" in example.lines
+    data = [example.bytes(key) for key in (["data"] if packed else [f"data of {node}" for node in nodes])]
+    parts = [example.bytes("table length"), example.bytes("descriptor"), table, *data]
+    assert b"".join(parts) == example.bytes("= stream")
+    assert huffman(Block("new", packed, lengths))(symbols, width) == (1, example.bytes("= stream"))
+    check_stream(example, 1, symbols, width)
+
+
+def pairs(text: str) -> list[list[str]]:
+    return [word.split("=") for word in text.split()]
+
+
+RUN: dict[str, Callable[[Example], None]] = {
+    "file": run_file,
+    "relative-index": run_layout,
+    "bitmap": run_layout,
+    "rotated": run_rotated,
+    "affine": run_affine,
+    "codebook": run_codebook,
+    "raw": run_raw,
+    "huffman": run_huffman,
+}
+
+
+@pytest.mark.parametrize(
+    "example", EXAMPLES, ids=[f"{i}-{example.kind}" for i, example in enumerate(EXAMPLES, 1)]
+)
+def test_example(example: Example) -> None:
+    example.unused = set(example.lines)
+    RUN[example.kind](example)
+    assert example.unused == set(), "lines of the example that nothing looked at"
+
+
+def test_no_block_is_left_out() -> None:
+    assert {info for info, _ in BLOCKS} == {"", "example"}
+    assert sum(info == "" for info, _ in BLOCKS) == 1, "only the picture of the file is not an example"
+    assert {example.kind for example in EXAMPLES} == set(RUN)
+    assert TEXT.count("```") == 2 * len(BLOCKS)
