@@ -336,4 +336,6 @@ def draft(
         manifest["tensors"] = [tensor.fields for tensor in tensors]
     if assets:
         manifest["assets"] = [asset.fields for asset in assets]
-    return Draft(list(tensors), list(assets), manifest | fields, [chunk for chunk in chunks if chunk], version)
+    return Draft(
+        list(tensors), list(assets), manifest | fields, [chunk for chunk in chunks if chunk], version
+    )
