@@ -70,7 +70,7 @@ format: $(VENV)/lint
 	@$(BIN)/ruff format .
 
 vectors: $(VENV)/test
-	@$(BIN)/python tests/vectors/generate.py
+	@$(BIN)/python -m tests.vectors.generate
 
 bench: $(VENV)/test
 	@$(BIN)/python -m benchmarks
