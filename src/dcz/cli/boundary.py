@@ -1,0 +1,156 @@
+"""Where errors become a line on standard error and an exit code.
+
+    0    done
+    1    the operation failed: a DczError, or the operating system said no
+    2    wrong usage (by click)
+    130  interrupted (SIGINT); 143 and 129 for SIGTERM and SIGHUP: each time, what was half-written is removed first
+    141  nobody reads our output any more (SIGPIPE); silent
+
+With ``--json``, the error is also printed on standard output as an object: {"error": {...}}. An exception of any other
+kind is a bug, and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
+
+import click
+
+from dcz.cli.output import OutputError, emit_json, plain
+from dcz.errors import DczError, FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["boundary", "json_option", "writing"]
+
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
+
+_JSON: Final = "dcz.json"
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FREE: Final = "free some space and try again; nothing was left half-written"
+
+# errno -> stable code, hint
+_OS_ERRORS: Final[dict[int, tuple[str, str | None]]] = {
+    errno.ENOENT: ("file-not-found", None),
+    errno.EACCES: ("permission-denied", None),
+    errno.EPERM: ("permission-denied", None),
+    errno.EROFS: ("permission-denied", None),
+    **dict.fromkeys(_FULL, ("disk-full", _FREE)),
+}
+
+
+def json_option(function: _Function) -> _Function:
+    """The option ``--json``, which the boundary has to know of, too."""
+
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+        ctx.meta[_JSON] = value
+        return value
+
+    option = click.option(
+        "--json", "as_json", is_flag=True, is_eager=True, callback=remember, help="Print JSON, errors too."
+    )
+    return option(function)
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Generator[None, None, None]:
+    """Name ``path`` in an OSError inside that names only the temporary file beside it, or no file as the disk is full."""
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name[:200]}.")
+    try:
+        yield
+    except OSError as exc:
+        if exc.filename is None:
+            exc.filename = path if exc.errno in _FULL else None
+        elif os.path.abspath(os.fsdecode(exc.filename)).startswith(temporary):
+            exc.filename = path
+            if exc.errno == errno.ENOENT:
+                exc.strerror = "the folder for it does not exist"
+        raise
+
+
+@contextlib.contextmanager
+def boundary(ctx: click.Context) -> Generator[None, None, None]:
+    """Everything that a command does happens inside. Raises click's Exit with the code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
+    before = {number: signal.signal(number, _exit_by_signal) for number in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            click.echo("\ndcz: interrupted" if sys.stderr.isatty() else "dcz: interrupted", err=True)
+        ctx.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        ctx.exit(128 + signal.SIGPIPE)
+    except DczError as exc:
+        _fail(ctx, str(exc), _describe(exc))
+    except OSError as exc:
+        code, hint = _OS_ERRORS.get(exc.errno or 0, ("os-error", None))
+        hint = None if isinstance(exc, OutputError) else hint
+        message = exc.strerror or str(exc)
+        file = None if exc.filename is None else os.fsdecode(exc.filename)
+        text = (f"{file}: " if file is not None else "") + message + (f" ({hint})" if hint else "")
+        _fail(ctx, text, _error(code, message, file=file, hint=hint))
+    except MemoryError:
+        _fail(ctx, "out of memory", _error("out-of-memory", "out of memory"))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit_by_signal(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _describe(exc: DczError) -> dict[str, Any]:
+    if isinstance(exc, FormatError):
+        return _error(exc.code, exc.message, exc.file, exc.tensor, exc.offset, exc.hint)
+    return _error(exc.code, exc.message, hint=exc.hint)
+
+
+def _error(
+    code: str,
+    message: str,
+    file: str | None = None,
+    tensor: str | None = None,
+    offset: int | None = None,
+    hint: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "code": code,
+        "message": message,
+        "file": file,
+        "tensor": tensor,
+        "offset": offset,
+        "hint": hint,
+    }
+
+
+def _fail(ctx: click.Context, text: str, error: dict[str, Any]) -> NoReturn:
+    # What fails here is the output itself; then the exit code has to do.
+    with contextlib.suppress(OSError):
+        click.echo("dcz: error: " + plain(text, keep="\n"), err=True)
+    try:
+        if ctx.meta.get(_JSON):
+            emit_json({"error": error})
+    except OSError:
+        _silence(sys.stdout)
+    ctx.exit(1)
+
+
+def _silence(stream: TextIO) -> None:
+    """Keep the interpreter from flushing into a stream that is gone, and complaining, when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,79 @@
+"""dcz decode"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dcz.cli.boundary import json_option, writing
+from dcz.cli.output import emit, emit_json, plain, plural, size
+from dcz.cli.progress import bars
+from dcz.cli.targets import file_option, locate, registry_option
+
+__all__ = ["command"]
+
+
+@click.command("decode")
+@click.argument("target", metavar="FILE|URL|REF")
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    required=True,
+    type=click.Path(),
+    help="A folder, or a .safetensors file.",
+)
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(1, 1024), help="Threads that decode.  [default: one a core]"
+)
+@file_option
+@registry_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@json_option
+def command(
+    target: str,
+    output: str,
+    threads: int | None,
+    file: str | None,
+    registry: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Turn a .dcz file back into safetensors.
+
+    A folder gets the files that were converted: the weights, under their original names, and everything that travelled
+    with them. What was stored losslessly is identical byte for byte. The folder must be new or empty; an existing
+    .safetensors file is replaced.
+    """
+    from dcz.converters.decoding import decode
+
+    source = locate(target, registry, file)
+    with bars(quiet=quiet) as update, writing(output):
+        done = decode(
+            source,
+            output,
+            threads=threads,
+            progress=update and (lambda now, total: update(f"decode {target}", now, total)),
+        )
+    if as_json:
+        emit_json(
+            {
+                "path": done.path,
+                "files": list(done.files),
+                "tensors": done.tensors,
+                "tensor_bytes": done.tensor_bytes,
+                "original": done.original,
+                "seconds": done.seconds,
+            }
+        )
+    elif not quiet:
+        emit(
+            f"{plain(done.path)}: {plural(done.tensors, 'tensor')}, {size(done.tensor_bytes)}, "
+            f"in {done.seconds:.2f} s"
+        )
+        if not done.original:
+            emit("  the original safetensors headers are not known; names, types, shapes and values are kept")
+        if Path(output).is_dir():
+            for name in done.files:
+                emit(f"  {plain(name)}")

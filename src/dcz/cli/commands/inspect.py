@@ -1,0 +1,135 @@
+"""dcz inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dcz.cli.boundary import json_option
+from dcz.cli.output import bits, count, emit, emit_json, fields, plain, plural, ratio, show, size, table
+from dcz.cli.targets import file_option, is_remote, locate, registry_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from dcz.format.report import Report, TensorReport
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@click.argument("target", metavar="FILE|URL|REF")
+@click.option("--tensors", is_flag=True, help="Show each tensor, not each kind of them.")
+@file_option
+@registry_option
+@json_option
+def command(target: str, tensors: bool, file: str | None, registry: Path | None, as_json: bool) -> None:
+    """Show what is in a .dcz file, how each tensor is stored, and where the bytes went.
+
+    Sizes are in bytes and add up to the file. The ratio is stored bytes for each original one, bits are stored bits for
+    each element. Only the manifest is read, and of a file on this machine the first bytes of each Huffman stream.
+    """
+    from dcz.format import Reader
+    from dcz.format.report import account
+
+    source = locate(target, registry, file)
+    with Reader(source, threads=1) as reader:
+        report = account(reader, tables=not is_remote(source))
+    if as_json:
+        emit_json(report.to_dict())
+        return
+    parts = [fields(_facts(report)), _bytes(report)]
+    parts += [_kinds(report)] if report.tensors and not tensors else []
+    parts += [_assets(report)] if report.assets else []
+    show(*parts)
+    for text in _tensors(report) if tensors else ():
+        emit(text)
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    provenance, contents = report.provenance, plural(len(report.tensors), "tensor")
+    if report.aliases:
+        contents += f" and {plural(len(report.aliases), 'alias')}"
+    yield "file", plain(report.file)
+    yield "digest", report.digest
+    yield "size", f"{size(report.size)}" + (f", ratio {ratio(report.ratio)}" if report.ratio else "")
+    yield "format", f"{report.version[0]}.{report.version[1]}, written by {plain(report.producer)}"
+    for feature in report.requires:
+        yield "needs", plain(feature)
+    if provenance.source is not None:
+        revision = f" at {provenance.revision}" if provenance.revision is not None else ""
+        yield "source", plain(provenance.source + revision)
+    for read in provenance.files:
+        yield "from", f"{plain(read.path)}, {size(read.size)}"
+    if provenance.recipe:
+        yield "recipe", plain(str(provenance.recipe.get("name", "without a name")))
+    for name, value in sorted(provenance.metrics.items()):
+        yield "metric", f"{plain(name)} {value:g}"
+    for key, text in sorted(report.metadata.items()):
+        shown = plain(text)
+        yield "meta", f"{plain(key)}: {shown if len(shown) <= 200 else shown[:200] + '...'}"
+    elements = sum(tensor.elements for tensor in report.tensors)
+    yield "tensors", f"{contents}, {plural(elements, 'element')}, {size(report.content)} decoded"
+
+
+def _bytes(report: Report) -> Table:
+    made, parts = table("where the bytes went", ">bytes", ">%"), report.bytes
+    rows = [
+        ("values" if parts.tables is not None else "values, with their Huffman tables", parts.values),
+        ("positions", parts.positions),
+        ("Huffman tables", parts.tables or 0),
+        ("codebooks, scales, zero points", parts.parameters),
+        ("assets", parts.assets),
+        ("manifest", parts.manifest),
+        ("header, padding, footer", parts.header + parts.padding + parts.footer),
+    ]
+    for name, taken in rows:
+        if taken:
+            made.add_row(name, count(taken), f"{100 * taken / report.size:.2f}")
+    made.add_row("all", count(parts.total), "100.00")
+    return made
+
+
+def _kinds(report: Report) -> Table:
+    """One row for all tensors of the same type that are stored in the same way."""
+    kinds: dict[tuple[str, str], list[TensorReport]] = {}
+    for tensor in report.tensors:
+        kinds.setdefault((tensor.dtype, tensor.stored_as), []).append(tensor)
+    made = table(">tensors", ">bytes", ">ratio", ">bits", "type", "stored as")
+    for (dtype, stored_as), members in sorted(
+        kinds.items(), key=lambda kind: -sum(t.stored for t in kind[1])
+    ):
+        stored, content = sum(t.stored for t in members), sum(t.content for t in members)
+        elements = sum(t.elements for t in members)
+        made.add_row(
+            count(len(members)),
+            count(stored),
+            ratio(stored / content if content else None),
+            bits(8 * stored / elements if elements else None),
+            dtype,
+            stored_as,
+        )
+    return made
+
+
+def _assets(report: Report) -> Table:
+    made = table("asset", ">size", ">bytes")
+    for asset in report.assets:
+        header = " (its header)" if asset.role == "safetensors-header" else ""
+        made.add_row(plain(asset.path) + header, count(asset.size), count(asset.stored))
+    return made
+
+
+def _tensors(report: Report) -> Iterator[str]:
+    """Two lines for each tensor: names are long, and nothing of them should be cut off."""
+    yield f"\n{'bytes':>15}  {'ratio':>7}  {'bits':>8}  stored as"
+    for tensor in report.tensors:
+        yield f"{plain(tensor.name)}  {tensor.dtype} {list(tensor.shape)}"
+        numbers = f"{count(tensor.stored):>15}  {ratio(tensor.ratio):>7}  {bits(tensor.bits_per_element):>8}"
+        yield f"{numbers}  {tensor.stored_as}"
+    for alias, stored in report.aliases.items():
+        yield f"{plain(alias)}\n{'':>15}  {'':>7}  {'':>8}  the same as {plain(stored)}"

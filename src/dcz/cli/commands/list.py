@@ -1,0 +1,63 @@
+"""dcz list"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dcz.cli.boundary import json_option
+from dcz.cli.output import count, emit, emit_json, plain, show, table
+from dcz.cli.targets import registry_option
+
+__all__ = ["command"]
+
+
+@click.command("list")
+@click.argument("name", required=False)
+@registry_option
+@json_option
+def command(name: str | None, registry: Path | None, as_json: bool) -> None:
+    """List what is in a registry: all versions, or those of one NAME.
+
+    The bytes are those of all files of a version.
+    """
+    from dcz.registry import list_artifacts
+
+    listed = list_artifacts(name, registry=registry)
+    if as_json:
+        emit_json(
+            {
+                "versions": [
+                    {
+                        "reference": str(item.reference),
+                        "name": item.reference.name,
+                        "version": item.reference.tag,
+                        "digest": item.reference.digest,
+                        "aliases": list(item.aliases),
+                        "created": item.created,
+                        "files": list(item.files),
+                        "size": item.size,
+                        "problem": item.problem,
+                    }
+                    for item in listed
+                ]
+            }
+        )
+        return
+    if not listed:
+        emit("nothing yet; `dcz push` puts something there")
+        return
+    made = table("version", "aliases", ">bytes", ">created", "digest")
+    for item in listed:
+        made.add_row(
+            f"{item.reference.name}:{item.reference.tag}",
+            ", ".join(item.aliases),
+            "damaged" if item.size is None else count(item.size),
+            (item.created or "")[:10],
+            str(item.reference.digest)[:19],
+        )
+    show(made)
+    for item in listed:
+        if item.problem is not None:
+            emit(f"{item.reference.name}:{item.reference.tag}: {plain(item.problem)}")

@@ -1,0 +1,53 @@
+"""dcz pull"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from dcz.cli.boundary import json_option
+from dcz.cli.output import emit, emit_json, plain
+from dcz.cli.progress import bars
+from dcz.cli.targets import file_hint, registry_option
+
+__all__ = ["command"]
+
+
+@click.command("pull")
+@click.argument("ref")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    default=".",
+    show_default=True,
+    type=click.Path(file_okay=False),
+    help="The folder for the files; made if need be.",
+)
+@click.option("--force", is_flag=True, help="Replace files that are there and different.")
+@registry_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@json_option
+def command(ref: str, output: str, force: bool, registry: Path | None, quiet: bool, as_json: bool) -> None:
+    """Copy an artifact out of a registry.
+
+    Everything is verified before the first file appears. Files that are there already and right are kept.
+    """
+    from dcz.registry import pull
+
+    with bars(quiet=quiet) as update, file_hint(ref):
+        done = pull(ref, output, registry=registry, progress=update, force=force)
+    if as_json:
+        emit_json(
+            {
+                "reference": str(done.reference),
+                "digest": done.reference.digest,
+                "files": [{"path": os.fspath(path), "reused": path in done.reused} for path in done.files],
+            }
+        )
+    elif not quiet:
+        emit(str(done.reference))
+        for path in done.files:
+            emit(f"  {plain(os.fspath(path))}" + ("  (was there already)" if path in done.reused else ""))

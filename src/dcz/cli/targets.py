@@ -1,0 +1,83 @@
+"""FILE, URL or REF: what the commands take that read one .dcz file or one artifact."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from dcz.errors import InvalidReference, NotInRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from dcz.registry import Reference
+
+__all__ = ["file_hint", "file_option", "is_remote", "locate", "reference_of", "registry_option"]
+
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
+
+_REFERENCE_SCHEMES: Final = ("hf", "oci")
+
+
+def registry_option(function: _Function) -> _Function:
+    option = click.option(
+        "--registry",
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="The registry's folder.  [default: $DCZ_REGISTRY, or dcz/registry in $XDG_DATA_HOME or ~/.local/share]",
+    )
+    return option(function)
+
+
+def file_option(function: _Function) -> _Function:
+    option = click.option("--file", metavar="NAME", help="Which .dcz of an artifact that has several.")
+    return option(function)
+
+
+def is_remote(target: str) -> bool:
+    """Whether ``target`` is a URL for fsspec."""
+    scheme, found, _ = target.partition("://")
+    return bool(found) and scheme not in _REFERENCE_SCHEMES and target[:1] not in (".", "/", "~")
+
+
+@contextlib.contextmanager
+def file_hint(target: str) -> Generator[None, None, None]:
+    """Improve the hint of an error inside if ``target`` was taken for a reference and a file of that name exists.
+
+    What is a file is decided by the text alone, never by what happens to lie around.
+    """
+    try:
+        yield
+    except (InvalidReference, NotInRegistry) as exc:
+        if os.path.exists(target):
+            exc.hint = f"for the file of that name write ./{target}"
+        raise
+
+
+def reference_of(target: str) -> Reference | None:
+    """The reference that ``target`` says, or None if it is a file or a URL. Raises InvalidReference."""
+    if is_remote(target):
+        return None
+    from dcz.registry import PathReference, parse_reference
+
+    with file_hint(target):
+        reference = parse_reference(target)
+    return None if isinstance(reference, PathReference) else reference
+
+
+def locate(target: str, registry: Path | None, file: str | None = None) -> str:
+    """The path or URL of the .dcz file that is meant; what lies in a registry is read in place.
+
+    Raises InvalidReference, NotInRegistry, RegistryError, UsageError.
+    """
+    reference = reference_of(target)
+    if reference is None:
+        return target if is_remote(target) else os.path.expanduser(target)
+    from dcz.registry import locate as locate_in_registry
+
+    with file_hint(target):
+        return os.fspath(locate_in_registry(reference, file=file, registry=registry))
