@@ -1,3 +1,120 @@
-"""dcz: small, safe, verifiable model files, and a registry for them."""
+"""dcz: small, safe, verifiable model files, and a registry for them.
+
+    dcz.convert(source, path, recipe="lossless")        a model -> .dcz
+    dcz.decode(path, destination)                       .dcz -> safetensors, or the folder that it was
+    dcz.open(path), dcz.load(path)                      tensors
+    dcz.save(tensors, path)
+    dcz.load_model(path), dcz.load_tokenizer(path)      a transformers model that runs
+    dcz.load_into(module, path)                         any module
+    dcz.verify(path, deep=True)
+
+Importing dcz imports next to nothing; each name brings what it needs when it is first used.
+"""
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from dcz._version import __version__
+
+if TYPE_CHECKING:
+    from dcz.converters.conversion import Converted, convert
+    from dcz.converters.decoding import Decoded, decode
+    from dcz.errors import (
+        AssetNotFound,
+        CorruptStream,
+        DczError,
+        DigestMismatch,
+        EncodingError,
+        FormatError,
+        InvalidReference,
+        LimitExceeded,
+        ManifestError,
+        MissingDependency,
+        ModelMismatch,
+        NotADczFile,
+        NotInRegistry,
+        RecipeError,
+        RegistryCorrupt,
+        RegistryError,
+        SourceError,
+        TensorNotFound,
+        TruncatedFile,
+        UnsafePickle,
+        UnsupportedVersion,
+        UsageError,
+        VersionExists,
+    )
+    from dcz.format.verify import VerifyReport, verify
+    from dcz.runtime.files import TensorFile
+    from dcz.runtime.loading import load, load_into, open, save
+    from dcz.runtime.transformers import load_model, load_tokenizer
+
+__all__ = [
+    "AssetNotFound",
+    "Converted",
+    "CorruptStream",
+    "DczError",
+    "Decoded",
+    "DigestMismatch",
+    "EncodingError",
+    "FormatError",
+    "InvalidReference",
+    "LimitExceeded",
+    "ManifestError",
+    "MissingDependency",
+    "ModelMismatch",
+    "NotADczFile",
+    "NotInRegistry",
+    "RecipeError",
+    "RegistryCorrupt",
+    "RegistryError",
+    "SourceError",
+    "TensorFile",
+    "TensorNotFound",
+    "TruncatedFile",
+    "UnsafePickle",
+    "UnsupportedVersion",
+    "UsageError",
+    "VerifyReport",
+    "VersionExists",
+    "__version__",
+    "convert",
+    "decode",
+    "load",
+    "load_into",
+    "load_model",
+    "load_tokenizer",
+    "open",
+    "save",
+    "verify",
+]
+
+_MODULES: Final = {
+    "Converted": "dcz.converters.conversion",
+    "Decoded": "dcz.converters.decoding",
+    "TensorFile": "dcz.runtime.files",
+    "VerifyReport": "dcz.format.verify",
+    "convert": "dcz.converters.conversion",
+    "decode": "dcz.converters.decoding",
+    "load": "dcz.runtime.loading",
+    "load_into": "dcz.runtime.loading",
+    "load_model": "dcz.runtime.transformers",
+    "load_tokenizer": "dcz.runtime.transformers",
+    "open": "dcz.runtime.loading",
+    "save": "dcz.runtime.loading",
+    "verify": "dcz.format.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'dcz' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES.get(name, "dcz.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,224 @@
+"""open, load, save, load_into: between a .dcz file and tensors in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias, overload
+
+from dcz.converters.conversion import convert
+from dcz.converters.torch_tensors import check_tensor, is_tensor, require_torch, to_numpy, to_torch, view_key
+from dcz.errors import ModelMismatch
+from dcz.format import DTYPES, Reader
+from dcz.runtime.files import Framework, TensorFile, known_framework
+from dcz.runtime.slabs import allocate
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from dcz.converters.conversion import Converted, RecipeLike
+    from dcz.registry import Store
+
+__all__ = ["LoadedInto", "load", "load_into", "open", "open_reader", "save"]
+
+ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
+RegistryLike: TypeAlias = "Store | str | os.PathLike[str] | None"
+
+
+def open_reader(source: ModelLike, *, registry: RegistryLike = None, threads: int | None = None) -> Reader:
+    """A file by its path or URL, bytes, a file object, or a reference such as ``minilm:1.0``.
+
+    Text is read by the rules of references (docs/guides/registry.md): what does not look like a path or a URL is the
+    name of an artifact. Raises FormatError, OSError, InvalidReference or NotInRegistry.
+    """
+    if isinstance(source, str):
+        scheme, found, _ = source.partition("://")
+        if not found or scheme in ("hf", "oci"):
+            from dcz.registry import PathReference, locate, parse_reference
+
+            reference = parse_reference(source)
+            if isinstance(reference, PathReference):
+                return Reader(reference.path, threads=threads)
+            return Reader(locate(reference, registry=registry), threads=threads)
+    return Reader(source, threads=threads)
+
+
+def open(
+    source: ModelLike,
+    framework: Framework = "torch",
+    *,
+    registry: RegistryLike = None,
+    threads: int | None = None,
+) -> TensorFile:
+    """Open a .dcz file to read single tensors, or slices of them, as ``safetensors.safe_open`` does.
+
+    ``source``: a path, a URL that fsspec knows, bytes, a binary file object, or a reference. ``framework``: what
+    tensors come as, ``torch`` or ``numpy`` (with bf16 and fp8 from ml_dtypes). ``threads`` decode in parallel (default:
+    one for each core).
+
+    Raises FormatError if the file is at fault, OSError if it cannot be read, InvalidReference or NotInRegistry for a
+    reference, UsageError for an unknown framework.
+    """
+    known_framework(framework)
+    return TensorFile(open_reader(source, registry=registry, threads=threads), framework)
+
+
+@overload
+def load(
+    source: ModelLike,
+    *,
+    framework: Literal["torch", "pt"] = ...,
+    registry: RegistryLike = ...,
+    threads: int | None = ...,
+) -> dict[str, torch.Tensor]: ...
+
+
+@overload
+def load(
+    source: ModelLike,
+    *,
+    framework: Literal["numpy", "np"],
+    registry: RegistryLike = ...,
+    threads: int | None = ...,
+) -> dict[str, np.ndarray]: ...
+
+
+def load(
+    source: ModelLike,
+    *,
+    framework: Framework = "torch",
+    registry: RegistryLike = None,
+    threads: int | None = None,
+) -> dict[str, torch.Tensor] | dict[str, np.ndarray]:
+    """All tensors of a file, decoded in parallel straight into their memory. Tied ones share theirs.
+
+    Arguments and errors as for open.
+    """
+    as_torch = known_framework(framework)
+    with open_reader(source, registry=registry, threads=threads) as reader:
+        return load_tensors(reader) if as_torch else load_arrays(reader)
+
+
+def load_arrays(reader: Reader) -> dict[str, np.ndarray]:
+    stored = {tensor.name: tensor for tensor in reader.manifest.tensors}
+    arrays = allocate((name, DTYPES[tensor.dtype], tensor.shape) for name, tensor in stored.items())
+    reader.read_into(arrays)
+    return arrays | {alias: arrays[target].view() for alias, target in reader.aliases.items()}
+
+
+def load_tensors(reader: Reader) -> dict[str, torch.Tensor]:
+    arrays = load_arrays(reader)
+    stored = reader.manifest.tensors
+    tensors = {tensor.name: to_torch(arrays[tensor.name], DTYPES[tensor.dtype]) for tensor in stored}
+    # One storage, not two on the same memory: torch finds tied weights by it.
+    return tensors | {alias: tensors[target].detach() for alias, target in reader.aliases.items()}
+
+
+def save(
+    tensors: Mapping[str, torch.Tensor] | Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    recipe: RecipeLike = "lossless",
+    metadata: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> Converted:
+    """Write a dictionary of tensors or arrays to a .dcz file, as ``safetensors.torch.save_file`` does.
+
+    What shares its memory entirely is stored once. Arguments and errors as for dcz.convert.
+    """
+    return convert(tensors, path, recipe=recipe, metadata=metadata, threads=threads)
+
+
+class LoadedInto(NamedTuple):
+    """Names that only one side has; both are empty if loading was strict."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def load_into(
+    module: torch.nn.Module,
+    source: ModelLike,
+    *,
+    strict: bool = True,
+    registry: RegistryLike = None,
+    threads: int | None = None,
+) -> LoadedInto:
+    """Read a file into the parameters and buffers of a module.
+
+    A parameter of the stored type that is contiguous and on the CPU is decoded into in place; others are converted as
+    ``load_state_dict`` would. Names and shapes are compared before the first byte is written. A damaged file is found
+    while it is read, so that a module is undefined after a FormatError.
+
+    ``strict``: names that only one side has are an error; otherwise they are what is returned.
+
+    Raises ModelMismatch with every name that does not fit, and what open raises.
+    """
+    require_torch("loading into a module")
+    state = {name: value for name, value in module.state_dict().items() if is_tensor(value)}
+    with open_reader(source, registry=registry, threads=threads) as reader:
+        keys = set(reader)
+        held = {view_key(state[name]) for name in state.keys() & keys} - {None}
+        missing = tuple(name for name in state if name not in keys and view_key(state[name]) not in held)
+        unexpected = tuple(name for name in reader if name not in state)
+        targets = _targets(reader, state)
+        if strict:
+            _refuse(("missing in the file", missing), ("unexpected in the file", unexpected))
+        _fill(reader, targets)
+    return LoadedInto(missing, unexpected)
+
+
+def _refuse(*problems: tuple[str, Iterable[str]]) -> None:
+    found = [(title, list(names)) for title, names in problems]
+    if any(names for _, names in found):
+        raise ModelMismatch(
+            "file and module do not fit: "
+            + "; ".join(
+                f"{len(names)} {title}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+                for title, names in found
+                if names
+            )
+        )
+
+
+def _targets(reader: Reader, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Which tensor of the file goes where: each memory once. Raises ModelMismatch."""
+    digests = {tensor.name: tensor.digest for tensor in reader.manifest.tensors}
+    wrong: list[str] = []
+    tied: list[str] = []
+    first: dict[Any, str] = {}
+    targets: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if name not in reader:
+            continue
+        if tensor.is_meta:
+            wrong.append(f"{name} (on the meta device, which has no memory)")
+        elif tuple(tensor.shape) != reader.shape(name):
+            wrong.append(
+                f"{name} ({list(tensor.shape)} in the module, {list(reader.shape(name))} in the file)"
+            )
+        key = view_key(tensor)
+        other = first.setdefault(key, name) if key is not None else name
+        if other == name:
+            targets[name] = tensor
+        elif digests[reader.stored_name(other)] != digests[reader.stored_name(name)]:
+            tied.append(f"{other} = {name}")
+    _refuse(("of another shape", wrong), ("tied in the module, but not in the file", tied))
+    return targets
+
+
+def _fill(reader: Reader, targets: Mapping[str, torch.Tensor]) -> None:
+    import torch
+
+    direct: dict[str, np.ndarray] = {}
+    for name, tensor in targets.items():
+        if tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg():
+            dtype = check_tensor(name, tensor)
+            if dtype.name == reader.dtype(name):
+                direct[name] = to_numpy(tensor, dtype)
+    reader.read_into(direct)
+    with torch.no_grad():
+        for name, tensor in targets.items():
+            if name not in direct:
+                tensor.copy_(to_torch(reader.read(name), DTYPES[reader.dtype(name)]))

@@ -1,0 +1,62 @@
+"""Memory for many tensors at once.
+
+What limits the loading of a model is often not the decoder but the kernel, which has to hand out a page for every
+4 KiB that are written for the first time. numpy asks for huge pages, of 2 MiB, for allocations of 4 MiB and more; so
+small tensors are put into slabs of that kind, and only large ones get an allocation of their own.
+
+A slab lives as long as any of its tensors. It is small enough that this does not keep much alive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from dcz.format.dtypes import DType
+
+__all__ = ["allocate"]
+
+_SLAB: Final = 64 << 20
+_LARGE: Final = 16 << 20
+_HUGE_PAGE: Final = 2 << 20
+_ALIGNMENT: Final = 64
+
+
+def _aligned(size: int, alignment: int) -> np.ndarray:
+    """Uninitialized bytes whose address is a multiple of ``alignment``."""
+    memory = np.empty(size + alignment, np.uint8)
+    skip = -memory.ctypes.data % alignment
+    return memory[skip : skip + size]
+
+
+def allocate(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    """An uninitialized, contiguous, aligned array for each (name, element type, shape)."""
+    arrays: dict[str, np.ndarray] = {}
+    waiting: list[tuple[str, DType, tuple[int, ...], int]] = []
+    used = 0
+
+    def place() -> None:
+        nonlocal used
+        slab = _aligned(used, _HUGE_PAGE if used >= _HUGE_PAGE else _ALIGNMENT)
+        for name, dtype, shape, start in waiting:
+            size = math.prod(shape) * dtype.itemsize
+            arrays[name] = slab[start : start + size].view(dtype.numpy).reshape(shape)
+        waiting.clear()
+        used = 0
+
+    for name, dtype, shape in tensors:
+        size = math.prod(shape) * dtype.itemsize
+        arrays[name] = np.empty(0)  # keeps the order; replaced below
+        if size >= _LARGE:
+            arrays[name] = _aligned(size, _HUGE_PAGE).view(dtype.numpy).reshape(shape)
+            continue
+        if used + size > _SLAB:
+            place()
+        waiting.append((name, dtype, shape, used))
+        used += -(-size // _ALIGNMENT) * _ALIGNMENT
+    place()
+    return arrays
