@@ -79,11 +79,11 @@ def main() -> None:
         f"all-MiniLM-L6-v2: {weights.stat().st_size:,} bytes of weights, {folder_bytes:,} with all files\n"
     )
 
-    table = Table(box=box.SIMPLE)
-    table.add_column("recipe")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("recipe", no_wrap=True)
     for heading in ("file\nMB", "ratio\n", "convert\ns", "load\ns", "cosine\nmean", "cosine\nleast"):
         table.add_column(heading, justify="right")
-    table.add_column("weights")
+    table.add_column("weights", no_wrap=True)
     for recipe in RECIPES:
         packed = place / f"{recipe}.dcz"
         start = time.perf_counter()
@@ -113,12 +113,12 @@ def main() -> None:
             f"{loading:.2f}",
             f"{cosine.mean():.5f}",
             f"{cosine.min():.5f}",
-            "bit-identical" if same else "changed",
+            "identical" if same else "changed",
         )
     console.print(table)
     console.print(
         "\nEach file was pushed to demo/registry, pulled to demo/pulled, verified to the last weight, decoded to "
-        "demo/decoded and run.\nbit-identical: the decoded safetensors file is the original, byte for byte.\nratio: file / original folder; cosine: embeddings of "
+        "demo/decoded and run.\nidentical: the decoded safetensors file is the original, byte for byte.\nratio: file / original folder; cosine: embeddings of "
         f"{len(SENTENCES)} sentences, against the original's."
     )
 
