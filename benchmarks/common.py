@@ -40,7 +40,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def figures_table(figures: Sequence[Figure]) -> str:
     """The figures of a measurement as a table."""
     verdict = {True: "yes", False: "NO", None: ""}
-    return markdown(("figure", "at least", "measured", "met"), [(f.name, f.wanted, f.seen, verdict[f.met]) for f in figures])
+    return markdown(
+        ("figure", "at least", "measured", "met"),
+        [(f.name, f.wanted, f.seen, verdict[f.met]) for f in figures],
+    )
 
 
 def seconds(action: Callable[[], object]) -> float:

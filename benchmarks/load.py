@@ -24,7 +24,9 @@ def run() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         plain, packed = Path(folder) / "bf16.safetensors", Path(folder) / "bf16.dcz"
         tensors = load_file(minilm() / "model.safetensors")
-        save_file({k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in tensors.items()}, plain)
+        save_file(
+            {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in tensors.items()}, plain
+        )
         dcz.convert(plain, packed, threads=1)
 
         def peer() -> dict[str, torch.Tensor]:

@@ -43,7 +43,9 @@ def run() -> list[Figure]:
     allowed = 3 * ELEMENTS * 4 + 100_000_000
     figures = []
     with tempfile.TemporaryDirectory() as folder:
-        source, packed, back = (Path(folder) / name for name in ("m.safetensors", "m.dcz", "back.safetensors"))
+        source, packed, back = (
+            Path(folder) / name for name in ("m.safetensors", "m.dcz", "back.safetensors")
+        )
         write_model(source)
         for verb, arguments in (("convert", (source, packed)), ("decode", (packed, back))):
             used = int(run_python(_MEASURED, verb, *map(str, arguments)))

@@ -15,16 +15,18 @@ from dcz.format.report import account
 RECIPE = """
 name = "lenet"
 [[rules]]
-ndim = [2]
-method = "codebook"
-k = 32
-density = 0.08
+min_rank = 2
+pruning = { kind = "magnitude", density = 0.08 }
+values = { kind = "codebook", size = 32 }
+layout = "relative-index"
 """
 
 
 def run() -> list[Figure]:
     torch.manual_seed(0)
-    layers = torch.nn.Sequential(torch.nn.Linear(784, 300), torch.nn.Linear(300, 100), torch.nn.Linear(100, 10))
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(784, 300), torch.nn.Linear(300, 100), torch.nn.Linear(100, 10)
+    )
     with tempfile.TemporaryDirectory() as folder:
         recipe, out = Path(folder) / "recipe.toml", Path(folder) / "lenet.dcz"
         recipe.write_text(RECIPE)
@@ -32,6 +34,7 @@ def run() -> list[Figure]:
         dcz.verify(out, deep=True)
         with Reader(out) as reader:
             report = account(reader)
+            assert report.bytes.tables is not None
             overhead = report.bytes.manifest + report.bytes.tables
     return [
         Figure(

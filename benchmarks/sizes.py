@@ -24,7 +24,16 @@ def run() -> list[Figure]:
             dcz.convert(source, out)
             expected, seen = load_file(source), dcz.load(out)
             assert expected.keys() == seen.keys()
-            assert all(torch.equal(expected[k].view(torch.uint8), seen[k].view(torch.uint8)) for k in expected)
+            assert all(
+                torch.equal(expected[k].view(torch.uint8), seen[k].view(torch.uint8)) for k in expected
+            )
             ratio = out.stat().st_size / source.stat().st_size
-            figures.append(Figure(f"lossless, file bytes / original, MiniLM {name}", f"{most}", f"{ratio:.4f}", ratio <= most))
+            figures.append(
+                Figure(
+                    f"lossless, file bytes / original, MiniLM {name}",
+                    f"{most}",
+                    f"{ratio:.4f}",
+                    ratio <= most,
+                )
+            )
     return figures

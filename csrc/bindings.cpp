@@ -244,6 +244,12 @@ void py_dequantize(nb::handle codes, nb::handle scales, nb::handle zero_points, 
     throw std::invalid_argument("affine values are for floating-point types");
 }
 
+std::size_t py_huffman_estimate(nb::handle symbols) {
+    const Buffer in(symbols);
+    nb::gil_scoped_release release;
+    return huffman_estimate(in.data(), in.size());
+}
+
 void py_histogram(nb::handle data, nb::handle out) {
     const Buffer in(data), to(out, true);
     const auto counts = to.as<u64>("counts are 64-bit integers");
@@ -272,6 +278,7 @@ NB_MODULE(_native, m) {
     m.def("active_isa", [] { return std::string(isa_name(active_isa())); });
     m.def("force_isa", [](std::string_view name) { return force_isa(name); }, nb::arg("name"));
     m.def("huffman_encode", &py_huffman_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("limit"));
+    m.def("huffman_estimate", &py_huffman_estimate, nb::arg("symbols"));
     m.def("huffman_decode", &py_huffman_decode, nb::arg("stream"), nb::arg("width"), nb::arg("out"));
     m.def("huffman_table_bytes", [](nb::handle stream) { return huffman_table_bytes(Buffer(stream).bytes()); }, nb::arg("stream"));
     m.def("pack", &py_pack, nb::arg("symbols"), nb::arg("width"));

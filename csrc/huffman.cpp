@@ -367,6 +367,15 @@ std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned wi
     return out;
 }
 
+std::size_t huffman_estimate(const u8* symbols, std::size_t count) {
+    if (count == 0) return 0;
+    const Histogram histogram = count_symbols(symbols, count);
+    const Lengths lengths = code_lengths(histogram);
+    std::vector<u8> table;
+    write_table(lengths, table);
+    return std::min<std::size_t>(count, 2 + table.size() + static_cast<std::size_t>(data_bytes(histogram, lengths, true)));
+}
+
 HuffmanDecoder::HuffmanDecoder(Bytes stream, std::size_t count, unsigned width) : remaining_(count), width_(width) {
     std::size_t at = 0;
     const std::size_t length = read_varint(stream, at);

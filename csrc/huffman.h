@@ -43,6 +43,10 @@ struct Tree {
 // A whole stream. The encoder gives up and returns an empty vector when the result would not be below `limit` bytes.
 std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit);
 
+// About the bytes of that stream, if it were one block with one table: from integers only, so that choices made by it
+// are the same on every machine.
+std::size_t huffman_estimate(const u8* symbols, std::size_t count);
+
 // Decodes a stream block by block, so that a caller can use a block while it is in the cache.
 class HuffmanDecoder {
   public:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Coded", "CodingChoice", "decode_stream", "encode_stream", "encode_zstd", "unzip"]
 
 CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd"]
-Coded: TypeAlias = tuple[int, bytes]  # coding id, stored bytes
+Coded: TypeAlias = tuple[int, bytes | np.ndarray]
+"""The id of a coding, and the stored bytes: for a raw stream perhaps the symbols themselves, not a copy."""
 
 _NO_LIMIT: Final = 1 << 62
-_ZSTD_LEVEL: Final = 9
+_ZSTD_LEVEL: Final = 3
 # Entropy coding below this many bytes saves less than it costs to look at.
 _TINY: Final = 8
 # A few kilobytes from the middle of a stream tell whether it repeats itself. zstd decodes several times slower than a
@@ -33,13 +34,13 @@ _ZSTD_WORTH: Final = 0.9
 _ZSTD_PROBE_LEVEL: Final = 1
 
 
-def _raw(symbols: np.ndarray, width: int) -> bytes:
-    return symbols.tobytes() if width == 8 else _native.pack(symbols, width)
+def _raw(symbols: np.ndarray, width: int) -> bytes | np.ndarray:
+    return symbols if width == 8 else _native.pack(symbols, width)
 
 
-def encode_zstd(packed: bytes) -> bytes:
+def encode_zstd(packed: Buffer, level: int = _ZSTD_LEVEL) -> bytes:
     """One Zstandard frame as section 6.3 wants it."""
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress(packed)
+    return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(view_of(packed))
 
 
 def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto") -> Coded:
@@ -65,7 +66,7 @@ def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto"
         piece = symbols[symbols.size // 2 :][:_ZSTD_SAMPLE]
         share = (size if best is None else len(best[1])) / symbols.size
         if (
-            len(zstandard.ZstdCompressor(level=_ZSTD_PROBE_LEVEL).compress(_raw(piece, width)))
+            len(zstandard.ZstdCompressor(level=_ZSTD_PROBE_LEVEL).compress(view_of(_raw(piece, width))))
             < _ZSTD_WORTH * share * piece.size
         ):
             zipped = encode_zstd(_raw(symbols, width))

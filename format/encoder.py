@@ -8,6 +8,7 @@ smaller.
 from __future__ import annotations
 
 import math
+import queue
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -33,14 +34,14 @@ from dcz.format.tensors import AffineTensor, CodebookTensor, TensorData
 if TYPE_CHECKING:
     from dcz.format.manifest import Layout, Values
 
-__all__ = ["EncodedSegment", "LayoutChoice", "SplitChoice", "TensorEncoder"]
+__all__ = ["BufferPool", "EncodedSegment", "LayoutChoice", "SplitChoice", "TensorEncoder"]
 
 LayoutChoice: TypeAlias = "Literal['auto', 'dense', 'relative-index', 'bitmap'] | Layout"
 Split: TypeAlias = Literal["whole", "bytes", "rotated"]
 SplitChoice: TypeAlias = Literal["auto"] | Split
 
 SEGMENT_BYTES: Final = 1 << 20  # decoded
-_SAMPLE: Final = 1 << 13  # elements of a sample
+_SAMPLE: Final = 1 << 12  # elements of a sample
 _SAMPLES: Final = 8
 _EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because in so few the table counts
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
@@ -55,21 +56,36 @@ class EncodedSegment:
     entries: int | None
     gaps: int | None
     content: np.ndarray
+    buffer: np.ndarray | None = None
+    """What some of the streams live in; it goes back to the pool when they are written."""
 
 
-def _coded_bytes(symbols: np.ndarray) -> float:
-    """What Huffman coding makes of ``symbols`` (uint8), never more than raw. For many symbols an estimate: the entropy, at
-    least a bit for each symbol unless all are the same, and a table."""
-    if symbols.size <= _EXACTLY:
-        coded = _native.huffman_encode(symbols, 8, symbols.size) if symbols.size else None
-        return float(symbols.size if coded is None else len(coded))
-    counts = np.empty(256, np.uint64)
-    _native.histogram(symbols, counts)
-    present = counts[counts > 0].astype(np.float64)
-    if len(present) == 1:
-        return 4.0
-    bits = math.fsum(present * (math.log2(symbols.size) - np.log2(present)))
-    return min(float(symbols.size), max(bits, symbols.size) / 8 + 4 + len(present) / 4)
+def _coded_bytes(symbols: np.ndarray) -> int:
+    """The bytes of the stream that Huffman coding makes of ``symbols`` (uint8), never more than raw: known where there are
+    so few that the table counts, otherwise estimated."""
+    if symbols.size == 0 or symbols.size > _EXACTLY:
+        return _native.huffman_estimate(symbols)
+    coded = _native.huffman_encode(symbols, 8, symbols.size)
+    return symbols.size if coded is None else len(coded)
+
+
+class BufferPool:
+    """Memory for the planes of segments, used again and again: filling new pages costs more than encoding does."""
+
+    def __init__(self) -> None:
+        self._free: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+
+    def take(self, size: int) -> np.ndarray:
+        """A buffer of ``size`` bytes (uint8), at most SEGMENT_BYTES."""
+        try:
+            return self._free.get_nowait()[:size]
+        except queue.Empty:
+            return np.empty(SEGMENT_BYTES, np.uint8)[:size]
+
+    def give(self, buffer: np.ndarray) -> None:
+        """Take back what ``take`` gave, once nothing refers to it."""
+        assert isinstance(buffer.base, np.ndarray)
+        self._free.put(buffer.base)
 
 
 class TensorEncoder:
@@ -86,7 +102,9 @@ class TensorEncoder:
         layout: LayoutChoice = "auto",
         split: SplitChoice = "auto",
         coding: CodingChoice = "auto",
+        pool: BufferPool | None = None,
     ) -> None:
+        self._pool = pool or BufferPool()
         self._coding: CodingChoice = coding
         self.shape: tuple[int, ...]
         if isinstance(tensor, np.ndarray):
@@ -153,7 +171,7 @@ class TensorEncoder:
         itemsize = self.dtype.itemsize
         if data.size == 0:
             return {"whole": 0.0}
-        costs: dict[Split, float] = {"whole": _coded_bytes(data) + _STREAM_COST}
+        costs: dict[Split, float] = {"whole": _native.huffman_estimate(data) + _STREAM_COST}
         planes = np.empty_like(data)
         splits: list[tuple[Split, bool]] = []
         if itemsize > 1:
@@ -162,8 +180,8 @@ class TensorEncoder:
             splits.append(("rotated", True))
         for name, rotated in splits:
             _native.split_planes(data, itemsize, rotated, planes)
-            costs[name] = math.fsum(
-                _coded_bytes(plane) + _STREAM_COST for plane in planes.reshape(itemsize, -1)
+            costs[name] = sum(
+                _native.huffman_estimate(plane) + _STREAM_COST for plane in planes.reshape(itemsize, -1)
             )
         return costs
 
@@ -172,7 +190,6 @@ class TensorEncoder:
         sample = self._sample(self._bytes, itemsize)
         nonzero: np.ndarray = sample.view(f"<u{itemsize}") != 0
         stored = int(np.count_nonzero(nonzero))
-        positions = self._position_costs(nonzero)
         chosen_layout = self._fixed_layout(layout, nonzero)
         if chosen_layout is None:
             chosen_layout = Dense()
@@ -181,7 +198,7 @@ class TensorEncoder:
                 sparse_values = min(
                     self._plane_costs(sample.reshape(-1, itemsize)[nonzero].reshape(-1)).values()
                 )
-                best = min(positions, key=lambda item: item[0])
+                best = min(self._position_costs(nonzero), key=lambda item: item[0])
                 if best[0] + sparse_values < dense * _WORTH:
                     chosen_layout = best[1]
         if split != "auto":
@@ -297,12 +314,11 @@ class TensorEncoder:
         assert isinstance(self.values, Exact)
         if self.values.split == "whole":
             streams.append(encode_stream(data, 8, self._coding))
-        else:
-            planes = np.empty_like(data)
-            if data.size:
-                _native.split_planes(data, itemsize, self.values.split == "rotated", planes)
-            streams += [encode_stream(plane, 8, self._coding) for plane in planes.reshape(itemsize, -1)]
-        return EncodedSegment(streams, entries, gaps, content)
+            return EncodedSegment(streams, entries, gaps, content)
+        planes = self._pool.take(data.size)
+        _native.split_planes(data, itemsize, self.values.split == "rotated", planes)
+        streams += [encode_stream(plane, 8, self._coding) for plane in planes.reshape(itemsize, -1)]
+        return EncodedSegment(streams, entries, gaps, content, planes)
 
     def _segment_mask(self, first: int, count: int) -> np.ndarray:
         if self._mask is not None:

@@ -244,7 +244,7 @@ def _tensor_report(
         at = place.start
         for index, stream in enumerate(geometry.segment_part(segment)):
             table = 0
-            if source is not None and stream.coding == spec.HUFFMAN:
+            if source is not None and stream.coding == spec.HUFFMAN and stream.length:
                 table = _table_bytes(source, tensor.name, _offset(reader, place, at), stream)
             sizes["positions" if index < geometry.position_streams else "values"] += stream.length - table
             found += table

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
@@ -18,9 +18,10 @@ from pydantic import ValidationError
 from dcz._version import __version__
 from dcz.errors import EncodingError
 from dcz.format import layout as spec
-from dcz.format.coding import Coded, CodingChoice, encode_stream
+from dcz.format.coding import Coded, CodingChoice, encode_stream, encode_zstd
 from dcz.format.digests import Hasher, digest, digest_name
-from dcz.format.encoder import EncodedSegment, LayoutChoice, SplitChoice, TensorEncoder
+from dcz.format.dtypes import view_of
+from dcz.format.encoder import BufferPool, EncodedSegment, LayoutChoice, SplitChoice, TensorEncoder
 from dcz.format.manifest import (
     Asset,
     Chunks,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Writer", "atomic_file"]
 
 _CHUNK: Final = 64 << 10  # a part of this many stored bytes gets a chunk of its own; smaller ones share
+_ASSET_ZSTD_LEVEL: Final = 12  # text, and not much of it
 
 
 @contextlib.contextmanager
@@ -102,6 +104,7 @@ class Writer:
         self._assets: list[tuple[str, str, Callable[[], Buffer]]] = []
         self._chunk_lengths: list[int] = []
         self._digests: list[bytes] = []
+        self._buffers = BufferPool()
         self._pending: list[bytes] = []
         self._pending_size = 0
         self._offset = spec.HEADER.size
@@ -128,7 +131,7 @@ class Writer:
         ``layout``, ``split`` and ``coding`` are chosen by size unless they are given. ``progress`` is called with the
         number of decoded bytes after each segment. Returns the tensor's entry in the manifest.
         """
-        encoder = TensorEncoder(tensor, layout=layout, split=split, coding=coding)
+        encoder = TensorEncoder(tensor, layout=layout, split=split, coding=coding, pool=self._buffers)
         self._claim(name)
         self._whole = False
         codings, lengths = bytearray(), list[int]()
@@ -145,6 +148,8 @@ class Writer:
         for segment in self._in_order(encoder.encode, encoder.segments):
             write(segment.streams)
             hasher.update(segment.content)
+            if segment.buffer is not None:
+                self._buffers.give(segment.buffer)
             if segment.entries is not None:
                 entries.append(segment.entries)
             if segment.gaps is not None:
@@ -214,36 +219,43 @@ class Writer:
             for future in running:
                 future.cancel()
 
-    def _write_part(self, streams: list[bytes]) -> None:
+    def _write_part(self, streams: Sequence[bytes | np.ndarray]) -> None:
         size = sum(map(len, streams))
         if size >= _CHUNK:
             self._flush()
-        self._pending += streams
+            self._write_chunk(streams, size)
+            return
+        self._pending += [bytes(stream) for stream in streams]
         self._pending_size += size
         if self._pending_size >= _CHUNK:
             self._flush()
 
     def _flush(self) -> None:
-        if self._pending_size == 0:
-            return
-        chunk = b"".join(self._pending)
-        padding = spec.padding_before(self._offset, len(chunk))
+        """Writes the small parts that wait for each other as one chunk."""
+        if self._pending_size > 0:
+            self._write_chunk(self._pending, self._pending_size)
+            self._pending, self._pending_size = [], 0
+
+    def _write_chunk(self, pieces: Sequence[bytes | np.ndarray], size: int) -> None:
+        padding = spec.padding_before(self._offset, size)
         self._file.write(bytes(padding))
-        self._file.write(chunk)
-        self._offset += padding + len(chunk)
-        self._chunk_lengths.append(len(chunk))
-        self._digests.append(digest(chunk))
-        self._pending, self._pending_size = [], 0
+        hasher = Hasher()
+        for piece in pieces:
+            hasher.update(piece)
+            self._file.write(view_of(piece))
+        self._offset += padding + size
+        self._chunk_lengths.append(size)
+        self._digests.append(hasher.digest())
 
     def _write_asset(self, path: str, role: str, data: Buffer) -> Asset:
         content = np.frombuffer(data, np.uint8)
         codings, lengths = bytearray(), list[int]()
         for start in range(0, content.size, spec.ASSET_SEGMENT):
             piece = content[start : start + spec.ASSET_SEGMENT]
-            coding, stored = min(
-                (encode_stream(piece, 8, choice) for choice in ("auto", "zstd")),
-                key=lambda coded: len(coded[1]),
-            )
+            coding, stored = encode_stream(piece, 8)
+            zipped = encode_zstd(piece, _ASSET_ZSTD_LEVEL)
+            if len(zipped) < len(stored):
+                coding, stored = spec.ZSTD, zipped
             codings.append(coding)
             lengths.append(len(stored))
             self._write_part([stored])
