@@ -64,12 +64,13 @@ def _open_file(path: Path, threads: int | None) -> TensorSource:
         return PyTorchSource.from_index(path)
     with path.open("rb") as file:
         start = file.read(16)
+    # The first byte of safetensors is any, so that its "{" is looked for before the marks of others.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return SafetensorsSource.from_file(path)
     if start.startswith(MAGIC):
         return DczSource(Reader(path, threads=threads))
     if start.startswith(_ZIP) or start[:1] == bytes([_PICKLE]):
         return PyTorchSource.from_file(path)
-    if start[8:9] == b"{":
-        return SafetensorsSource.from_file(path)
     raise SourceError(
         f"{path.name}: neither safetensors, nor a torch checkpoint, nor .dcz",
         hint="a folder, a module and a dictionary of tensors can be converted too",

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +192,7 @@ class _WithoutIndex(DczSource):
 
 
 @contextmanager
-def _folder_in_place(target: Path) -> Iterator[Path]:
+def _folder_in_place(target: Path) -> Generator[Path]:
     """A folder beside ``target`` that takes its place when the block ends well, and goes away otherwise."""
     parent = target.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)

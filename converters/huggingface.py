@@ -100,9 +100,13 @@ class HuggingFaceSource:
         self._notes: list[str] = []
         self._paths: list[str] = []
         folded: set[str] = set()
-        for path in self._walk():
-            if path not in taken and self._is_asset(path, folded):
-                self._paths.append(path)
+        try:
+            for path in self._walk():
+                if path not in taken and self._is_asset(path, folded):
+                    self._paths.append(path)
+        except BaseException:
+            self._weights.close()
+            raise
 
     def _walk(self) -> Iterator[str]:
         """Every file, relative to the folder, with ``/``, in order."""
@@ -137,7 +141,7 @@ class HuggingFaceSource:
             reason = "weights in another format"
         elif suffix == ".safetensors" and not nested:
             reason = "further weights"
-        elif not file.resolve().is_relative_to(self._root):
+        elif not Path(os.path.realpath(file)).is_relative_to(self._root):
             reason = "a link that leads out of the folder"
         elif not file.is_file():
             reason = "not a file"

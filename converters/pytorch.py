@@ -7,16 +7,18 @@ tensors of the model: optimizer state, counters and the like are left out, and t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from dcz.converters.base import AssetData, sha256_of_file
 from dcz.converters.memory import MemorySource
@@ -51,6 +53,36 @@ def _zip_problem(path: Path) -> str | None:
     return None
 
 
+def _asks_for(path: Path, mapped: bool) -> str | None:
+    """Something that a pickle imports and that is not torch's, from a look at its opcodes. Nothing of it is run.
+
+    torch gives up at the first opcode that it does not know, so that of pickles of protocol 4 and 5 it never sees more.
+    """
+    with contextlib.ExitStack() as stack:
+        file: IO[bytes]
+        if mapped:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            pickles = [record for record in archive.namelist() if record.endswith(".pkl")]
+            if not pickles:
+                return None
+            file = stack.enter_context(archive.open(pickles[0]))
+        else:
+            file = stack.enter_context(path.open("rb"))
+        strings = ["", ""]
+        with contextlib.suppress(Exception):  # of a damaged pickle, what comes before the damage counts
+            for opcode, argument, _ in pickletools.genops(file):
+                asked = None
+                if opcode.name == "GLOBAL":
+                    asked = str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    asked = ".".join(strings)
+                elif isinstance(argument, str):
+                    strings = [strings[1], argument]
+                if asked is not None and not asked.startswith(("torch.", "collections.")):
+                    return asked
+    return None
+
+
 def _load(path: Path, name: str) -> tuple[Any, bool]:
     """The object in a checkpoint, and whether its tensors are mapped from the file."""
     require_torch("reading a torch checkpoint")
@@ -66,10 +98,11 @@ def _load(path: Path, name: str) -> tuple[Any, bool]:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
     except pickle.UnpicklingError as exc:
         found = _GLOBAL.search(str(exc))
-        if found is None:
+        asked = found[1] if found is not None else _asks_for(path, mapped)
+        if asked is None:
             raise SourceError(f"{name}: not a torch checkpoint, or damaged") from exc
         raise UnsafePickle(
-            f"{name}: refused, because reading it would run code: it asks for {found[1]}",
+            f"{name}: refused, because reading it would run code: it asks for {asked}",
             hint="if you trust it, save its model.state_dict() with safetensors or torch.save, and convert that",
         ) from exc
     except (

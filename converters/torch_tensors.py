@@ -5,6 +5,8 @@ torch is imported by the functions that need it, never by importing this module.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -33,7 +35,7 @@ __all__ = [
 def require_torch(needed_for: str) -> None:
     """Raises MissingDependency if torch cannot be imported."""
     try:
-        import torch  # noqa: F401
+        importlib.import_module("torch")
     except ImportError as exc:
         raise MissingDependency("torch", needed_for=needed_for, extra="torch") from exc
 
@@ -49,6 +51,7 @@ def is_module(value: object) -> TypeGuard[torch.nn.Module]:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
+@functools.cache
 def torch_dtype(dtype: DType) -> torch.dtype:
     """Both sides use the same names, and torch has every type that the format has."""
     require_torch("torch tensors")
@@ -89,6 +92,8 @@ def to_numpy(tensor: torch.Tensor, dtype: DType) -> np.ndarray:
     """The elements in C order, in the tensor's own memory if it is contiguous and on the CPU."""
     import torch
 
+    if tensor.numel() == 0:
+        return np.empty(tuple(tensor.shape), dtype.numpy)
     flat = tensor.detach().resolve_neg().cpu().contiguous().reshape(-1)
     data: np.ndarray = flat.view(torch.uint8).numpy()
     return data.view(dtype.numpy).reshape(tuple(tensor.shape))
@@ -96,11 +101,13 @@ def to_numpy(tensor: torch.Tensor, dtype: DType) -> np.ndarray:
 
 def to_torch(array: np.ndarray, dtype: DType) -> torch.Tensor:
     """A tensor on the memory of a C-contiguous, writable array."""
-    require_torch("torch tensors")
+    element = torch_dtype(dtype)
     import torch
 
-    flat = torch.from_numpy(array.reshape(-1).view(np.uint8)).view(torch_dtype(dtype))
-    return flat.reshape(array.shape)
+    if array.size == 0:  # torch gives it a stride that it cannot view
+        return torch.empty(array.shape, dtype=element)
+    flat = torch.from_numpy(array.reshape(-1).view(np.uint8)).view(element)
+    return flat if array.ndim == 1 else flat.view(array.shape)
 
 
 def view_key(tensor: Any) -> Hashable | None:

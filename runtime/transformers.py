@@ -7,11 +7,12 @@ out of a file is run: what in a configuration could make transformers do either 
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -49,7 +50,7 @@ _ELSEWHERE: Final = frozenset(
 
 def _require_transformers(needed_for: str) -> None:
     try:
-        import transformers  # noqa: F401
+        importlib.import_module("transformers")
     except ImportError as exc:
         raise MissingDependency("transformers", needed_for=needed_for, extra="transformers") from exc
 
@@ -77,7 +78,7 @@ def _config(reader: Reader) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _failures(reader: Reader, doing: str) -> Iterator[None]:
+def _failures(reader: Reader, doing: str) -> Generator[None]:
     """transformers raises exceptions of every kind for a configuration that it cannot use."""
     try:
         yield

@@ -1,0 +1,122 @@
+"""Models that are in memory: dictionaries and modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import dcz
+from dcz.converters.conversion import convert
+from dcz.errors import SourceError
+from dcz.format import DTYPES, Reader, verify
+
+
+def test_arrays_of_every_type(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {
+        name: rng.normal(0, 3, (4, 7)).astype(np.int8 if row.name[0] == "u" else np.float32).astype(row.numpy)
+        for name, row in DTYPES.items()
+    }
+    done = convert(arrays, tmp_path / "m.dcz")
+    assert (done.tensors, done.tensor_bytes) == (15, sum(array.nbytes for array in arrays.values()))
+    assert done.file_bytes == (tmp_path / "m.dcz").stat().st_size
+    assert done.digest == verify(tmp_path / "m.dcz", deep=True).digest
+    found = dcz.load(tmp_path / "m.dcz", framework="numpy")
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].tobytes() == array.tobytes()
+
+
+def test_arrays_in_any_order_of_memory(tmp_path: Path) -> None:
+    base = np.arange(24, dtype=np.float32).reshape(4, 6)
+    arrays: dict[str, Any] = {
+        "fortran": np.asfortranarray(base),
+        "strided": base[::2, ::-1],
+        "big": base.astype(">f4"),
+        "scalar": np.float64(3),
+        "broadcast": np.broadcast_to(np.int16(4), (3, 2)),
+        "base": base,
+        "same": base,
+    }
+    convert(arrays, tmp_path / "m.dcz")
+    found = dcz.load(tmp_path / "m.dcz", framework="np")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+    with Reader(tmp_path / "m.dcz") as reader:
+        assert reader.aliases == {"same": "base"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"a": [1.0]}, "'a' is neither a tensor nor an array, but a list"),
+        ({"a": "text"}, "but a str"),
+        ({"a": None}, "but a NoneType"),
+        ({3: np.zeros(1)}, "the name 3 is not a string"),
+        ({"a": np.zeros(2, np.complex64)}, "'a': no element type for arrays of complex64"),
+        ({"a": np.array(["x"])}, "no element type"),
+        ({"a": np.array([object()])}, "no element type"),
+        ({"a": np.zeros(1, ml_dtypes.float8_e4m3fnuz)}, "no element type"),
+    ],
+)
+def test_what_is_no_tensor_is_named(tmp_path: Path, content: Any, reason: str) -> None:
+    with pytest.raises(SourceError, match=reason):
+        convert(content, tmp_path / "m.dcz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_later_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(dcz.EncodingError):
+        convert({"a": np.zeros(3), "": np.zeros(3)}, tmp_path / "m.dcz")
+    assert not list(tmp_path.iterdir())
+
+
+class _Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 4)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.head = torch.nn.Linear(4, 10, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+
+    def get_extra_state(self) -> str:
+        return "extra"
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def test_a_module(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = _Tied().to(torch.bfloat16)
+    done = convert(module, tmp_path / "m.dcz")
+    assert done.notes == ("left out: _extra_state, which is no tensor",)
+    assert (done.tensors, done.aliases) == (6, 1)
+    found = dcz.load(tmp_path / "m.dcz")
+    state = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    assert found.keys() == state.keys()
+    assert all(
+        torch.equal(found[name], state[name]) and found[name].dtype == state[name].dtype for name in state
+    )
+    assert found["head.weight"].data_ptr() == found["embedding.weight"].data_ptr()
+
+
+def test_a_module_without_memory_is_refused(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        module = torch.nn.Linear(2, 2)
+    with pytest.raises(SourceError, match="'weight' has no memory"):
+        convert(module, tmp_path / "m.dcz")
+    with pytest.raises(SourceError, match="has no memory"):
+        convert(torch.nn.LazyLinear(3), tmp_path / "m.dcz")
+
+
+def test_quantized_and_nested_tensors_are_refused(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    with pytest.raises(SourceError, match="'a' is"):
+        convert({"a": nested}, tmp_path / "m.dcz")
