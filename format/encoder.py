@@ -88,6 +88,13 @@ class BufferPool:
         self._free.put(buffer.base)
 
 
+def _expect_tensor(tensor: object) -> None:
+    if not isinstance(tensor, np.ndarray | AffineTensor | CodebookTensor):
+        raise EncodingError(
+            f"a tensor is an array, an AffineTensor or a CodebookTensor, not {type(tensor).__name__}"
+        )
+
+
 class TensorEncoder:
     """One tensor, and how it is going to be stored.
 
@@ -104,6 +111,7 @@ class TensorEncoder:
         coding: CodingChoice = "auto",
         pool: BufferPool | None = None,
     ) -> None:
+        _expect_tensor(tensor)
         self._pool = pool or BufferPool()
         self._coding: CodingChoice = coding
         self.shape: tuple[int, ...]
@@ -115,10 +123,6 @@ class TensorEncoder:
             self._bytes = flat.view(np.uint8)
             self._mask: np.ndarray | None = None
             self._codes: np.ndarray | None = None
-        elif not isinstance(tensor, AffineTensor | CodebookTensor):
-            raise EncodingError(
-                f"a tensor is an array, an AffineTensor or a CodebookTensor, not {type(tensor).__name__}"
-            )
         else:
             self.dtype = DTYPES[tensor.dtype]
             self.shape = tensor.shape

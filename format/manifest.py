@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias, cast
 
 import msgpack
 import zstandard
@@ -321,7 +321,7 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, int]:
     Raises EncodingError if a value cannot be written.
     """
     try:
-        plain: bytes = msgpack.packb(_plain(manifest), use_bin_type=True)
+        plain = cast("bytes", msgpack.packb(_plain(manifest), use_bin_type=True))
     except (TypeError, ValueError, OverflowError) as exc:
         raise EncodingError(f"the manifest cannot be encoded: {exc}") from exc
     return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(plain), len(plain)

@@ -59,7 +59,7 @@ def _open_manifest(source: ByteSource, limits: Limits) -> tuple[Manifest, bytes,
     """Steps 1 to 5 of the verification. Returns the manifest, its digest and the geometry."""
     smallest = spec.HEADER.size + spec.FOOTER.size
     if source.size < smallest:
-        if source.size >= len(spec.MAGIC) and _read(source, 0, len(spec.MAGIC)) != spec.MAGIC:
+        if source.size >= len(spec.MAGIC) and bytes(_read(source, 0, len(spec.MAGIC))) != spec.MAGIC:
             raise NotADczFile("not a .dcz file", offset=0)
         raise TruncatedFile(f"{source.size} bytes, a .dcz file has at least {smallest}", offset=source.size)
     tail = _read(source, max(0, source.size - _TAIL), min(_TAIL, source.size))

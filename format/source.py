@@ -6,13 +6,13 @@ import contextlib
 import io
 import os
 import threading
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, cast
 
 from dcz.errors import FormatError, TruncatedFile, UsageError
 from dcz.format.dtypes import view_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from dcz.format.dtypes import Buffer
 
@@ -116,7 +116,7 @@ def _open_url(url: str) -> ByteSource:
 
     try:
         # Each read asks for just the range it needs; a cache of fsspec's would fetch more, or keep what was fetched.
-        file = fsspec.open(url, "rb", cache_type="none").open()
+        file = cast("Any", fsspec.open(url, "rb", cache_type="none")).open()
     except (ValueError, ImportError) as exc:
         raise UsageError(f"cannot open {url}: {exc}") from exc
     return _StreamSource(cast("BinaryIO", file), url, owned=True)
@@ -141,7 +141,7 @@ def open_source(source: SourceLike) -> ByteSource:
 
 
 @contextlib.contextmanager
-def located(source: ByteSource, tensor: str | None = None, offset: int | None = None) -> Iterator[None]:
+def located(source: ByteSource, tensor: str | None = None, offset: int | None = None) -> Generator[None]:
     """Format errors from inside say which file, tensor and offset they are about."""
     try:
         yield

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
@@ -44,7 +44,7 @@ _ASSET_ZSTD_LEVEL: Final = 12  # text, and not much of it
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """A new file that appears under ``path`` when the block ends well: whole, and on the disk. Otherwise nothing does.
 
     It is written beside its place under a name that starts with a dot and ends in ``.tmp``.
