@@ -5,7 +5,10 @@ Everything is written by ``emit``, so that there is one place where a closed pip
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -92,11 +95,21 @@ def show(*parts: RenderableType) -> None:
     """Print tables with empty lines between them, as wide as the terminal, or 80 columns if there is none."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
-        for number, part in enumerate(parts):
-            console.print(*([""] if number else []), part, sep="\n")
-    emit("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    terminal = sys.stdout.isatty()
+    columns = os.environ.get("COLUMNS", "")
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        force_terminal=terminal,
+        # rich would take the width of another stream's terminal for a pipe.
+        width=int(columns) if columns.isdecimal() and int(columns) > 0 else None if terminal else 80,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    for number, part in enumerate(parts):
+        console.print(*([""] if number else []), part, sep="\n")
+    emit("\n".join(line.rstrip() for line in buffer.getvalue().splitlines()))
 
 
 # -- numbers and words

@@ -29,7 +29,10 @@ __all__ = ["command"]
     help="lossless, int8, int4, codebook, deep-compression, or a TOML file.",
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(1, 1024), help="Threads that encode.  [default: one a core]"
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1, 1024),
+    help="Threads that encode.  [default: one a core, at most 8]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option

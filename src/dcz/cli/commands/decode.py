@@ -25,7 +25,10 @@ __all__ = ["command"]
     help="A folder, or a .safetensors file.",
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(1, 1024), help="Threads that decode.  [default: one a core]"
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1, 1024),
+    help="Threads that decode.  [default: one a core, at most 8]",
 )
 @file_option
 @registry_option

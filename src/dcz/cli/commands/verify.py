@@ -32,9 +32,9 @@ _STEPS: Final = (
 @click.argument("target", metavar="FILE|URL|REF")
 @click.option("--deep", is_flag=True, help="Decode everything, and compare it with what was published.")
 @registry_option
-@json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-def command(target: str, deep: bool, registry: Path | None, as_json: bool, quiet: bool) -> None:
+@json_option
+def command(target: str, deep: bool, registry: Path | None, quiet: bool, as_json: bool) -> None:
     """Check a .dcz file or an artifact against its digests.
 
     The numbered steps are those of the format's specification (docs/format.md, section 8). The first fault ends the

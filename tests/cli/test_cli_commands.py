@@ -1,0 +1,319 @@
+"""Every command from one end to the other, in processes of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import re
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.cli.process import COMMAND, Home, write_model
+
+from dcz.format import Reader, Writer
+
+
+def test_the_main_job(home: Home) -> None:
+    folder = home.path / "hf"
+    folder.mkdir()
+    tensors = write_model(folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+
+    done = home.run("convert", "hf", "-o", "model.dcz", "--json").json
+    assert done["file"] == "model.dcz"
+    assert done["recipe"] == "lossless"
+    assert done["tensors"] == len(tensors)
+    assert done["tensor_bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert done["file_bytes"] == (home.path / "model.dcz").stat().st_size
+    assert done["ratio"] == pytest.approx(done["file_bytes"] / done["tensor_bytes"])
+    assert done["seconds"] > 0
+    assert done["notes"] == []
+
+    report = home.run("inspect", "model.dcz", "--json").json
+    assert report["digest"] == done["digest"]
+    assert sum(report["bytes"].values()) == report["size"] == done["file_bytes"]
+    assert {tensor["name"]: tensor["shape"] for tensor in report["tensors"]} == {
+        name: list(tensor.shape) for name, tensor in tensors.items()
+    }
+    assert "config.json" in [asset["path"] for asset in report["assets"]]
+
+    verified = home.run("verify", "model.dcz", "--deep", "--json").json
+    assert verified["ok"] is True
+    assert verified["reference"] is None
+    assert verified["files"][0]["digest"] == done["digest"]
+    assert verified["files"][0]["steps"] == [1, 2, 3, 4, 5, 6, 7]
+
+    pushed = home.run("push", "model.dcz", "minilm:1.0", "--json").json
+    assert pushed["created"] is True
+    assert pushed["reference"] == f"minilm:1.0@{pushed['digest']}"
+    assert {change["tag"] for change in pushed["changes"]} == {"1.0", "latest"}
+    assert home.registry.is_dir()
+
+    tagged = home.run("tag", "minilm:1.0", "champion", "--json").json
+    assert tagged["digest"] == pushed["digest"]
+    assert tagged["previous"] is None
+    assert tagged["moved"] is True
+
+    (listed,) = home.run("list", "--json").json["versions"]
+    assert (listed["name"], listed["version"]) == ("minilm", "1.0")
+    assert listed["aliases"] == ["champion", "latest"]
+    assert listed["files"] == ["model.dcz"]
+    assert listed["size"] == done["file_bytes"]
+
+    pulled = home.run("pull", "minilm:champion", "-o", "here", "--json").json
+    assert pulled["files"] == [{"path": "here/model.dcz", "reused": False}]
+    assert (home.path / "here/model.dcz").read_bytes() == (home.path / "model.dcz").read_bytes()
+    assert home.run("pull", "minilm", "-o", "here", "--json").json["files"][0]["reused"] is True
+
+    artifact = home.run("verify", "minilm", "--json").json
+    assert artifact["reference"] == pushed["reference"]
+    assert artifact["files"][0]["digest"] == done["digest"]
+    assert home.run("inspect", "minilm:1.0", "--json").json["digest"] == done["digest"]
+
+    decoded = home.run("decode", "minilm", "-o", "out", "--json").json
+    assert decoded["files"] == ["config.json", "model.safetensors"]
+    assert decoded["original"] is True
+    for name in decoded["files"]:
+        assert (home.path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    home.run("decode", "model.dcz", "-o", "out.safetensors")
+    assert (home.path / "out.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("recipe", ["int8", "codebook", "deep-compression"])
+def test_recipes_shrink_and_say_so(model: Home, recipe: str) -> None:
+    text = model.run("convert", "model.safetensors", "-o", "small.dcz", "--recipe", recipe).out
+    ratio = re.search(r"^  ratio   (\d\.\d+), in ", text, re.MULTILINE)
+    assert ratio is not None
+    size = (model.path / "small.dcz").stat().st_size
+    original = sum(t.nbytes for t in load_file(model.path / "model.safetensors").values())
+    assert float(ratio[1]) == pytest.approx(size / original, abs=0.001)
+    assert size < 0.5 * original
+    report = model.run("inspect", "small.dcz", "--json").json
+    assert report["provenance"]["recipe"]["name"] == recipe
+    assert report["bytes"]["parameters"] > 0
+    model.run("decode", "small.dcz", "-o", "back.safetensors")
+    back = load_file(model.path / "back.safetensors")
+    with Reader(model.path / "small.dcz") as reader:
+        for name, tensor in back.items():
+            np.testing.assert_array_equal(tensor, reader.read(name))
+
+
+def test_a_recipe_from_a_file(model: Home) -> None:
+    (model.path / "mine.toml").write_text('[[rules]]\nvalues = { kind = "codebook", size = 4 }\n')
+    done = model.run("convert", "model.safetensors", "-o", "m.dcz", "--recipe", "mine.toml", "--json").json
+    assert done["recipe"] == "mine"
+
+
+def test_threads_do_not_change_the_bytes(model: Home) -> None:
+    digests = {
+        model.run("convert", "model.safetensors", "-o", f"{n}.dcz", "--threads", str(n), "--json").json[
+            "digest"
+        ]
+        for n in (1, 3)
+    }
+    assert len(digests) == 1
+
+
+def test_what_is_left_out_stands_in_the_notes(home: Home) -> None:
+    torch = pytest.importorskip("torch")
+    state = {"weight": torch.ones(4, 4)}
+    moments = {"state": {0: {"exp_avg": torch.zeros(4, 4)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    torch.save({"state_dict": state, "optimizer": moments, "epoch": 3}, home.path / "checkpoint.pt")
+    notes = home.run("convert", "checkpoint.pt", "-o", "m.dcz", "--json").json["notes"]
+    assert any("optimizer" in note for note in notes)
+    text = home.run("convert", "checkpoint.pt", "-o", "m.dcz").out
+    assert all(f"  note    {note}\n" in text for note in notes)
+
+
+def test_an_existing_output_is_replaced(model: Home) -> None:
+    (model.path / "old.dcz").write_text("something else")
+    model.run("convert", "model.safetensors", "-o", "old.dcz", "--quiet")
+    model.run("verify", "old.dcz", "--deep")
+    (model.path / "old.safetensors").write_text("something else")
+    model.run("decode", "old.dcz", "-o", "old.safetensors", "--quiet")
+    load_file(model.path / "old.safetensors")
+
+
+def test_quiet_is_quiet(model: Home) -> None:
+    for arguments in (
+        ("convert", "model.safetensors", "-o", "m.dcz"),
+        ("verify", "m.dcz"),
+        ("push", "m.dcz", "m:1"),
+        ("pull", "m:1", "-o", "x"),
+        ("decode", "m.dcz", "-o", "m.safetensors"),
+    ):
+        assert model.run(*arguments, "--quiet").out == ""
+
+
+def test_inspect_text(model: Home) -> None:
+    digest = model.run("inspect", "model.dcz", "--json").json["digest"]
+    text = model.run("inspect", "model.dcz").out
+    lines = text.splitlines()
+    assert f"digest   {digest}" in lines
+    assert "recipe   lossless" in lines
+    assert any(re.match(r"from +model\.safetensors, [\d,]+ bytes", line) for line in lines)
+    parts = {
+        match[1].strip(): int(match[2].replace(",", ""))
+        for match in re.finditer(r"^([^\d\n]+?) {2,}([\d,]+) +\d+\.\d\d$", text, re.MULTILINE)
+    }
+    assert parts.pop("all") == (model.path / "model.dcz").stat().st_size == sum(parts.values())
+    assert {"values", "Huffman tables", "manifest", "header, padding, footer"} <= parts.keys()
+    assert any("dense x exact (rotated) x huffman" in line for line in lines)
+    assert "embeddings.position_ids" not in text
+
+    listing = model.run("inspect", "model.dcz", "--tensors").out.splitlines()
+    for number, line in enumerate(listing):
+        if line == "embeddings.position_ids  i64 [1, 512]":
+            assert re.match(r" +\d+ +0\.\d+ +\d+\.\d\d +dense x exact \(bytes\) x ", listing[number + 1])
+            break
+    else:
+        pytest.fail("the tensor is not listed")
+    for line in [*lines, *listing, *model.run("verify", "model.dcz").out.splitlines()]:
+        assert len(line) <= 80
+        assert line == line.rstrip()
+        assert "\x1b" not in line
+
+
+def test_verify_text_numbers_the_steps(model: Home) -> None:
+    shallow = model.run("verify", "model.dcz").out
+    deep = model.run("verify", "model.dcz", "--deep").out
+    for text in (shallow, deep):
+        assert re.findall(r"^  (\d)  ", text, re.MULTILINE) == list("1234567")
+    assert "--deep" in shallow
+    assert "--deep" not in deep
+
+
+def test_names_from_strangers_do_not_command_the_terminal(home: Home) -> None:
+    with Writer(home.path / "m.dcz", metadata={"[bold]k\x1b[2J": "a\nb[/bold]\x07"}) as writer:
+        writer.add_tensor("evil\x1b[31m\n\u202ename[red]", np.arange(3, dtype=np.uint8))
+        writer.add_asset("[link=x]asset.txt", b"text")
+    for arguments in (
+        ("inspect", "m.dcz"),
+        ("inspect", "m.dcz", "--tensors"),
+        ("inspect", "m.dcz", "--json"),
+    ):
+        out = home.run(*arguments).out
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", out)
+    text = home.run("inspect", "m.dcz", "--tensors").out
+    assert r"evil\x1b[31m\n\u202ename[red]  u8 [3]" in text
+    assert r"[bold]k\x1b[2J: a\nb[/bold]\x07" in text
+    assert "[link=x]asset.txt" in text
+
+
+def test_json_and_text_survive_any_locale(home: Home) -> None:
+    with Writer(home.path / "m.dcz") as writer:
+        writer.add_tensor("权重", np.arange(3, dtype=np.uint8))
+    environment = {**home.environment, "PYTHONIOENCODING": "latin-1"}
+    for option in ("--json", "--tensors"):
+        done = subprocess.run(
+            [*COMMAND, "inspect", "m.dcz", option],
+            cwd=home.path,
+            env=environment,
+            capture_output=True,
+            check=True,
+        )
+        assert rb"\u6743\u91cd" in done.stdout
+        if option == "--json":
+            assert json.loads(done.stdout)["tensors"][0]["name"] == "权重"
+
+
+def test_a_url_is_read_in_place(model: Home) -> None:
+    url = f"file://{model.path}/model.dcz"
+    local, remote = (model.run("inspect", target, "--json").json for target in ("model.dcz", url))
+    assert remote["digest"] == local["digest"]
+    assert remote["bytes"]["tables"] is None
+    assert sum(size or 0 for size in remote["bytes"].values()) == remote["size"]
+    model.run("verify", url, "--deep")
+    model.run("decode", url, "-o", "back.safetensors")
+    assert (model.path / "back.safetensors").read_bytes() == (model.path / "model.safetensors").read_bytes()
+
+
+def test_the_registry_is_where_one_says(model: Home) -> None:
+    model.run("push", "model.dcz", "a", "--registry", "elsewhere")
+    assert not model.registry.exists()
+    assert "a:v1" in model.run("list", "--registry", "elsewhere").out
+    assert "nothing yet" in model.run("list").out
+    done = subprocess.run(
+        [*COMMAND, "list", "--json"],
+        cwd=model.path,
+        env={**model.environment, "DCZ_REGISTRY": str(model.path / "elsewhere")},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["versions"][0]["version"] == "v1"
+
+
+def test_push_moves_aliases_and_repeats_itself_gladly(model: Home) -> None:
+    (model.path / "notes.txt").write_text("loose")
+    first = model.run("push", "model.dcz", "notes.txt", "m:1", "--alias", "a", "--alias", "b", "--json").json
+    assert {change["tag"] for change in first["changes"]} == {"1", "a", "b", "latest"}
+    again = model.run("push", "model.dcz", "notes.txt", "m:1").out
+    assert again == f"{first['reference']} was there already\n"
+    assert set(model.run("pull", "m:a", "-o", "x").out.split()) >= {"x/model.dcz", "x/notes.txt"}
+    text = model.run("list", "m").out
+    assert "a, b, latest" in text
+
+
+def test_one_of_several_files(model: Home) -> None:
+    (model.path / "other.dcz").write_bytes((model.path / "model.dcz").read_bytes())
+    model.run("push", "model.dcz", "other.dcz", "both:1")
+    error = model.run("inspect", "both:1", code=1).err
+    assert "other.dcz" in error
+    model.run("inspect", "both:1", "--file", "other.dcz")
+    model.run("decode", "both:1", "--file", "model.dcz", "-o", "m.safetensors")
+    files = model.run("verify", "both:1", "--json").json["files"]
+    assert [file["file"] for file in files] == ["model.dcz", "other.dcz"]
+
+
+def test_progress_is_drawn_on_a_terminal_only(home: Home) -> None:
+    write_model(home.path / "model.safetensors", elements=4_000_000)
+    main, side = pty.openpty()
+    drawn = bytearray()
+
+    def read() -> None:
+        try:
+            while piece := os.read(main, 1 << 16):
+                drawn.extend(piece)
+        except OSError:  # the other side is closed
+            return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    process = home.start("convert", "model.safetensors", "-o", "m.dcz", stdout=subprocess.PIPE, stderr=side)
+    os.close(side)
+    out, _ = process.communicate(timeout=120)
+    reader.join()
+    os.close(main)
+    assert process.returncode == 0
+    assert b"convert model.safetensors" in drawn
+    assert b"\x1b" not in out
+    assert out.startswith(b"m.dcz: lossless, 5 tensors")
+
+
+def test_version_and_module(home: Home) -> None:
+    out = home.run("--version").out
+    assert re.fullmatch(r"dcz \d+\.\d+\.\d+\S*\n", out)
+    script = Path(COMMAND[0]).with_name("dcz")
+    if not script.exists():
+        pytest.skip("the script `dcz` is not installed beside this Python")
+    assert home.run("--version", command=(str(script),)).out == out
+
+
+def test_same_file_same_digest_as_the_bytes_say(model: Home) -> None:
+    """The digest that the commands print is that of the stored manifest, computed here from the file alone."""
+    from blake3 import blake3
+
+    data = (model.path / "model.dcz").read_bytes()
+    offset = int.from_bytes(data[-64:-56], "little")
+    length = int.from_bytes(data[-56:-52], "little")
+    identity = f"blake3:{blake3(data[offset : offset + length]).hexdigest()}"
+    assert model.run("verify", "model.dcz").out.splitlines()[-1] == identity
+    source = hashlib.sha256((model.path / "model.safetensors").read_bytes()).hexdigest()
+    files = model.run("inspect", "model.dcz", "--json").json["provenance"]["files"]
+    assert [file["sha256"] for file in files] == [source]
