@@ -92,7 +92,13 @@ class TensorSlice:
         values = to_torch(parts.data, dtype_of(parts.data))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CS[RC] tensor support is in beta")
-            return make(torch.from_numpy(parts.indptr), torch.from_numpy(parts.indices), values, parts.shape)
+            return make(
+                torch.from_numpy(parts.indptr),
+                torch.from_numpy(parts.indices),
+                values,
+                parts.shape,
+                check_invariants=False,  # the reader built the indices itself
+            )
 
 
 class TensorFile:
