@@ -1,0 +1,66 @@
+"""The examples of docs/guides/python.md and docs/guides/converting.md run, in the order in which they stand."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tests.converters.test_huggingface_folders import minilm
+
+GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+
+
+def _run(guide: str) -> dict[str, object]:
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", (GUIDES / guide).read_text(), flags=re.DOTALL):
+        exec(compile(block, guide, "exec"), names)  # noqa: S102 - our own documentation
+    return names
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "model").symlink_to(minilm(), target_is_directory=True)
+    return tmp_path
+
+
+def test_converting(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a": torch.ones(1), "args": argparse.Namespace(lr=0.1)}, place / "unsafe.pth")
+    _run("converting.md")
+    figures, error = capsys.readouterr().out.splitlines()
+    assert figures.startswith("104 ")
+    assert figures.endswith(" 0.82 ()")
+    assert "it asks for argparse.Namespace" in error
+    source = minilm()
+    for path in source.rglob("*"):
+        assert path.is_dir() or (place / "back" / path.relative_to(source)).read_bytes() == path.read_bytes()
+    size = (source / "model.safetensors").stat().st_size
+    assert (place / "model-int8.safetensors").stat().st_size == size
+
+
+def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import dcz
+
+    dcz.convert("path/to/model", "model.dcz")
+    names = _run("python.md")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "['embedding', 'bias', 'head'] {'author': 'me'}"
+    assert printed[1] == "0.9"
+    assert isinstance(names["rows"], torch.Tensor)
+    assert names["rows"].shape == (16, 64)
+    assert isinstance(names["sparse"], torch.Tensor)
+    assert names["sparse"].layout == torch.sparse_csr
+
+
+def test_limits_are_as_written() -> None:
+    from dcz.converters.huggingface import MAX_ASSET, MAX_MODULE
+    from dcz.converters.pytorch import _NESTED, _PREFIXES
+
+    text = (GUIDES / "converting.md").read_text()
+    assert f"files above {MAX_ASSET >> 20} MiB" in text
+    assert f"up to {MAX_MODULE >> 30} GiB" in text
+    assert all(f"`{name}`" in text for name in (*_NESTED, *_PREFIXES))
