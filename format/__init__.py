@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dcz.format.atomic import atomic_file, sync_folder
 from dcz.format.dtypes import DTYPES, DType, dtype_of
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 from dcz.format.manifest import Bitmap, Dense, Manifest, Provenance, RelativeIndex, SourceFile
@@ -9,7 +10,7 @@ from dcz.format.reader import LazyTensor, Reader
 from dcz.format.sparse import CompressedSparse
 from dcz.format.tensors import AffineTensor, CodebookTensor, PerChannel, PerGroup, PerTensor, TensorData
 from dcz.format.verify import VerifyReport, verify
-from dcz.format.writer import Writer, atomic_file
+from dcz.format.writer import Writer
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -35,5 +36,6 @@ __all__ = [
     "Writer",
     "atomic_file",
     "dtype_of",
+    "sync_folder",
     "verify",
 ]

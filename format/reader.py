@@ -331,6 +331,11 @@ class Reader:
             check_digest(digest(out), asset.digest, f"the asset {path!r}")
         return out.tobytes()
 
+    def read_stored(self, offset: int, length: int) -> bytes:
+        """Bytes of the file as they are, not compared with any digest. Raises TruncatedFile."""
+        with located(self._source, None, offset):
+            return bytes(_read(self._source, offset, length))
+
     # -- verification (the numbered steps of docs/format.md, section 8)
 
     def check_chunks(self, progress: Callable[[int], None] | None = None) -> None:

@@ -11,7 +11,6 @@ from dcz.errors import CorruptStream
 from dcz.format import layout as spec
 from dcz.format.digests import digest_name
 from dcz.format.manifest import Bitmap, Codebook, Exact, PerChannel, PerGroup, PerTensor, RelativeIndex
-from dcz.format.source import located
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from dcz.format.geometry import PartPlace, Stream, TensorGeometry
     from dcz.format.manifest import Asset, Granularity, Layout, Provenance, Tensor, Values
     from dcz.format.reader import Reader
-    from dcz.format.source import ByteSource
 
 __all__ = ["AssetReport", "FileBytes", "Report", "TensorReport", "account"]
 
@@ -201,9 +199,8 @@ def account(reader: Reader, *, tables: bool = True) -> Report:
     Raises CorruptStream if a table is longer than its stream, TruncatedFile, OSError.
     """
     geometry, manifest = reader.geometry, reader.manifest
-    source = reader._source if tables else None  # pyright: ignore[reportPrivateUsage]
     tensors = tuple(
-        _tensor_report(reader, geometry.tensors[tensor.name], tensor, source) for tensor in manifest.tensors
+        _tensor_report(reader, geometry.tensors[tensor.name], tensor, tables) for tensor in manifest.tensors
     )
     assets = tuple(_asset_report(asset) for asset in manifest.assets)
     padding = sum(length for _, length in geometry.padding)
@@ -234,9 +231,7 @@ def account(reader: Reader, *, tables: bool = True) -> Report:
     )
 
 
-def _tensor_report(
-    reader: Reader, geometry: TensorGeometry, tensor: Tensor, source: ByteSource | None
-) -> TensorReport:
+def _tensor_report(reader: Reader, geometry: TensorGeometry, tensor: Tensor, tables: bool) -> TensorReport:
     sizes = {"values": 0, "positions": 0}
     found = 0
     for segment in range(geometry.segments):
@@ -244,8 +239,8 @@ def _tensor_report(
         at = place.start
         for index, stream in enumerate(geometry.segment_part(segment)):
             table = 0
-            if source is not None and stream.coding == spec.HUFFMAN and stream.length:
-                table = _table_bytes(source, tensor.name, _offset(reader, place, at), stream)
+            if tables and stream.coding == spec.HUFFMAN and stream.length:
+                table = _table_bytes(reader, tensor.name, _offset(reader, place, at), stream)
             sizes["positions" if index < geometry.position_streams else "values"] += stream.length - table
             found += table
             at += stream.length
@@ -260,7 +255,7 @@ def _tensor_report(
         encoding=tensor.values,
         codings=_codings(geometry, tensor),
         segments=geometry.segments,
-        tables=None if source is None else found,
+        tables=found if tables else None,
         parameters=sum(stream.length for stream in geometry.parameter_part()),
         **sizes,
     )
@@ -270,22 +265,22 @@ def _offset(reader: Reader, place: PartPlace, start: int) -> int:
     return reader.geometry.chunk_offsets[place.chunk] + start
 
 
-def _table_bytes(source: ByteSource, tensor: str, offset: int, stream: Stream) -> int:
+def _table_bytes(reader: Reader, tensor: str, offset: int, stream: Stream) -> int:
     """The length of all tables of a Huffman stream and of the varint before them (docs/format.md, section 6.2)."""
-    head = bytearray(min(_VARINT_BYTES, stream.length))
-    with located(source, tensor, offset):
-        source.read_into(offset, memoryview(head))
-        length = 0
-        for index, byte in enumerate(head):
-            length |= (byte & 0x7F) << (7 * index)
-            if byte < 0x80:
-                if index + 1 + length > stream.length:
-                    break
-                return index + 1 + length
-        raise CorruptStream(
-            "the tables of a Huffman stream are longer than the stream",
-            hint="`dcz verify` tells what is damaged",
-        )
+    length = 0
+    for index, byte in enumerate(reader.read_stored(offset, min(_VARINT_BYTES, stream.length))):
+        length |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            if index + 1 + length > stream.length:
+                break
+            return index + 1 + length
+    raise CorruptStream(
+        "the tables of a Huffman stream are longer than the stream",
+        file=reader.name,
+        tensor=tensor,
+        offset=offset,
+        hint="`dcz verify` tells what is damaged",
+    )
 
 
 def _codings(geometry: TensorGeometry, tensor: Tensor) -> dict[str, int]:

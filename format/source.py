@@ -46,7 +46,7 @@ class _FileSource:
                 raise UsageError(f"{path} is a directory", hint="give the .dcz file in it")
             self.size = info.st_size
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     def read_into(self, offset: int, out: memoryview) -> None:

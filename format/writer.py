@@ -3,14 +3,12 @@ until it is whole and on the disk."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 from pydantic import ValidationError
@@ -18,6 +16,7 @@ from pydantic import ValidationError
 from dcz._version import __version__
 from dcz.errors import EncodingError
 from dcz.format import layout as spec
+from dcz.format.atomic import atomic_file
 from dcz.format.coding import Coded, CodingChoice, encode_stream, encode_zstd
 from dcz.format.digests import Hasher, digest, digest_name
 from dcz.format.dtypes import view_of
@@ -37,36 +36,10 @@ if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
     from dcz.format.tensors import TensorData
 
-__all__ = ["Writer", "atomic_file"]
+__all__ = ["Writer"]
 
 _CHUNK: Final = 64 << 10  # a part of this many stored bytes gets a chunk of its own; smaller ones share
 _ASSET_ZSTD_LEVEL: Final = 12  # text, and not much of it
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
-    """A new file that appears under ``path`` when the block ends well: whole, and on the disk. Otherwise nothing does.
-
-    It is written beside its place under a name that starts with a dot and ends in ``.tmp``.
-    """
-    final = os.path.abspath(os.fspath(path))
-    folder, name = os.path.split(final)
-    temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Writer:
