@@ -18,6 +18,7 @@ import numpy as np
 from dcz.converters.base import AssetData, StreamDigest
 from dcz.converters.safetensors_header import Header, HeaderTensor, load_json, read_header
 from dcz.errors import EncodingError, SourceError
+from dcz.format.atomic import atomic_file
 from dcz.format.dtypes import dtype_of
 from dcz.format.manifest import Provenance, SourceFile, check_asset_paths
 
@@ -188,18 +189,15 @@ class SafetensorsSource:
 class SafetensorsSink:
     """One safetensors file with a known header. Tensors may come in any order; each is written to its place.
 
-    The file grows under a name of its own beside ``path`` and gets that name in commit().
+    The file gets its name in commit(), when it is whole.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
-        self._path = path
         self._header = header
         self._places = {tensor.name: tensor for tensor in header.tensors}
         self._written: set[str] = set()
-        self._temporary = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}.tmp")
-        self._descriptor = os.open(
-            self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-        )
+        self._stack = ExitStack()
+        self._descriptor = self._stack.enter_context(atomic_file(path)).fileno()
         try:
             self._write(memoryview(header.raw), 0)
         except BaseException:
@@ -232,13 +230,12 @@ class SafetensorsSink:
         if missing:
             raise EncodingError(f"{len(missing)} tensors were not written, among them {min(missing)!r}")
         os.ftruncate(self._descriptor, self._header.data_start + self._header.data_bytes)
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
-        self._descriptor = -1
-        os.replace(self._temporary, self._path)
+        self._stack.close()
 
     def abort(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            self._temporary.unlink(missing_ok=True)
+        """Give up what is not committed; nothing appears under ``path``."""
+        self._stack.__exit__(_Aborted, _Aborted(), None)
+
+
+class _Aborted(Exception):
+    """Makes atomic_file throw away what was written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -250,6 +251,15 @@ def test_standard_output_is_full_or_gone(model: Home) -> None:
 # -- signals that can be handled
 
 
+def _is_writing(pid: int, folder: Path) -> bool:
+    """Whether the process has a file without a name open, which is what a file is until it is whole."""
+    try:
+        targets = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return False
+    return any(target.startswith(f"{folder}/#") for target in targets)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_clear_up(home: Home, number: signal.Signals) -> None:
     write_model(home.path / "model.safetensors", elements=24_000_000)
@@ -257,7 +267,7 @@ def test_signals_clear_up(home: Home, number: signal.Signals) -> None:
     # A recipe that takes its time, so that the signal comes before the end.
     arguments = ("convert", "model.safetensors", "-o", "m.dcz", "--recipe", "int4")
     process = home.start(*arguments, stderr=subprocess.PIPE)
-    while not list(home.path.glob(".m.dcz.*.tmp")) and process.poll() is None:
+    while not _is_writing(process.pid, home.path) and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
