@@ -171,9 +171,7 @@ def _decode_folder(reader: Reader, target: Path, progress: Progress | None) -> t
     source: TensorSource = DczSource(reader) if headers else _WithoutIndex(reader)
     files = headers or ({"model.safetensors": _canonical(reader)} if len(reader) else {})
     try:
-        check_asset_paths(
-            [*files, *(asset for asset in reader.assets() if not headers or asset not in headers)]
-        )
+        check_asset_paths([*files, *reader.assets()])
     except ValueError as exc:
         raise ManifestError(f"the files cannot be put into one folder: {exc}", file=reader.name) from exc
     with _folder_in_place(target) as folder:
