@@ -52,7 +52,7 @@ test: $(VENV)/test
 	@$(BIN)/python -m pytest
 
 test-slow: $(VENV)/test
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(BIN)/python -m pytest --hypothesis-profile=explore -m "slow or not slow"
 
 coverage: $(VENV)/test
 	@$(BIN)/python -m coverage run -m pytest

@@ -11,7 +11,7 @@ from dcz.converters.base import AssetData
 from dcz.converters.torch_tensors import check_tensor, is_tensor, to_numpy, view_key
 from dcz.errors import EncodingError, SourceError
 from dcz.format.dtypes import DType, dtype_of
-from dcz.format.manifest import Provenance
+from dcz.format.manifest import Provenance, check_name
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,10 @@ __all__ = ["MemorySource", "module_source"]
 def _element_type(name: Any, value: Any) -> DType:
     if not isinstance(name, str):
         raise SourceError(f"the name {name!r} is not a string")
+    try:
+        check_name(name)
+    except ValueError as exc:
+        raise SourceError(str(exc)) from exc
     if is_tensor(value):
         return check_tensor(name, value)
     if not isinstance(value, np.ndarray | np.generic):

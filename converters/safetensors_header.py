@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from dcz.errors import SourceError
 from dcz.format.dtypes import DTYPES, DType
-from dcz.format.layout import MAX_NAME_BYTES, MAX_RANK
+from dcz.format.layout import MAX_RANK
+from dcz.format.manifest import check_name
 
 __all__ = ["Header", "HeaderTensor", "build_header", "parse_header", "read_header"]
 
@@ -110,8 +111,7 @@ def _tensor(name: str, fields: Any, file: str) -> HeaderTensor:
         shape, offsets = _naturals(fields["shape"]), _naturals(fields["data_offsets"])
         if len(offsets) != 2 or offsets[0] > offsets[1]:
             raise ValueError(f"has the data_offsets {list(offsets)}")
-        if not 1 <= len(name.encode()) <= MAX_NAME_BYTES or "\0" in name:
-            raise ValueError(f"has a name that is not 1 to {MAX_NAME_BYTES} bytes without NUL")
+        check_name(name)
         if len(shape) > MAX_RANK:
             raise ValueError(f"has {len(shape)} dimensions, more than {MAX_RANK}")
         dtype = _BY_NAME.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None

@@ -7,6 +7,7 @@ its numbers agree with each other and with the file is for geometry.py (step 5).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias, cast
 
@@ -47,6 +48,7 @@ __all__ = [
     "Tensor",
     "Values",
     "check_asset_paths",
+    "check_name",
     "decode_manifest",
     "encode_manifest",
 ]
@@ -267,8 +269,12 @@ class Manifest(_Model):
 
 def check_name(name: str) -> None:
     """Raise ValueError unless ``name`` may be a tensor's name."""
-    if not 1 <= len(name.encode()) <= spec.MAX_NAME_BYTES or "\0" in name:
-        raise ValueError(f"a tensor name has 1 to {spec.MAX_NAME_BYTES} bytes without NUL, not {name[:80]!r}")
+    if not 1 <= len(name.encode(errors="surrogatepass")) <= spec.MAX_NAME_BYTES or re.search(
+        "[\0\ud800-\udfff]", name
+    ):
+        raise ValueError(
+            f"a tensor name has 1 to {spec.MAX_NAME_BYTES} bytes of UTF-8 without NUL, not {name[:80]!r}"
+        )
 
 
 def _check_path(path: str) -> None:

@@ -58,6 +58,9 @@ def test_arrays_in_any_order_of_memory(tmp_path: Path) -> None:
         ({"a": "text"}, "but a str"),
         ({"a": None}, "but a NoneType"),
         ({3: np.zeros(1)}, "the name 3 is not a string"),
+        ({"": np.zeros(1)}, "a tensor name has 1 to 4096 bytes"),
+        ({"a\0": np.zeros(1)}, "without NUL"),
+        ({"\ud800": np.zeros(1)}, "of UTF-8"),
         ({"a": np.zeros(2, np.complex64)}, "'a': no element type for arrays of complex64"),
         ({"a": np.array(["x"])}, "no element type"),
         ({"a": np.array([object()])}, "no element type"),
@@ -71,8 +74,10 @@ def test_what_is_no_tensor_is_named(tmp_path: Path, content: Any, reason: str) -
 
 
 def test_a_later_failure_leaves_nothing(tmp_path: Path) -> None:
+    """What only the recipe finds: a weight that cannot be quantized."""
+    weights = {"a": np.zeros((32, 32), np.float32), "b": np.full((32, 32), np.nan, np.float32)}
     with pytest.raises(dcz.EncodingError):
-        convert({"a": np.zeros(3), "": np.zeros(3)}, tmp_path / "m.dcz")
+        convert(weights, tmp_path / "m.dcz", recipe="int8")
     assert not list(tmp_path.iterdir())
 
 
