@@ -1,7 +1,7 @@
 #include "huffman.h"
 
 #include <algorithm>
-#include <string>
+#include <optional>
 
 #include "bits.h"
 #include "kernels.h"
@@ -244,6 +244,20 @@ void encode_block(const Tree& tree, const Histogram& histogram, const u8* symbol
     stream.finish();
 }
 
+// Whether no code can take four per mille off a large block, from a sample of it: two symbols of the sample are
+// the same hardly more often than two of 256 that are equally likely. (Their collision entropy, which is never above
+// the entropy, is over 7.97 bits.)
+bool looks_uniform(const u8* symbols, std::size_t count) {
+    constexpr std::size_t kPieces = 16, kPiece = 512, kSample = kPieces * kPiece;
+    if (count < 4 * kSample) return false;
+    std::array<u8, kSample> sample;
+    for (std::size_t i = 0; i < kPieces; ++i) std::memcpy(&sample[i * kPiece], symbols + i * (count / kPieces), kPiece);
+    u64 pairs = 0;
+    for (const u64 n : count_symbols(sample.data(), kSample))
+        if (n > 0) pairs += n * (n - 1);
+    return 50 * 256 * pairs < 51 * u64{kSample} * (kSample - 1);
+}
+
 }  // namespace
 
 Histogram count_symbols(const u8* symbols, std::size_t count) {
@@ -330,39 +344,62 @@ Tree::Tree(const Lengths& lengths) {
 }
 
 std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit) {
-    std::vector<u8> tables, data, scratch;
+    // First how each block is going to be written, and with it the size, but for some padding of nodes; then, if that is
+    // small enough, the bytes.
+    struct Plan {
+        Histogram histogram{};
+        std::optional<u32> tree;  // index; none: stored
+        bool packed = false;
+    };
+    std::vector<Plan> plans((count + kBlock - 1) / kBlock);
+    std::vector<Tree> trees;
+    std::vector<u8> tables;
     Lengths current{};
-    bool have_table = false;
-    for (std::size_t start = 0; start < count; start += kBlock) {
-        const u8* block = symbols + start;
-        const std::size_t n = std::min(kBlock, count - start);
+    u64 size = 0;
+    for (std::size_t b = 0; b < plans.size(); ++b) {
+        Plan& plan = plans[b];
+        const u8* block = symbols + b * kBlock;
+        const std::size_t n = std::min(kBlock, count - b * kBlock);
         const bool packed = n < kPackedBelow;
-        const Histogram histogram = count_symbols(block, n);
-        const auto [own, own_table, with_own] = best_table(histogram, n, packed);
-        const u64 with_same = have_table ? data_bytes(histogram, current, packed) : ~u64{0};
-        // A table that takes a per mille off a large block does not pay for the slower decoding.
-        const u64 stored = packed_bytes(n, width), worth = packed ? 0 : stored / 256;
-        const u64 best = std::min(with_own, with_same);
-        if (best + worth >= stored) {
-            tables.push_back(kStored);
-            pack(block, n, width, data);
-        } else {
-            const bool same = with_same <= with_own;
-            tables.push_back(static_cast<u8>((same ? kSameTable : kNewTable) | (packed ? kPackedBit : 0)));
-            if (!same) {
-                tables.insert(tables.end(), own_table.begin(), own_table.end());
-                current = own;
-                have_table = true;
+        const u64 stored = packed_bytes(n, width);
+        if (width < 8 || !looks_uniform(block, n)) {
+            plan.histogram = count_symbols(block, n);
+            const Table own = best_table(plan.histogram, n, packed);
+            const u64 with_same = trees.empty() ? ~u64{0} : data_bytes(plan.histogram, current, packed);
+            // A table that takes less than four per mille off a large block does not pay for the slower decoding.
+            const u64 worth = packed ? 0 : stored / 256;
+            if (std::min(own.cost, with_same) + worth < stored) {
+                const bool same = with_same <= own.cost;
+                tables.push_back(static_cast<u8>((same ? kSameTable : kNewTable) | (packed ? kPackedBit : 0)));
+                if (!same) {
+                    tables.insert(tables.end(), own.bytes.begin(), own.bytes.end());
+                    current = own.lengths;
+                    trees.emplace_back(current);
+                }
+                plan.tree = static_cast<u32>(trees.size() - 1);
+                plan.packed = packed;
+                size += same ? with_same : own.cost - own.bytes.size();
             }
-            encode_block(Tree(current), histogram, block, n, packed, scratch, data);
         }
-        if (tables.size() + data.size() >= limit) return {};
+        if (!plan.tree) {
+            tables.push_back(kStored);
+            size += stored;
+        }
+        if (tables.size() + size >= limit) return {};
     }
-    std::vector<u8> out;
-    out.reserve(5 + tables.size() + data.size());
+    std::vector<u8> out, scratch;
+    out.reserve(5 + tables.size() + size);
     write_varint(tables.size(), out);
     out.insert(out.end(), tables.begin(), tables.end());
-    out.insert(out.end(), data.begin(), data.end());
+    for (std::size_t b = 0; b < plans.size(); ++b) {
+        const Plan& plan = plans[b];
+        const u8* block = symbols + b * kBlock;
+        const std::size_t n = std::min(kBlock, count - b * kBlock);
+        if (plan.tree)
+            encode_block(trees[*plan.tree], plan.histogram, block, n, plan.packed, scratch, out);
+        else
+            pack(block, n, width, out);
+    }
     if (out.size() >= limit) return {};
     return out;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -29,7 +30,7 @@ _ZSTD_LEVEL: Final = 3
 _TINY: Final = 8
 # A few kilobytes from the middle of a stream tell whether it repeats itself. zstd decodes several times slower than a
 # wavelet tree, so it has to be better by a tenth.
-_ZSTD_SAMPLE: Final = 16 << 10
+_ZSTD_SAMPLE: Final = 8 << 10
 _ZSTD_WORTH: Final = 0.9
 _ZSTD_PROBE_LEVEL: Final = 1
 
@@ -38,9 +39,24 @@ def _raw(symbols: np.ndarray, width: int) -> bytes | np.ndarray:
     return symbols if width == 8 else _native.pack(symbols, width)
 
 
+class _Compressors(threading.local):
+    """A compressor for each thread and level: making one costs more than compressing a few kilobytes does."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, zstandard.ZstdCompressor] = {}
+
+    def __getitem__(self, level: int) -> zstandard.ZstdCompressor:
+        if level not in self._made:
+            self._made[level] = zstandard.ZstdCompressor(level=level, write_content_size=True)
+        return self._made[level]
+
+
+_compressors: Final = _Compressors()
+
+
 def encode_zstd(packed: Buffer, level: int = _ZSTD_LEVEL) -> bytes:
     """One Zstandard frame as section 6.3 wants it."""
-    return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(view_of(packed))
+    return _compressors[level].compress(view_of(packed))
 
 
 def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto") -> Coded:
@@ -65,10 +81,7 @@ def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto"
         best = None if coded is None else (spec.HUFFMAN, coded)
         piece = symbols[symbols.size // 2 :][:_ZSTD_SAMPLE]
         share = (size if best is None else len(best[1])) / symbols.size
-        if (
-            len(zstandard.ZstdCompressor(level=_ZSTD_PROBE_LEVEL).compress(view_of(_raw(piece, width))))
-            < _ZSTD_WORTH * share * piece.size
-        ):
+        if len(encode_zstd(_raw(piece, width), _ZSTD_PROBE_LEVEL)) < _ZSTD_WORTH * share * piece.size:
             zipped = encode_zstd(_raw(symbols, width))
             if len(zipped) < _ZSTD_WORTH * share * symbols.size:
                 best = spec.ZSTD, zipped

@@ -41,7 +41,7 @@ Split: TypeAlias = Literal["whole", "bytes", "rotated"]
 SplitChoice: TypeAlias = Literal["auto"] | Split
 
 SEGMENT_BYTES: Final = 1 << 20  # decoded
-_SAMPLE: Final = 1 << 12  # elements of a sample
+_SAMPLE: Final = 1 << 11  # elements of a sample
 _SAMPLES: Final = 8
 _EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because in so few the table counts
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest

@@ -6,6 +6,7 @@ its numbers agree with each other and with the file is for geometry.py (step 5).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -301,16 +302,23 @@ def check_asset_paths(paths: list[str]) -> None:
                 raise ValueError(f"the asset {'/'.join(parts[:depth])!r} is also a folder")
 
 
+_ALWAYS: Final = object()
+
+
+@functools.cache
+def _fields_of(model: type[BaseModel]) -> list[tuple[str, object]]:
+    """The fields of a model in the order of the manifest, each with the value at which it is left out."""
+    return [
+        (name, _ALWAYS if name in ("kind", "version") else field.get_default(call_default_factory=True))
+        for name, field in sorted(model.model_fields.items())
+    ]
+
+
 def _plain(value: Any) -> Any:
     """What msgpack packs: fields with their default left out, maps in order of their keys."""
     if isinstance(value, BaseModel):
-        out = {}
-        for name, field in sorted(type(value).model_fields.items()):
-            item = getattr(value, name)
-            always = name in ("kind", "version") or field.is_required()
-            if always or item != field.get_default(call_default_factory=True):
-                out[name] = _plain(item)
-        return out
+        items = ((name, getattr(value, name), default) for name, default in _fields_of(type(value)))
+        return {name: _plain(item) for name, item, default in items if item != default}
     if isinstance(value, dict):
         return {key: _plain(value[key]) for key in sorted(value)}
     if isinstance(value, tuple | list):
