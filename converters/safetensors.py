@@ -18,7 +18,7 @@ import numpy as np
 from dcz.converters.base import AssetData, StreamDigest
 from dcz.converters.safetensors_header import Header, HeaderTensor, load_json, read_header
 from dcz.errors import EncodingError, SourceError
-from dcz.format.atomic import atomic_file
+from dcz.format.atomic import WriteBehind, atomic_file
 from dcz.format.dtypes import dtype_of
 from dcz.format.manifest import Provenance, SourceFile, check_asset_paths
 
@@ -198,6 +198,7 @@ class SafetensorsSink:
         self._written: set[str] = set()
         self._stack = ExitStack()
         self._descriptor = self._stack.enter_context(atomic_file(path)).fileno()
+        self._behind = WriteBehind(self._descriptor)
         try:
             self._write(memoryview(header.raw), 0)
         except BaseException:
@@ -223,6 +224,7 @@ class SafetensorsSink:
         done = 0
         while done < len(data):
             done += os.pwrite(self._descriptor, data[done : done + _MAX_READ], offset + done)
+        self._behind.wrote(offset, done)
 
     def commit(self) -> None:
         """Raises EncodingError if a tensor of the header was never added."""

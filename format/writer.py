@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from dcz._version import __version__
 from dcz.errors import EncodingError
 from dcz.format import layout as spec
-from dcz.format.atomic import atomic_file
+from dcz.format.atomic import WriteBehind, atomic_file
 from dcz.format.coding import Coded, CodingChoice, encode_stream, encode_zstd
 from dcz.format.digests import Hasher, digest, digest_name
 from dcz.format.dtypes import view_of
@@ -65,6 +65,7 @@ class Writer:
     ) -> None:
         self._transaction = atomic_file(path)
         self._file = self._transaction.__enter__()
+        self._behind = WriteBehind(self._file.fileno())
         self._open = True
         self._whole = True
         self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="dcz")
@@ -216,6 +217,7 @@ class Writer:
         for piece in pieces:
             hasher.update(piece)
             self._file.write(view_of(piece))
+        self._behind.wrote(self._offset, padding + size)
         self._offset += padding + size
         self._chunk_lengths.append(size)
         self._digests.append(hasher.digest())
