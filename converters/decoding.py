@@ -19,7 +19,7 @@ from dcz.converters.container import DczSource
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSink
 from dcz.converters.safetensors_header import Header, build_header, parse_header
 from dcz.errors import ManifestError, SourceError, UsageError
-from dcz.format import DTYPES, Reader
+from dcz.format import DTYPES, Reader, sync_folder
 from dcz.format.manifest import check_asset_paths
 
 if TYPE_CHECKING:
@@ -160,7 +160,6 @@ def _decode_file(reader: Reader, target: Path, progress: Progress | None) -> tup
     header = next(iter(headers.values())) if len(headers) == 1 else _canonical(reader)
     sink = _DecodeSink({target.name: (target, header)}, None, reader.aliases)
     transfer(DczSource(reader), sink, progress)
-    _sync_folder(target.parent)
     return sink.written, len(headers) == 1
 
 
@@ -199,12 +198,12 @@ def _folder_in_place(target: Path) -> Generator[Path]:
         yield folder
         folder.chmod(0o777 & ~_umask())
         for base, _, _ in os.walk(folder, topdown=False):
-            _sync_folder(Path(base))
+            sync_folder(base)
         folder.replace(target.absolute())
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    _sync_folder(parent)
+    sync_folder(parent)
 
 
 def _umask() -> int:
@@ -212,11 +211,3 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

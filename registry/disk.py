@@ -34,7 +34,6 @@ __all__ = [
     "open_regular",
     "os_errors",
     "read_bounded",
-    "sync_folder",
     "write_synced",
 ]
 
@@ -131,15 +130,6 @@ def copy_hashed(source: BinaryIO, path: Path, on_bytes: OnBytes | None = None) -
             result = hash_stream(target, on_bytes)
         os.fsync(target.fileno())
     return result
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_synced(path: Path, data: bytes) -> Path:

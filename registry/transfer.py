@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dcz.errors import FormatError, InvalidReference, RegistryError, UsageError
-from dcz.format import VerifyReport
+from dcz.format import VerifyReport, sync_folder
 from dcz.registry.artifact import (
     DCZ_DIGEST,
     DCZ_FILE_TYPE,
@@ -31,7 +31,7 @@ from dcz.registry.artifact import (
 from dcz.registry.canonical import describe
 from dcz.registry.checks import Progress, about, check_content, steps, verify_layer, verify_with_progress
 from dcz.registry.client import RegistryLike, open_registry, registry_reference, resolve_in
-from dcz.registry.disk import Staging, copy_hashed, hash_stream, open_regular, os_errors, sync_folder
+from dcz.registry.disk import Staging, copy_hashed, hash_stream, open_regular, os_errors
 from dcz.registry.index import LATEST, Change, check_alias, check_movable, check_version, version_exists
 from dcz.registry.refs import Reference, RegistryReference
 from dcz.registry.stores.base import StagedFile, Store, Upload

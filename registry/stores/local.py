@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, Final
 from pydantic import TypeAdapter, ValidationError
 
 from dcz.errors import InvalidReference, RegistryCorrupt, RegistryError
+from dcz.format import sync_folder
 from dcz.registry.artifact import EMPTY, EMPTY_JSON, MAX_MANIFEST_BYTES
 from dcz.registry.canonical import read_json, sha256_digest, to_json
 from dcz.registry.disk import (
@@ -37,7 +38,6 @@ from dcz.registry.disk import (
     open_regular,
     os_errors,
     read_bounded,
-    sync_folder,
     write_synced,
 )
 from dcz.registry.index import (

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from tests.cli.help_texts import GUIDE, commands_in, with_help_texts
-from tests.cli.process import COMMAND, Home
+from tests.cli.process import Home
 
 from dcz.cli.group import COMMANDS
 from dcz.registry import push
@@ -108,15 +107,3 @@ def test_no_command_imports_a_framework_that_it_does_not_need(
 ) -> None:
     push(model.path / "model.dcz", "m:1", registry=model.registry)
     assert imported(model, FRAMEWORKS, *arguments) == []
-
-
-@pytest.mark.parametrize(("arguments", "limit"), [(("--help",), 0.3), (("inspect", "model.dcz"), 0.6)])
-def test_start_up_time(model: Home, arguments: tuple[str, ...], limit: float) -> None:
-    """The best of several, as the machine may be busy with something else."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        model.run(*arguments, command=COMMAND)
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < limit
