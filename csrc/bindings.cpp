@@ -259,6 +259,17 @@ void py_histogram(nb::handle data, nb::handle out) {
     std::copy(histogram.begin(), histogram.end(), counts.begin());
 }
 
+// Sets a UsageError that says what DCZ_KERNEL may hold on this processor.
+void set_unknown_isa(const char* name) {
+    std::string names;
+    for (const auto isa : available_isas()) names += (names.empty() ? "" : ", ") + std::string(isa);
+    const nb::object given = nb::steal(PyUnicode_DecodeFSDefault(name));
+    const nb::object type = nb::module_::import_("dcz.errors").attr("UsageError");
+    const nb::object message = nb::str("DCZ_KERNEL is {!r}, which is not an instruction set that dcz and this processor have").attr("format")(given);
+    const nb::object error = type(message, nb::arg("hint") = "possible here: " + names + "; without it, the first of them is used");
+    PyErr_SetObject(type.ptr(), error.ptr());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -268,6 +279,8 @@ NB_MODULE(_native, m) {
         } catch (const Corrupt& e) {
             nb::object type = nb::module_::import_("dcz.errors").attr("CorruptStream");
             PyErr_SetString(type.ptr(), e.what());
+        } catch (const UnknownIsa& e) {
+            set_unknown_isa(e.what());
         }
     });
     m.def("available_isas", [] {

@@ -1,6 +1,8 @@
 #include "cpu.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <optional>
 
 namespace dcz {
 
@@ -34,10 +36,21 @@ Isa best() {
     return Isa::portable;
 }
 
-std::atomic<Isa>& active() {
-    static std::atomic<Isa> isa{best()};
-    return isa;
+std::optional<Isa> named(std::string_view name) {
+    for (Isa isa : kBestFirst)
+        if (isa_name(isa) == name && has(isa)) return isa;
+    return std::nullopt;
 }
+
+Isa from_environment() {
+    const char* name = std::getenv("DCZ_KERNEL");
+    if (name == nullptr || *name == '\0') return best();
+    if (const auto isa = named(name)) return *isa;
+    throw UnknownIsa(name);
+}
+
+constexpr int kUndecided = -1;
+std::atomic<int> active{kUndecided};
 
 }  // namespace
 
@@ -57,15 +70,20 @@ std::vector<std::string_view> available_isas() {
     return names;
 }
 
-Isa active_isa() { return active().load(std::memory_order_relaxed); }
+Isa active_isa() {
+    int isa = active.load(std::memory_order_relaxed);
+    if (isa == kUndecided) {
+        int expected = kUndecided;
+        isa = static_cast<int>(from_environment());
+        if (!active.compare_exchange_strong(expected, isa, std::memory_order_relaxed)) isa = expected;
+    }
+    return static_cast<Isa>(isa);
+}
 
 bool force_isa(std::string_view name) {
-    for (Isa isa : kBestFirst)
-        if (isa_name(isa) == name && has(isa)) {
-            active().store(isa, std::memory_order_relaxed);
-            return true;
-        }
-    return false;
+    const auto isa = named(name);
+    if (isa) active.store(static_cast<int>(*isa), std::memory_order_relaxed);
+    return isa.has_value();
 }
 
 }  // namespace dcz
