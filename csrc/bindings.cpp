@@ -1,12 +1,16 @@
 // This file and bindings_clustering.cpp are all that knows Python. Each function takes buffers of bytes, checks their sizes against each other, and
 // works without the GIL. src/dcz/_native.pyi has the types.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <optional>
+#include <tuple>
+#include <utility>
 
 #include "bindings_clustering.h"
 #include "bits.h"
@@ -112,12 +116,12 @@ void py_split_planes(nb::handle data, std::size_t itemsize, bool rotated, nb::ha
     kernels().split_planes(in.data(), count, itemsize, rotated, planes.data());
 }
 
-void py_decode_planes(nb::sequence streams, bool rotated, nb::handle out) {
+void py_decode_planes(const std::vector<std::pair<bool, nb::object>>& streams, bool rotated, nb::handle out) {
     std::vector<Buffer> buffers;
     std::vector<CodedStream> planes;
-    for (nb::handle item : streams) {
-        buffers.emplace_back(nb::handle(item[1]));
-        planes.push_back({nb::cast<bool>(item[0]), buffers.back().bytes()});
+    for (const auto& [huffman, stream] : streams) {
+        buffers.emplace_back(stream);
+        planes.push_back({huffman, buffers.back().bytes()});
     }
     check_itemsize(planes.size());
     const Buffer to(out, true);
@@ -176,10 +180,10 @@ void py_scatter(nb::handle positions, nb::handle values, std::size_t itemsize, n
     scatter(where, in.data(), itemsize, elements, to.data());
 }
 
-Groups make_groups(nb::tuple groups) {
-    require(groups.size() == 3, "groups are (kind, inner, extent)");
-    const auto kind = nb::cast<std::string>(groups[0]);
-    const auto inner = nb::cast<u64>(groups[1]), extent = nb::cast<u64>(groups[2]);
+using GroupTuple = std::tuple<std::string, u64, u64>;  // kind, inner, extent
+
+Groups make_groups(const GroupTuple& groups) {
+    const auto& [kind, inner, extent] = groups;
     require(inner > 0 && extent > 0 && extent < u64{1} << 62, "groups have at least one element");
     if (kind == "tensor") return {Groups::Kind::tensor, inner, extent};
     if (kind == "channel") return {Groups::Kind::channel, inner, extent};
@@ -189,6 +193,7 @@ Groups make_groups(nb::tuple groups) {
 
 // The selection of a segment; `positions` is None or a buffer that outlives it.
 Selection make_selection(u64 start, std::size_t count, const std::optional<Buffer>& positions) {
+    require(start < u64{1} << 63, "a tensor has fewer than 2^63 elements");
     if (!positions) return {start, count, nullptr};
     const auto where = positions->as<const u32>("positions are 32-bit integers");
     require(where.size() == count, "one code for each position");
@@ -200,7 +205,7 @@ std::optional<Buffer> optional_buffer(nb::handle object) {
     return std::optional<Buffer>(std::in_place, object);
 }
 
-void py_look_up(nb::handle codes, nb::handle centroids, std::size_t size, std::size_t itemsize, nb::tuple groups, u64 start,
+void py_look_up(nb::handle codes, nb::handle centroids, std::size_t size, std::size_t itemsize, const GroupTuple& groups, u64 start,
                 nb::handle positions, nb::handle out) {
     check_itemsize(itemsize);
     require(size >= 1 && size <= 256, "a codebook has 1 to 256 centroids");
@@ -214,7 +219,7 @@ void py_look_up(nb::handle codes, nb::handle centroids, std::size_t size, std::s
 }
 
 void py_dequantize(nb::handle codes, nb::handle scales, nb::handle zero_points, unsigned bits, const std::string& dtype,
-                   nb::tuple groups, u64 start, nb::handle positions, nb::handle out) {
+                   const GroupTuple& groups, u64 start, nb::handle positions, nb::handle out) {
     check_width(bits);
     const Buffer in(codes), factors(scales), to(out, true);
     const std::optional<Buffer> at = optional_buffer(positions), points = optional_buffer(zero_points);
