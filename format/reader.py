@@ -247,8 +247,11 @@ class Reader:
                 jobs.setdefault(self.geometry.segment_place(name, segment).chunk, []).append((name, segment))
         self._run(self._load_parameters, [name for name in targets if self.geometry.tensors[name].parameters])
 
+        # Who asks for one tensor may ask for its neighbours next; of many, each chunk is needed once.
+        cached = len(targets) == 1
+
         def decode(chunk: int) -> int:
-            data, done = self._chunk(chunk), 0
+            data, done = self._chunk(chunk, cached=cached), 0
             for name, segment in jobs[chunk]:
                 geometry = self.geometry.tensors[name]
                 first = segment * geometry.tensor.segment * geometry.dtype.itemsize
