@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias, cast
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar, cast
 
 import msgpack
 import zstandard
@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     JsonValue,
     ValidationError,
@@ -59,26 +60,51 @@ Digest = Annotated[bytes, Field(min_length=spec.DIGEST_BYTES, max_length=spec.DI
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
-def _lists(value: Any) -> Any:
+# pydantic collects every error that it finds, a kilobyte each: a manifest of a megabyte that is wrong everywhere would
+# take gigabytes. So arrays and maps of any length are given up at their first fault, and others are kept short.
+_MAX_FIELDS: Final = 256
+_Item = TypeVar("_Item")
+Array = Annotated[tuple[_Item, ...], FailFast()]
+
+
+def _map_of(kind: type) -> Callable[[Any], Any]:
+    """str -> ``kind``. pydantic also takes an int for a float, where the format has one form for a number."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if type(key) is not str or type(item) is not kind:
+                    raise ValueError(f"{str(key)[:80]!r}: not a {kind.__name__}")
+        return value
+
+    return check
+
+
+def _json(value: Any) -> Any:
     """Arrays are unpacked as tuples, but JSON has lists."""
     if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _only_float(value: Any) -> Any:
-    """pydantic takes an int for a float even when it is strict; the format has one form for a number."""
-    if not isinstance(value, float):
-        raise ValueError("not a float")  # noqa: TRY004 - pydantic takes a ValueError only
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_json(item) for item in value]
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"a {type(value).__name__} is not allowed here")  # noqa: TRY004 - pydantic takes no other
     return value
 
 
-Metric = Annotated[float, BeforeValidator(_only_float)]
-Json = Annotated[dict[str, JsonValue], BeforeValidator(_lists)]
+Strings: TypeAlias = Annotated[dict[str, str], BeforeValidator(_map_of(str))]
+Floats: TypeAlias = Annotated[dict[str, float], BeforeValidator(_map_of(float))]
+Json: TypeAlias = Annotated[dict[str, JsonValue], BeforeValidator(_json)]
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", arbitrary_types_allowed=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+            raise ValueError(f"a map of {len(value)} fields")
+        return value
 
 
 class Dense(_Model):
@@ -154,15 +180,15 @@ class Tensor(_Model):
 
     name: str
     dtype: str
-    shape: Annotated[tuple[Uint, ...], Field(max_length=spec.MAX_RANK)]
+    shape: Annotated[tuple[Uint, ...], FailFast(), Field(max_length=spec.MAX_RANK)]
     digest: Digest
     layout: Layout = Dense()
     values: Values = Exact(split="whole")
     segment: Annotated[int, Field(ge=1, le=spec.MAX_SEGMENT_ELEMENTS)] = 1
-    entries: tuple[Uint, ...] = ()
-    gaps: tuple[Uint, ...] = ()
+    entries: Array[Uint] = ()
+    gaps: Array[Uint] = ()
     codings: bytes = b""
-    lengths: tuple[Uint, ...] = ()
+    lengths: Array[Uint] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -202,13 +228,13 @@ class Asset(_Model):
     digest: Digest
     role: Literal["file", "safetensors-header"] = "file"
     codings: bytes = b""
-    lengths: tuple[Uint, ...] = ()
+    lengths: Array[Uint] = ()
 
 
 class Chunks(_Model):
     """Stored length and BLAKE3 digest of every chunk."""
 
-    lengths: tuple[Annotated[int, Field(ge=1, lt=1 << 63)], ...]
+    lengths: Array[Annotated[int, Field(ge=1, lt=1 << 63)]]
     digests: bytes
 
     @model_validator(mode="after")
@@ -222,7 +248,7 @@ class SourceFile(_Model):
     """A file that was read for the conversion."""
 
     path: str
-    size: Uint
+    size: Annotated[int, Field(ge=0, lt=1 << 64)]
     sha256: Digest
 
 
@@ -231,22 +257,22 @@ class Provenance(_Model):
 
     source: str | None = None
     revision: str | None = None
-    files: tuple[SourceFile, ...] = ()
+    files: Array[SourceFile] = ()
     recipe: Json = Field(default_factory=dict)
-    metrics: dict[str, Metric] = Field(default_factory=dict)
+    metrics: Floats = Field(default_factory=dict)
 
 
 class Manifest(_Model):
     """Everything that a reader knows of a file before it touches its data."""
 
     version: tuple[Uint, Uint] = (spec.MAJOR, spec.MINOR)
-    requires: tuple[str, ...] = ()
+    requires: Array[str] = ()
     producer: str
-    tensors: tuple[Tensor, ...] = ()
-    aliases: dict[str, str] = Field(default_factory=dict)
-    assets: tuple[Asset, ...] = ()
+    tensors: Array[Tensor] = ()
+    aliases: Strings = Field(default_factory=dict)
+    assets: Array[Asset] = ()
     chunks: Chunks = Chunks(lengths=(), digests=b"")
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: Strings = Field(default_factory=dict)
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -341,25 +367,38 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, int]:
     return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(plain), len(plain)
 
 
+_TYPES: Final = frozenset({dict, tuple, str, bytes, int, float, bool})
+
+
 def _is_canonical_tree(value: Any, depth: int = 1) -> bool:
-    """Maps in order, no nil, and not nested too deeply. That lengths are in their shortest form, packing again shows."""
+    """Maps in order, their keys str, only the types of section 3 (msgpack knows more), and not nested too deeply. That
+    lengths are in their shortest form, packing again shows."""
     items: Iterable[Any] = value
     if isinstance(value, dict):
         keys = list(value)
-        if keys != sorted(keys):
+        if keys != sorted(keys) or not all(isinstance(key, str) for key in keys):
             return False
         items = value.values()
     return depth <= spec.MAX_DEPTH and all(
-        _is_canonical_tree(item, depth + 1) if isinstance(item, dict | tuple) else item is not None
+        type(item) in _TYPES and (not isinstance(item, dict | tuple) or _is_canonical_tree(item, depth + 1))
         for item in items
     )
+
+
+_LONGEST_MESSAGE: Final = 300
+
+
+def _printable(text: str) -> str:
+    """Text that may hold parts of a file, for a message: cut, and without control characters."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:_LONGEST_MESSAGE])
+    return f"{shown} ..." if len(text) > _LONGEST_MESSAGE else shown
 
 
 def _describe(exc: ValidationError) -> str:
     first = exc.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "manifest"
     more = f" (and {exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
-    return f"{where}: {first['msg']}{more}"
+    return _printable(f"{where}: {first['msg']}") + more
 
 
 def decode_manifest(
@@ -398,21 +437,28 @@ def decode_manifest(
 
 def _validate(tree: dict[str, Any], version: tuple[int, int], limits: Limits) -> Manifest:
     if tree.get("version") != version:
-        raise ManifestError(f"the manifest's version is {tree.get('version')}, the footer's {version}")
+        said = _printable(str(tree.get("version")))
+        raise ManifestError(f"the manifest's version is {said}, the footer's {version}")
     unknown = set(_strings(tree.get("requires"))) - spec.FEATURES
     if unknown:
         raise UnsupportedVersion(
-            f"the file needs {', '.join(sorted(unknown))}, which this version of dcz does not have",
+            f"the file needs {_printable(', '.join(sorted(unknown)))}, which this version of dcz does not have",
             hint=f"it was written as format {version[0]}.{version[1]}; a newer dcz reads it",
         )
-    for field, most in (("tensors", limits.tensors), ("aliases", limits.tensors), ("assets", limits.assets)):
-        items = tree.get(field, ())
-        if isinstance(items, tuple | dict) and len(items) > most:
-            raise LimitExceeded(f"{len(items)} {field}, at most {most} are allowed")
+    tensors, assets = _count(tree, "tensors") + _count(tree, "aliases"), _count(tree, "assets")
+    if tensors > limits.tensors:
+        raise LimitExceeded(f"{tensors} tensors and aliases, at most {limits.tensors} are allowed")
+    if assets > limits.assets:
+        raise LimitExceeded(f"{assets} assets, at most {limits.assets} are allowed")
     try:
         return Manifest.model_validate(tree, extra="ignore" if version[1] > spec.MINOR else "forbid")
     except ValidationError as exc:
         raise ManifestError(_describe(exc)) from exc
+
+
+def _count(tree: dict[str, Any], field: str) -> int:
+    items = tree.get(field)
+    return len(items) if isinstance(items, tuple | dict) else 0
 
 
 def _strings(value: object) -> list[str]:
