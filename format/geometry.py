@@ -214,6 +214,7 @@ class Geometry:
             at += length
         if at != data_end:
             raise ManifestError(f"the chunks end at offset {at}, the manifest starts at {data_end}")
+        self.data_end = data_end
         self.chunk_lengths = lengths
         self.digests = manifest.chunks.digests
 

@@ -251,7 +251,9 @@ class Reader:
         cached = len(targets) == 1
 
         def decode(chunk: int) -> int:
-            data, done = self._chunk(chunk, cached=cached), 0
+            done = 0
+            with located(self._source, jobs[chunk][0][0]):
+                data = self._chunk(chunk, cached=cached)
             for name, segment in jobs[chunk]:
                 geometry = self.geometry.tensors[name]
                 first = segment * geometry.tensor.segment * geometry.dtype.itemsize
@@ -283,9 +285,9 @@ class Reader:
             lo, hi = max(first, start), min(first + count, stop)
             target = out[(lo - start) * itemsize : (hi - start) * itemsize]
             piece = target if hi - lo == count else np.empty(count * itemsize, np.uint8)
-            self._decode_segment(
-                name, segment, self._chunk(self.geometry.segment_place(name, segment).chunk), piece
-            )
+            with located(self._source, name):
+                data = self._chunk(self.geometry.segment_place(name, segment).chunk)
+            self._decode_segment(name, segment, data, piece)
             if piece is not target:
                 target[:] = piece[(lo - first) * itemsize : (hi - first) * itemsize]
             return 0
@@ -297,11 +299,19 @@ class Reader:
     def sparse(self, name: str, axis: int) -> CompressedSparse:
         """A 2-D tensor's stored entries, compressed by rows (axis 0) or columns (axis 1), without densifying it.
 
-        Raises UsageError unless the tensor has two dimensions.
+        Raises UsageError unless the tensor has two dimensions, and LimitExceeded if the starts of its rows or columns
+        take more than a tensor may: a tensor without elements can have any number of them.
         """
         name = self.stored_name(name)
         geometry = self.geometry.tensors[name]
         builder = SparseBuilder(geometry.tensor.shape, geometry.dtype.numpy)
+        if builder.index_bytes(axis) > self._limits.tensor_bytes:
+            raise LimitExceeded(
+                f"{builder.index_bytes(axis)} bytes of an index, at most {self._limits.tensor_bytes} are allowed",
+                file=self._source.name,
+                tensor=name,
+                offset=self.geometry.data_end,
+            )
         if geometry.parameters:
             self._load_parameters(name)
         for segment in range(geometry.segments):
@@ -325,12 +335,13 @@ class Reader:
             raise AssetNotFound(f"{self.name} has no asset {path!r}")
         asset = self.manifest.assets[index]
         geometry, out = self.geometry.assets[index], np.empty(asset.size, np.uint8)
-        with located(self._source):
-            for segment in range(geometry.segments):
-                place = self.geometry.asset_place(index, segment)
-                stream = geometry.stream(segment)
-                target = out[segment * spec.ASSET_SEGMENT :][: stream.count]
+        for segment in range(geometry.segments):
+            place = self.geometry.asset_place(index, segment)
+            stream = geometry.stream(segment)
+            target = out[segment * spec.ASSET_SEGMENT :][: stream.count]
+            with self._located(None, place):
                 decode_stream(self._part(self._chunk(place.chunk), place), stream, target)
+        with located(self._source):
             check_digest(digest(out), asset.digest, f"the asset {path!r}")
         return out.tobytes()
 
@@ -373,8 +384,10 @@ class Reader:
 
     # -- inside
 
-    def _located(self, name: str, place: PartPlace) -> Any:
-        offset = self.geometry.chunk_offsets[place.chunk] + place.start if place.chunk >= 0 else None
+    def _located(self, name: str | None, place: PartPlace) -> Any:
+        # What is wrong about a part without bytes stands in the manifest.
+        geometry = self.geometry
+        offset = geometry.chunk_offsets[place.chunk] + place.start if place.chunk >= 0 else geometry.data_end
         return located(self._source, name, offset)
 
     def _run(

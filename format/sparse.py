@@ -63,6 +63,10 @@ class SparseBuilder:
         self._positions.append(positions.astype(np.int64) + start)
         self._values.append(values)
 
+    def index_bytes(self, axis: int) -> int:
+        """What ``indptr`` takes, however few elements there are."""
+        return 8 * (self._shape[axis] + 1)
+
     def build(self, axis: int) -> CompressedSparse:
         """Compressed by ``axis``: 0 for rows, 1 for columns."""
         rows, columns = np.divmod(np.concatenate(self._positions), max(1, self._shape[1]))
