@@ -18,6 +18,7 @@
 #include "dequantize.h"
 #include "huffman.h"
 #include "kernels.h"
+#include "messagepack.h"
 #include "planes.h"
 #include "sparse.h"
 
@@ -275,6 +276,16 @@ void set_unknown_isa(const char* name) {
     PyErr_SetObject(type.ptr(), error.ptr());
 }
 
+nb::tuple py_check_messagepack(nb::handle data, unsigned max_depth) {
+    const Buffer in(data);
+    Tally tally;
+    {
+        nb::gil_scoped_release release;
+        tally = check_messagepack(in.bytes(), max_depth);
+    }
+    return nb::make_tuple(tally.containers, tally.items);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -298,6 +309,7 @@ NB_MODULE(_native, m) {
     m.def("huffman_encode", &py_huffman_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("limit"));
     m.def("huffman_estimate", &py_huffman_estimate, nb::arg("symbols"));
     m.def("huffman_decode", &py_huffman_decode, nb::arg("stream"), nb::arg("width"), nb::arg("out"));
+    m.def("check_messagepack", &py_check_messagepack, nb::arg("data"), nb::arg("max_depth"));
     m.def("huffman_table_bytes", [](nb::handle stream) { return huffman_table_bytes(Buffer(stream).bytes()); }, nb::arg("stream"));
     m.def("pack", &py_pack, nb::arg("symbols"), nb::arg("width"));
     m.def("unpack", &py_unpack, nb::arg("bits"), nb::arg("width"), nb::arg("out"));

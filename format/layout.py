@@ -51,6 +51,8 @@ class Limits:
     manifest_bytes: int = 64 << 20
     manifest_ratio: int = 64  # decoded bytes for each stored one, beyond the first ...
     manifest_slack: int = 1 << 20
+    manifest_containers: int = 1 << 21  # maps and arrays
+    manifest_items: int = 1 << 24  # everything in them that is neither
     tensors: int = 1 << 18
     assets: int = 1 << 16
     chunks: int = 1 << 24

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar, cast
 
 import msgpack
@@ -20,12 +20,12 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
-    JsonValue,
     ValidationError,
     model_validator,
 )
 
-from dcz.errors import EncodingError, LimitExceeded, ManifestError, UnsupportedVersion
+from dcz import _native
+from dcz.errors import CorruptStream, EncodingError, LimitExceeded, ManifestError, UnsupportedVersion
 from dcz.format import layout as spec
 from dcz.format.dtypes import DTYPES
 from dcz.format.layout import DEFAULT_LIMITS, Limits
@@ -93,7 +93,7 @@ def _json(value: Any) -> Any:
 
 Strings: TypeAlias = Annotated[dict[str, str], BeforeValidator(_map_of(str))]
 Floats: TypeAlias = Annotated[dict[str, float], BeforeValidator(_map_of(float))]
-Json: TypeAlias = Annotated[dict[str, JsonValue], BeforeValidator(_json)]
+Json: TypeAlias = Annotated[dict[str, Any], BeforeValidator(_json)]
 
 
 class _Model(BaseModel):
@@ -367,24 +367,6 @@ def encode_manifest(manifest: Manifest) -> tuple[bytes, int]:
     return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(plain), len(plain)
 
 
-_TYPES: Final = frozenset({dict, tuple, str, bytes, int, float, bool})
-
-
-def _is_canonical_tree(value: Any, depth: int = 1) -> bool:
-    """Maps in order, their keys str, only the types of section 3 (msgpack knows more), and not nested too deeply. That
-    lengths are in their shortest form, packing again shows."""
-    items: Iterable[Any] = value
-    if isinstance(value, dict):
-        keys = list(value)
-        if keys != sorted(keys) or not all(isinstance(key, str) for key in keys):
-            return False
-        items = value.values()
-    return depth <= spec.MAX_DEPTH and all(
-        type(item) in _TYPES and (not isinstance(item, dict | tuple) or _is_canonical_tree(item, depth + 1))
-        for item in items
-    )
-
-
 _LONGEST_MESSAGE: Final = 300
 
 
@@ -425,13 +407,15 @@ def decode_manifest(
     if len(plain) != decoded_length:
         raise ManifestError(f"the manifest has {len(plain)} bytes, not {decoded_length}")
     try:
-        tree = msgpack.unpackb(plain, use_list=False, raw=False, strict_map_key=True)
-        if not isinstance(tree, dict):
-            raise ManifestError("the manifest is not a map")
-        if not _is_canonical_tree(tree) or msgpack.packb(tree, use_bin_type=True) != plain:
-            raise ManifestError("the manifest is not canonical MessagePack")
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as exc:
-        raise ManifestError(f"the manifest is not MessagePack: {exc}") from exc
+        containers, items = _native.check_messagepack(plain, spec.MAX_DEPTH)
+    except CorruptStream as exc:
+        raise ManifestError(f"the manifest is not canonical MessagePack: {exc.message}") from exc
+    if containers > limits.manifest_containers or items > limits.manifest_items:
+        raise LimitExceeded(
+            f"a manifest of {containers} maps and arrays and {items} other items, at most "
+            f"{limits.manifest_containers} and {limits.manifest_items} are allowed"
+        )
+    tree = msgpack.unpackb(plain, use_list=False, raw=False, strict_map_key=True)
     return _validate(tree, version, limits)
 
 

@@ -20,6 +20,7 @@
 #include "../dequantize.h"
 #include "../huffman.h"
 #include "../kernels.h"
+#include "../messagepack.h"
 #include "../planes.h"
 #include "../sparse.h"
 
@@ -27,7 +28,7 @@ using namespace dcz;
 
 namespace {
 
-enum Kernel : u8 { kHuffman, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kKernels };
+enum Kernel : u8 { kHuffman, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kKernels };
 
 // What a reader has checked before it calls a kernel: sizes and widths are in range, but agree with nothing.
 struct Input {
@@ -115,6 +116,10 @@ std::vector<u8> run(const Input& input) {
             const std::size_t bytes = huffman_table_bytes(stream.bytes());
             return std::vector<u8>(1, static_cast<u8>(bytes));
         }
+        case kMessagePack: {
+            const Tally tally = check_messagepack(stream.bytes(), input.width * 4u);
+            return {static_cast<u8>(tally.containers), static_cast<u8>(tally.items)};
+        }
         case kKernels: break;
     }
     return {};
@@ -184,6 +189,24 @@ struct Case {
     std::optional<std::vector<u8>> decoded;  // what an unmutated stream must give
 };
 
+// A map with a value of every type, some of them nested.
+std::vector<u8> map_of_everything(Random& random) {
+    static const std::vector<std::vector<u8>> values = {
+        {0x05},       {0xE0},       {0xC3},       {0xCC, 200},          {0xCD, 1, 0},          {0xD0, 0x80},
+        {0xA1, 'x'},  {0x90},       {0x80},       {0xC4, 2, 0xFF, 0},   {0xA2, 0xC3, 0xA9},    {0x92, 1, 0x91, 2},
+        {0xD1, 0x80, 0},            {0xCE, 1, 0, 0, 0},                 {0x81, 0xA1, 'k', 0x91, 0x80},
+        {0xCF, 0, 0, 0, 1, 0, 0, 0, 0},           {0xD3, 0x80, 0, 0, 0, 0, 0, 0, 0},
+        {0xCB, 0x3F, 0xF0, 0, 0, 0, 0, 0, 0},     {0xD2, 0x80, 0, 0, 0}};
+    const std::size_t count = 1 + random.below(15);
+    std::vector<u8> out{static_cast<u8>(0x80 | count)};
+    for (std::size_t i = 0; i < count; ++i) {
+        out.insert(out.end(), {0xA1, static_cast<u8>('a' + i)});
+        const auto& value = values[random.below(values.size())];
+        out.insert(out.end(), value.begin(), value.end());
+    }
+    return out;
+}
+
 Case valid(Random& random) {
     constexpr std::size_t counts[] = {1, 2, 7, 8, 63, 64, 65, 200, 511, 512, 1000, 3000, 8191, 8192, 9000};
     // Full blocks are slow under sanitizers, and one in a thousand is enough.
@@ -230,6 +253,10 @@ Case valid(Random& random) {
         case kLookUp:
         case kDequantize:
             input.stream = symbols(random, count % 500 + 1, input.width);
+            break;
+        case kMessagePack:
+            input.stream = map_of_everything(random);
+            input.width = 8;
             break;
         case kKernels: break;
     }
