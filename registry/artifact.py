@@ -18,22 +18,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dcz.errors import RegistryCorrupt, RegistryError
 from dcz.format.manifest import check_asset_paths
 from dcz.registry.canonical import describe, read_json, sha256_digest, to_json
+from dcz.registry.models import Items, Model, Size, at_most
 
 __all__ = [
     "ARTIFACT_TYPE",
@@ -66,10 +58,9 @@ MAX_TITLE_BYTES: Final = 255  # the longest file name of the usual file systems
 
 MediaType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+/-]{0,254}\z")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^sha256:[a-f0-9]{64}\z")]
-Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 Annotations = Annotated[
     dict[Annotated[str, Field(max_length=256)], Annotated[str, Field(max_length=4096)]],
-    Field(max_length=MAX_ANNOTATIONS),
+    at_most(MAX_ANNOTATIONS),
 ]
 
 _BLAKE3: Final = re.compile(r"blake3:[a-f0-9]{64}")
@@ -79,23 +70,7 @@ _RESERVED: Final = re.compile(
 OWN_PREFIX: Final = ".dcz-"  # of the temporary folders that pull makes beside the files
 
 
-def _tuple(value: Any) -> Any:
-    """JSON has lists where the models have tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="ignore",
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
-
-
-class Descriptor(_Model):
+class Descriptor(Model):
     """A pointer to a blob: its media type, its digest and its size in bytes."""
 
     media_type: MediaType
@@ -139,14 +114,14 @@ class Layer(Descriptor):
 EMPTY: Final = Descriptor(media_type=EMPTY_TYPE, digest=sha256_digest(EMPTY_JSON), size=len(EMPTY_JSON))
 
 
-class ArtifactManifest(_Model):
+class ArtifactManifest(Model):
     """What an artifact consists of. Files are in ascending order of their names."""
 
     schema_version: Annotated[int, Field(ge=2, le=2)] = 2
     media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = MANIFEST_TYPE
     artifact_type: Literal["application/vnd.dcz.model.v1"] = ARTIFACT_TYPE
     config: Descriptor = EMPTY
-    layers: Annotated[tuple[Layer, ...], BeforeValidator(_tuple), Field(min_length=1, max_length=MAX_FILES)]
+    layers: Annotated[Items[Layer], Field(min_length=1), at_most(MAX_FILES)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -204,8 +179,6 @@ def decode_artifact(data: bytes, *, what: str = "the manifest") -> ArtifactManif
     if isinstance(found, str) and found != ARTIFACT_TYPE:
         hint = "a newer dcz may read it" if found.startswith("application/vnd.dcz.") else None
         raise RegistryError(f"{what} describes {found[:80]!r}, not {ARTIFACT_TYPE!r}", hint=hint)
-    if isinstance(layers := tree.get("layers"), list) and len(layers) > MAX_FILES:
-        raise RegistryCorrupt(f"{what} has {len(layers)} files, at most {MAX_FILES} are allowed")
     for required in ("schemaVersion", "mediaType", "artifactType", "config"):
         if required not in tree:
             raise RegistryCorrupt(f"{what} has no {required}")

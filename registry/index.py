@@ -24,14 +24,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field, ValidationError
 
 from dcz.errors import InvalidReference, NotInRegistry, RegistryCorrupt, RegistryError, VersionExists
 from dcz.registry.artifact import ARTIFACT_TYPE, MANIFEST_TYPE
 from dcz.registry.canonical import describe, read_json, to_json
+from dcz.registry.models import Items, Model, Size, at_most
 from dcz.registry.refs import RegistryReference
 
 __all__ = [
@@ -58,9 +58,11 @@ HISTORY_SIZE: Final = "vnd.dcz.history.size"
 
 LATEST: Final = "latest"
 MAX_INDEX_BYTES: Final = 16 << 20
+MAX_ANNOTATIONS: Final = 1024  # of a descriptor or of the index; other tools keep their own there
 
 _NUMBERED: Final = re.compile(r"v([0-9]{1,9})")
 
+Annotations = Annotated[dict[str, str], at_most(MAX_ANNOTATIONS)]
 TagKind: TypeAlias = Literal["version", "alias"]
 
 
@@ -92,20 +94,9 @@ class Change:
     digest: str
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-class _Model(BaseModel):
+class _Model(Model):
     # Other tools may keep more in the same index, and get it back as it was.
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="allow",
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
+    model_config = ConfigDict(extra="allow")
 
 
 class Entry(_Model):
@@ -113,8 +104,8 @@ class Entry(_Model):
 
     media_type: str
     digest: Annotated[str, Field(pattern=r"^[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+\z", max_length=512)]
-    size: Annotated[int, Field(ge=0, lt=1 << 63)]
-    annotations: dict[str, str] | None = None
+    size: Size
+    annotations: Annotations | None = None
 
     @property
     def tag(self) -> Tag | None:
@@ -136,8 +127,8 @@ class Index(_Model):
 
     schema_version: Annotated[int, Field(ge=2, le=2)] = 2
     media_type: Literal["application/vnd.oci.image.index.v1+json"] = INDEX_TYPE
-    manifests: Annotated[tuple[Entry, ...], BeforeValidator(_tuple)] = ()
-    annotations: dict[str, str] | None = None
+    manifests: Items[Entry] = ()
+    annotations: Annotations | None = None
 
     def tags(self, name: str | None = None) -> list[Tag]:
         """All tags, or those of one name, in the order in which they were made."""

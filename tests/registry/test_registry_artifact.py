@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import re
 from typing import Any
 
 import pytest
@@ -229,6 +230,26 @@ def test_each_rule_of_the_manifest_is_held(path: str, value: Any) -> None:
 def test_what_is_not_strict_json_within_the_limits_is_refused(data: bytes) -> None:
     with pytest.raises(RegistryCorrupt):
         decode_artifact(data)
+
+
+def recorded(exc: RegistryCorrupt) -> int:
+    """How many faults pydantic kept a record of, as the message says."""
+    more = re.search(r"\(and (\d+) more\)$", exc.message)
+    return 1 + int(more[1]) if more else 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("layers", [{}] * MAX_FILES),
+        ("layers", [{}] * (MAX_FILES + 1)),
+        ("layers/0/annotations", {str(number): number for number in range(10_000)}),
+    ],
+)
+def test_a_hostile_manifest_costs_no_record_of_each_fault(path: str, value: Any) -> None:
+    with pytest.raises(RegistryCorrupt) as caught:
+        decode_artifact(json.dumps(_set(path, value)).encode())
+    assert recorded(caught.value) < 10
 
 
 def test_other_artifacts_are_named() -> None:

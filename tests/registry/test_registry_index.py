@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.registry.test_registry_artifact import recorded
 
 from dcz.errors import (
     DczError,
@@ -133,6 +134,20 @@ def test_an_ambiguous_tag_is_corrupt() -> None:
     with pytest.raises(RegistryCorrupt, match=r"m:1\.0 2 times"):
         index.find("m", "1.0")
     assert index.find("m", "latest") is not None
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"manifests": [{}] * 10_000},
+        {"manifests": [{"annotations": {str(number): number for number in range(10_000)}}]},
+        {"annotations": {str(number): number for number in range(10_000)}},
+    ],
+)
+def test_a_hostile_index_costs_no_record_of_each_fault(hostile: dict[str, Any]) -> None:
+    with pytest.raises(RegistryCorrupt) as caught:
+        decode_index(json.dumps({"schemaVersion": 2, "manifests": [], **hostile}).encode(), what="index")
+    assert recorded(caught.value) < 10
 
 
 NAMES = st.sampled_from(["1.0", "1.1", "v1", "v3", "champion", "latest", "beta"])
