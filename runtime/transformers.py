@@ -1,8 +1,11 @@
 """A .dcz file that came from a Hugging Face folder, as a transformers model that runs.
 
 transformers builds the model from the configuration in the file and gets the tensors as a state dict; so renamed keys,
-tied weights and buffers that are not stored are its business, as with any checkpoint. Nothing is fetched, and no code
-out of a file is run: what in a configuration could make transformers do either is taken out first.
+tied weights and buffers that are not stored are its business, as with any checkpoint.
+
+The configuration comes from a stranger like everything else. No code out of a file is run: what names code is taken out
+first. Nothing is fetched: the Hub is offline for the process while transformers is at work. And a configuration cannot
+ask for a model that is much larger than the tensors beside it.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import importlib
 import json
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dcz.errors import AssetNotFound, MissingDependency, ModelMismatch
+from dcz.errors import AssetNotFound, DczError, LimitExceeded, MissingDependency, ModelMismatch
 from dcz.runtime.loading import ModelLike, RegistryLike, load_tensors, open_reader
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load_model", "load_tokenizer"]
 
+_MAX_JSON: Final = 16 << 20
+_MAX_TOKENIZER_FILE: Final = 256 << 20
 _CONFIG: Final = "config.json"
 _GENERATION: Final = "generation_config.json"
 # What names code, kernels or files somewhere else.
@@ -61,7 +67,14 @@ def _without_elsewhere(value: Any) -> Any:
     return [_without_elsewhere(item) for item in value] if isinstance(value, list) else value
 
 
+def _check_size(reader: Reader, path: str, most: int) -> None:
+    size = next(asset.size for asset in reader.manifest.assets if asset.path == path)
+    if size > most:
+        raise LimitExceeded(f"its {path} has {size} bytes, at most {most} are allowed", file=reader.name)
+
+
 def _read_json(reader: Reader, path: str) -> dict[str, Any]:
+    _check_size(reader, path, _MAX_JSON)
     try:
         content = json.loads(reader.read_asset(path))
     except (ValueError, RecursionError) as exc:
@@ -81,11 +94,70 @@ def _config(reader: Reader) -> dict[str, Any] | None:
 def _failures(reader: Reader, doing: str) -> Generator[None]:
     """transformers raises exceptions of every kind for a configuration that it cannot use."""
     try:
-        yield
-    except (ModelMismatch, MissingDependency, MemoryError):
+        with _HubOffline():
+            yield
+    except (DczError, MemoryError):
         raise
     except Exception as exc:
         raise ModelMismatch(f"{reader.name}: transformers cannot {doing}: {exc}") from exc
+
+
+class _HubOffline:
+    """While one of these is entered, huggingface_hub asks nobody. A configuration can name models of others in many ways,
+    and ``local_files_only`` does not reach all of them."""
+
+    _lock = threading.Lock()
+    _entered = 0
+    _before = False
+
+    def __enter__(self) -> None:
+        from huggingface_hub import constants
+
+        with self._lock:
+            if _HubOffline._entered == 0:
+                _HubOffline._before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+            _HubOffline._entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        from huggingface_hub import constants
+
+        with self._lock:
+            _HubOffline._entered -= 1
+            if _HubOffline._entered == 0:
+                constants.HF_HUB_OFFLINE = _HubOffline._before
+
+
+_SPARE_PARAMETERS: Final = 4096
+_SPARE_ELEMENTS: Final = 1 << 26
+
+
+@contextmanager
+def _no_larger_than(reader: Reader) -> Generator[None]:
+    """Inside, this thread cannot build a module that has far more parameters, or elements, than the file.
+
+    Twice as many are usual for a moment, before weights are tied; heads that the file does not have come on top.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    stored = [geometry.elements for geometry in reader.geometry.tensors.values()]
+    parameters, elements = 4 * len(stored) + _SPARE_PARAMETERS, 4 * sum(stored) + _SPARE_ELEMENTS
+    thread = threading.get_ident()
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal parameters, elements
+        if parameter is not None and threading.get_ident() == thread:
+            parameters -= 1
+            elements -= parameter.numel()
+            if min(parameters, elements) < 0:
+                raise ModelMismatch(
+                    f"{reader.name}: its {_CONFIG} describes a model that is far larger than its tensors"
+                )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load_model(
@@ -113,11 +185,18 @@ def load_model(
         if config is None:
             return load_tensors(reader)
         _require_transformers("building the model")
-        with _failures(reader, "build the model"):
-            return _build(reader, config, dtype, strict)
+        state = load_tensors(reader)
+        with _failures(reader, "build the model"), _no_larger_than(reader):
+            return _build(reader, config, state, dtype, strict)
 
 
-def _build(reader: Reader, content: dict[str, Any], dtype: torch.dtype | str, strict: bool) -> Any:
+def _build(
+    reader: Reader,
+    content: dict[str, Any],
+    state: dict[str, torch.Tensor],
+    dtype: torch.dtype | str,
+    strict: bool,
+) -> Any:
     import transformers
 
     with tempfile.TemporaryDirectory(prefix="dcz-") as folder:
@@ -131,15 +210,25 @@ def _build(reader: Reader, content: dict[str, Any], dtype: torch.dtype | str, st
                 json.dumps(_read_json(reader, _GENERATION)), encoding="utf-8"
             )
             generation = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    model, found = _model_class(config).from_pretrained(
+    model, found = _model_class(reader, config).from_pretrained(
         None,
         config=config,
-        state_dict=load_tensors(reader),
+        state_dict=state,
         dtype=dtype,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
         local_files_only=True,
         trust_remote_code=False,
     )
+    if found["mismatched_keys"]:
+        shapes = [
+            f"{name} ({list(model)} in the model, {list(file)} in the file)"
+            for name, file, model in sorted(found["mismatched_keys"])
+        ]
+        raise ModelMismatch(
+            f"{reader.name}: {len(shapes)} tensors have another shape than its {_CONFIG} says: "
+            f"{', '.join(shapes[:20])}{', ...' if len(shapes) > 20 else ''}"
+        )
     if strict and found["missing_keys"]:
         names = sorted(found["missing_keys"])
         raise ModelMismatch(
@@ -152,14 +241,19 @@ def _build(reader: Reader, content: dict[str, Any], dtype: torch.dtype | str, st
     return model
 
 
-def _model_class(config: Any) -> Any:
-    """The class that the configuration names, if it is one of transformers, else the plain model of its type."""
+def _model_class(reader: Reader, config: Any) -> Any:
+    """The class that the configuration names; the plain model of its type if it names none."""
     import transformers
 
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
+    if config.architectures:
+        raise ModelMismatch(
+            f"{reader.name}: its model is {config.architectures[0]}, which transformers does not have",
+            hint="a model with code of its own is yours to build: dcz.load_into(model, file)",
+        )
     return transformers.MODEL_MAPPING[type(config)]
 
 
@@ -181,6 +275,7 @@ def load_tokenizer(source: ModelLike, *, registry: RegistryLike = None) -> Any:
         folder = tempfile.mkdtemp(prefix="dcz-")
         try:
             for name in names:
+                _check_size(reader, name, _MAX_TOKENIZER_FILE)
                 Path(folder, name).write_bytes(reader.read_asset(name))
             with _failures(reader, "build the tokenizer"):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(

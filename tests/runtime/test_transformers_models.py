@@ -6,10 +6,11 @@ import importlib.util
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -17,21 +18,27 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import dcz
-from dcz.errors import AssetNotFound, MissingDependency, ModelMismatch
+from dcz.errors import AssetNotFound, DigestMismatch, LimitExceeded, MissingDependency, ModelMismatch
 from dcz.format import Writer
 from dcz.registry import push
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever reaches for the network fails."""
+def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing reaches for the network, not even in vain."""
+    asked: list[object] = []
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("the network was asked")
+    def refuse(*arguments: object) -> None:
+        asked.append(arguments)
+        raise OSError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(transformers.utils.logging, "_tqdm_active", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield
+    assert asked == []
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
 @pytest.fixture(scope="module")
@@ -219,13 +226,67 @@ def test_without_a_configuration_it_is_a_state_dict(tmp_path: Path) -> None:
         (b'{"model_type": "bert", "architectures": 5}', "transformers cannot build the model"),
         (
             b'{"model_type": "bert", "num_hidden_layers": 1, "architectures": ["AutoConfig"]}',
-            "are not in the file",
+            "its model is AutoConfig, which transformers does not have",
         ),
+        (
+            b'{"model_type": "bert", "architectures": ["MyBertForSequenceClassification"]}',
+            r"its model is MyBert.*dcz\.load_into",
+        ),
+        (b'{"model_type": "bert", "num_hidden_layers": 1}', "are not in the file"),
+        (b'{"model_type": "bert", "vocab_size": 3000000}', "far larger than its tensors"),
+        (b'{"model_type": "bert", "hidden_size": 12, "num_hidden_layers": 20000}', "far larger than its"),
     ],
 )
 def test_bad_configurations(tmp_path: Path, config: bytes, reason: str) -> None:
     with pytest.raises(ModelMismatch, match=reason):
         dcz.load_model(_with_config(tmp_path / "m.dcz", config))
+
+
+def test_a_damaged_file_is_said_to_be_damaged(minilm: tuple[Path, Path], tmp_path: Path) -> None:
+    data = bytearray(minilm[1].read_bytes())
+    data[1_000_000] ^= 1
+    damaged = tmp_path / "m.dcz"
+    damaged.write_bytes(data)
+    with pytest.raises(DigestMismatch) as caught:
+        dcz.load_model(damaged)
+    assert caught.value.file == str(damaged)
+    assert caught.value.offset is not None
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    model = _bert()
+    model.save_pretrained(tmp_path / "in")
+    tensors = load_file(tmp_path / "in" / "model.safetensors")
+    tensors[WORDS] = torch.ones(51, 16)
+    save_file(tensors, tmp_path / "in" / "model.safetensors", {"format": "pt"})
+    dcz.convert(tmp_path / "in", tmp_path / "m.dcz")
+    for strict in (True, False):
+        with pytest.raises(ModelMismatch) as caught:
+            dcz.load_model(tmp_path / "m.dcz", strict=strict)
+        assert f"{WORDS} ([50, 16] in the model, [51, 16] in the file)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_assets_that_grow_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "m.dcz"
+    with Writer(path) as writer:
+        writer.add_asset(name, b" " * (257 << 20))
+    assert path.stat().st_size < 1 << 20
+    load = dcz.load_model if name == "config.json" else dcz.load_tokenizer
+    with pytest.raises(LimitExceeded, match=f"its {name} has 269484032 bytes"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", ["dpt", "detr", "maskformer", "table-transformer", "upernet"])
+def test_backbones_of_others_are_not_fetched(tmp_path: Path, kind: str) -> None:
+    """The fixture sees what is tried."""
+    config = {"model_type": kind, "backbone": "somebody/else", "use_timm_backbone": False}
+    path = _with_config(
+        tmp_path / "m.dcz", json.dumps(config).encode(), tokenizer_config_DOT_json=b"{}", vocab_DOT_txt=b"a"
+    )
+    for load in (dcz.load_model, dcz.load_tokenizer):
+        with pytest.raises(ModelMismatch):
+            load(path)
 
 
 def test_no_code_and_no_kernel_is_fetched(tmp_path: Path) -> None:
