@@ -7,8 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias, overload
 
 from dcz.converters.conversion import convert
-from dcz.converters.torch_tensors import check_tensor, is_tensor, require_torch, to_numpy, to_torch, view_key
-from dcz.errors import ModelMismatch
+from dcz.converters.torch_tensors import (
+    is_module,
+    is_tensor,
+    require_torch,
+    to_numpy,
+    to_torch,
+    torch_dtype,
+    view_key,
+)
+from dcz.errors import ModelMismatch, UsageError
 from dcz.format import DTYPES, Reader
 from dcz.runtime.files import Framework, TensorFile, known_framework
 from dcz.runtime.slabs import allocate
@@ -151,13 +159,20 @@ def load_into(
     ``load_state_dict`` would. Names and shapes are compared before the first byte is written. A damaged file is found
     while it is read, so that a module is undefined after a FormatError.
 
+    A module whose ``state_dict`` makes something new of its parameters gets the tensors by its own ``load_state_dict``.
+
     ``strict``: names that only one side has are an error; otherwise they are what is returned.
 
     Raises ModelMismatch with every name that does not fit, and what open raises.
     """
     require_torch("loading into a module")
+    if not is_module(module):
+        raise UsageError(f"a {type(module).__name__} is not a torch.nn.Module")
     state = {name: value for name, value in module.state_dict().items() if is_tensor(value)}
     with open_reader(source, registry=registry, threads=threads) as reader:
+        _refuse(("without memory to load into", _without_memory(state)))
+        if not _is_live(module, state):
+            return _load_state_dict(module, reader, strict)
         keys = set(reader)
         held = {view_key(state[name]) for name in state.keys() & keys} - {None}
         missing = tuple(name for name in state if name not in keys and view_key(state[name]) not in held)
@@ -182,6 +197,37 @@ def _refuse(*problems: tuple[str, Iterable[str]]) -> None:
         )
 
 
+def _without_memory(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """The tensors that cannot be written to, element by element, and why."""
+    import torch
+
+    found = []
+    for name, tensor in state.items():
+        if torch.nn.parameter.is_lazy(tensor):
+            found.append(f"{name} (not initialized: its shape is not known yet)")
+        elif tensor.is_meta:
+            found.append(f"{name} (on the meta device)")
+        elif tensor.layout != torch.strided:
+            found.append(f"{name} ({tensor.layout})")
+        elif any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            found.append(f"{name} (expanded: its elements share their memory)")
+    return found
+
+
+def _is_live(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether what ``state_dict`` gave is the memory of the parameters and buffers, and not something made of it."""
+    live = {view_key(tensor) for tensors in (module.parameters(), module.buffers()) for tensor in tensors}
+    return live.union([None]).issuperset(view_key(tensor) for tensor in state.values())
+
+
+def _load_state_dict(module: torch.nn.Module, reader: Reader, strict: bool) -> LoadedInto:
+    try:
+        found = module.load_state_dict(load_tensors(reader), strict=strict)
+    except RuntimeError as exc:
+        raise ModelMismatch(f"{reader.name}: {exc}") from exc
+    return LoadedInto(tuple(found.missing_keys), tuple(found.unexpected_keys))
+
+
 def _targets(reader: Reader, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Which tensor of the file goes where: each memory once. Raises ModelMismatch."""
     digests = {tensor.name: tensor.digest for tensor in reader.manifest.tensors}
@@ -192,9 +238,7 @@ def _targets(reader: Reader, state: Mapping[str, torch.Tensor]) -> dict[str, tor
     for name, tensor in state.items():
         if name not in reader:
             continue
-        if tensor.is_meta:
-            wrong.append(f"{name} (on the meta device, which has no memory)")
-        elif tuple(tensor.shape) != reader.shape(name):
+        if tuple(tensor.shape) != reader.shape(name):
             wrong.append(
                 f"{name} ({list(tensor.shape)} in the module, {list(reader.shape(name))} in the file)"
             )
@@ -213,10 +257,10 @@ def _fill(reader: Reader, targets: Mapping[str, torch.Tensor]) -> None:
 
     direct: dict[str, np.ndarray] = {}
     for name, tensor in targets.items():
-        if tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg():
-            dtype = check_tensor(name, tensor)
-            if dtype.name == reader.dtype(name):
-                direct[name] = to_numpy(tensor, dtype)
+        dtype = DTYPES[reader.dtype(name)]
+        fits = tensor.dtype == torch_dtype(dtype) and tensor.is_cpu and tensor.is_contiguous()
+        if fits and not tensor.is_neg():
+            direct[name] = to_numpy(tensor, dtype)
     reader.read_into(direct)
     with torch.no_grad():
         for name, tensor in targets.items():

@@ -396,6 +396,79 @@ def test_a_module_without_memory(tmp_path: Path) -> None:
         dcz.load_into(target, file)
 
 
+class _Cloning(_Model):
+    """Its state is not its memory: as of modules that pack, move or rename parameters when they are saved."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {f"core.{name}": value.clone() for name, value in super().state_dict(*args, **kwargs).items()}
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict(
+            {name.removeprefix("core."): value for name, value in state_dict.items()}, *args, **kwargs
+        )
+
+
+class _Extra(_Model):
+    extra = 0.0
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor([self.extra])
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.extra = float(state[0])
+
+
+def test_modules_that_load_in_a_way_of_their_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, target = _Cloning(), _Cloning()
+    file = _saved(tmp_path, source)
+    assert dcz.load_into(target, file) == ((), ())
+    assert _equal(source, target)
+    dcz.save({"core.norm.weight": torch.ones(3)}, tmp_path / "x.dcz")
+    with pytest.raises(ModelMismatch, match="size mismatch"):
+        dcz.load_into(target, tmp_path / "x.dcz", strict=False)
+    extra, other = _Extra(), _Extra()
+    extra.extra = 7.0
+    dcz.load_into(other, _saved(tmp_path, extra))
+    assert other.extra == 7
+    assert _equal(extra, other)
+
+
+def _with(name: str, tensor: torch.Tensor) -> torch.nn.Module:
+    module = torch.nn.Linear(4, 4)
+    module.register_buffer(name, tensor)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (torch.nn.LazyLinear(4), r"2 without memory to load into: weight \(not initialized"),
+        (_with("b", torch.eye(2).to_sparse()), r"b \(torch\.sparse_coo\)"),
+        (_with("b", torch.zeros(1, 3).expand(4, 3)), r"b \(expanded"),
+    ],
+    ids=["lazy", "sparse", "expanded"],
+)
+def test_what_cannot_be_written_to_is_found_first(
+    tmp_path: Path, target: torch.nn.Module, reason: str
+) -> None:
+    file = tmp_path / "m.dcz"
+    dcz.save({"weight": torch.ones(4, 4), "bias": torch.ones(4), "b": torch.ones(4, 3)}, file)
+    with pytest.raises(ModelMismatch, match=reason):
+        dcz.load_into(target, file, strict=False)
+    if isinstance(target.weight, torch.Tensor) and not torch.nn.parameter.is_lazy(target.weight):
+        assert not torch.equal(target.weight, torch.ones(4, 4))
+    with pytest.raises(dcz.UsageError, match="a dict is not a"):
+        dcz.load_into({}, file)  # type: ignore[arg-type]
+
+
+def test_complex_parameters_take_real_tensors(tmp_path: Path) -> None:
+    target = _with("b", torch.zeros(3, dtype=torch.complex64))
+    dcz.save({"b": torch.arange(3.0)}, tmp_path / "m.dcz")
+    dcz.load_into(target, tmp_path / "m.dcz", strict=False)
+    assert torch.equal(target.get_buffer("b"), torch.arange(3).to(torch.complex64))
+
+
 def test_a_damaged_file_and_a_module(tmp_path: Path) -> None:
     file = _saved(tmp_path, _Model())
     data = bytearray(file.read_bytes())
