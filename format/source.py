@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import stat
 import threading
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, TypeAlias, cast
 
-from dcz.errors import FormatError, TruncatedFile, UsageError
+from dcz.errors import DczError, FormatError, MissingDependency, TruncatedFile, UsageError
 from dcz.format.dtypes import view_of
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["ByteSource", "SourceLike", "open_source"]
 
 SourceLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+
+
+_FETCH: Final = "fetch the whole file, and open that"
 
 
 class ByteSource(Protocol):
@@ -39,11 +44,14 @@ class _FileSource:
 
     def __init__(self, path: str) -> None:
         self.name = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK the opening of a pipe would wait for a writer.
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             info = os.fstat(self._fd)
-            if os.path.isdir(path):
+            if stat.S_ISDIR(info.st_mode):
                 raise UsageError(f"{path} is a directory", hint="give the .dcz file in it")
+            if not stat.S_ISREG(info.st_mode):
+                raise UsageError(f"{path} is not a regular file, and cannot be read at random")
             self.size = info.st_size
         except BaseException:
             self.close()
@@ -93,7 +101,11 @@ class _StreamSource:
         self._file = file
         self._owned = owned
         self._lock = threading.Lock()
-        self.size = file.seek(0, io.SEEK_END)
+        try:
+            self.size = file.seek(0, io.SEEK_END)
+        except (ValueError, OSError) as exc:
+            self.close()
+            raise UsageError(f"{name} cannot be read at random: {exc}", hint=_FETCH) from exc
 
     def read_into(self, offset: int, out: memoryview) -> None:
         with self._lock:
@@ -111,26 +123,64 @@ class _StreamSource:
             self._file.close()
 
 
-def _open_url(url: str) -> ByteSource:
-    import fsspec
-
+@contextlib.contextmanager
+def _remote(url: str) -> Generator[None]:
+    """What goes wrong with a URL is an OSError that names it; each protocol of fsspec has exceptions of its own."""
     try:
-        # Each read asks for just the range it needs; a cache of fsspec's would fetch more, or keep what was fetched.
-        file = cast("Any", fsspec.open(url, "rb", cache_type="none")).open()
-    except (ValueError, ImportError) as exc:
-        raise UsageError(f"cannot open {url}: {exc}") from exc
-    return _StreamSource(cast("BinaryIO", file), url, owned=True)
+        yield
+    except DczError:
+        raise
+    except Exception as exc:
+        # fsspec calls a page that it is not given, for whatever reason, a file that is not found; the cause knows more.
+        cause = exc.__cause__ if isinstance(exc, FileNotFoundError) and exc.__cause__ is not None else exc
+        missing = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404
+        code, reason = (errno.ENOENT, None) if missing else (errno.EIO, str(cause))
+        raise OSError(code, reason or os.strerror(code), url) from exc
+
+
+class _UrlSource:
+    """A file that fsspec opens: whatever ``scheme://`` it knows."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.name = url
+        try:
+            with _remote(url):
+                # Each read asks for just the range it needs; a cache of fsspec's would fetch more, or keep what was fetched.
+                file = cast("Any", fsspec.open(url, "rb", cache_type="none")).open()
+        except OSError as exc:
+            scheme = url.partition("://")[0]
+            if isinstance(exc.__cause__, ImportError) and scheme in ("http", "https"):
+                raise MissingDependency("aiohttp", needed_for=f"reading {scheme} URLs", extra="http") from exc
+            if isinstance(exc.__cause__, ValueError | ImportError):
+                raise UsageError(f"cannot open {url}: {exc.__cause__}") from exc
+            raise
+        self._file = _StreamSource(cast("BinaryIO", file), url, owned=True)
+        self.size = self._file.size
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        with _remote(self.name):
+            try:
+                self._file.read_into(offset, out)
+            except ValueError as exc:  # what fsspec raises for a server that sends nothing but the whole
+                raise UsageError(
+                    f"{self.name} cannot be read at random: its server gives no ranges", hint=_FETCH
+                ) from exc
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def open_source(source: SourceLike) -> ByteSource:
     """A path, an fsspec URL (``scheme://...``), bytes or a seekable binary file object as a ByteSource.
 
-    Raises OSError as ``open`` does, and UsageError for what cannot be read.
+    Raises OSError as ``open`` does, UsageError for what cannot be read, MissingDependency for a protocol that needs more.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return _BytesSource(source)
     if isinstance(source, str) and "://" in source:
-        return _open_url(source)
+        return _UrlSource(source)
     if isinstance(source, str | os.PathLike):
         return _FileSource(os.fspath(source))
     if not (hasattr(source, "read") and hasattr(source, "seek")):

@@ -29,6 +29,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 __all__ = [
     "AssetNotFound",
     "CorruptStream",
@@ -199,3 +202,7 @@ class MissingDependency(DczError, ImportError):
             f"{needed_for} needs the package {package!r}, which is not installed",
             hint=f"pip install 'dcz[{extra}]'",
         )
+        self._again = functools.partial(MissingDependency, package, needed_for=needed_for, extra=extra)
+
+    def __reduce__(self) -> tuple[Callable[[], MissingDependency], tuple[()]]:
+        return self._again, ()
