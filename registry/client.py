@@ -25,8 +25,8 @@ from dcz.registry.checks import (
     verify_layer,
 )
 from dcz.registry.disk import hash_stream, os_errors
-from dcz.registry.index import LATEST, Change, Tag, check_alias
-from dcz.registry.refs import PathReference, Reference, RegistryReference, parse_reference
+from dcz.registry.index import LATEST, Change, Tag, check_alias, find_tag
+from dcz.registry.refs import PathReference, Reference, RegistryReference, check_name, parse_reference
 from dcz.registry.stores.base import Garbage, Store
 from dcz.registry.stores.local import LocalStore
 
@@ -136,18 +136,22 @@ def registry_reference(ref: str | Reference) -> RegistryReference:
 # -- finding
 
 
+def _no_such_name(store: Store, name: str) -> NotInRegistry:
+    names = sorted({tag.name for tag in store.tags()})
+    close = difflib.get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else None
+    return NotInRegistry(f"{name!r} is not in the registry {store.location}", hint=hint)
+
+
 def _find(store: Store, reference: RegistryReference) -> Tag:
     """The version that a reference stands for, or the tag itself where no version has its digest."""
     name, digest = reference.name, reference.digest
     tags = store.tags(name)
     if not tags:
-        names = sorted({tag.name for tag in store.tags()})
-        close = difflib.get_close_matches(name, names, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else None
-        raise NotInRegistry(f"{name!r} is not in the registry {store.location}", hint=hint)
+        raise _no_such_name(store, name)
     found = None
     if reference.tag is not None or digest is None:
-        found = store.find(name, reference.tag or LATEST)
+        found = find_tag(tags, reference.tag or LATEST)
         if found is None:
             some = ", ".join(tag.tag for tag in tags[-8:])
             raise NotInRegistry(
@@ -259,21 +263,22 @@ def tag(ref: str | Reference, alias: str, *, registry: RegistryLike = None) -> T
 def list_artifacts(name: str | None = None, *, registry: RegistryLike = None) -> list[Listed]:
     """All versions in a registry, or those of one name, by name and then in the order in which they were made.
 
-    A version whose manifest cannot be read is listed with its problem. Raises RegistryError, RegistryCorrupt if the
-    index itself cannot be read.
+    A version whose manifest cannot be read is listed with its problem. Raises NotInRegistry if there is no such name,
+    InvalidReference if there cannot be, RegistryError, RegistryCorrupt if the index itself cannot be read.
     """
     store = open_registry(registry)
-    tags = store.tags(name)
+    tags = store.tags(name if name is None else check_name(name))
+    if name is not None and not tags:
+        raise _no_such_name(store, name)
+    aliases: dict[tuple[str, str], list[str]] = {}
+    for alias in tags:
+        if alias.kind == "alias":
+            aliases.setdefault((alias.name, alias.digest), []).append(alias.tag)
     listed: list[Listed] = []
     for version in sorted((tag for tag in tags if tag.kind == "version"), key=lambda tag: tag.name):
-        aliases = sorted(
-            tag.tag
-            for tag in tags
-            if (tag.kind, tag.name, tag.digest) == ("alias", version.name, version.digest)
-        )
         item = Listed(
             RegistryReference(version.name, version.tag, version.digest),
-            tuple(aliases),
+            tuple(sorted(aliases.get((version.name, version.digest), ()))),
             version.created,
             (),
             None,

@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -32,7 +33,7 @@ from dcz.errors import InvalidReference, NotInRegistry, RegistryCorrupt, Registr
 from dcz.registry.artifact import ARTIFACT_TYPE, MANIFEST_TYPE
 from dcz.registry.canonical import describe, read_json, to_json
 from dcz.registry.models import Items, Model, Size, at_most
-from dcz.registry.refs import RegistryReference
+from dcz.registry.refs import MAX_TAG, RegistryReference
 
 __all__ = [
     "Change",
@@ -45,6 +46,7 @@ __all__ = [
     "check_movable",
     "check_version",
     "decode_index",
+    "find_tag",
     "publish",
     "set_alias",
     "version_exists",
@@ -60,7 +62,10 @@ LATEST: Final = "latest"
 MAX_INDEX_BYTES: Final = 16 << 20
 MAX_ANNOTATIONS: Final = 1024  # of a descriptor or of the index; other tools keep their own there
 
-_NUMBERED: Final = re.compile(r"v([0-9]{1,9})")
+_NUMBERED: Final = re.compile(r"v([0-9]+)")
+_RFC3339: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 
 Annotations = Annotated[dict[str, str], at_most(MAX_ANNOTATIONS)]
 TagKind: TypeAlias = Literal["version", "alias"]
@@ -107,7 +112,7 @@ class Entry(_Model):
     size: Size
     annotations: Annotations | None = None
 
-    @property
+    @cached_property
     def tag(self) -> Tag | None:
         """The tag that the descriptor stands for; None if it is none that dcz could name."""
         annotations = self.annotations or {}
@@ -119,7 +124,10 @@ class Entry(_Model):
         except InvalidReference:
             return None
         kind: TagKind = "alias" if annotations.get(TAG_KIND) == "alias" else "version"
-        return Tag(name, tag, kind, self.digest, self.size, annotations.get(CREATED))
+        created = annotations.get(CREATED)
+        if created is not None and not _RFC3339.fullmatch(created):
+            created = None
+        return Tag(name, tag, kind, self.digest, self.size, created)
 
 
 class Index(_Model):
@@ -134,13 +142,6 @@ class Index(_Model):
         """All tags, or those of one name, in the order in which they were made."""
         tags = (entry.tag for entry in self.manifests)
         return [tag for tag in tags if tag is not None and (name is None or tag.name == name)]
-
-    def find(self, name: str, tag: str) -> Tag | None:
-        """The tag ``name:tag``. Raises RegistryCorrupt if the index holds it twice with different content."""
-        found = [item for item in self.tags(name) if item.tag == tag]
-        if len({(item.digest, item.kind) for item in found}) > 1:
-            raise RegistryCorrupt(f"the index holds {name}:{tag} {len(found)} times, with different content")
-        return found[0] if found else None
 
     @property
     def history_size(self) -> int | None:
@@ -174,6 +175,16 @@ def decode_index(data: bytes, *, what: str) -> Index:
         return Index.model_validate(tree, by_alias=True, by_name=False)
     except ValidationError as exc:
         raise RegistryCorrupt(f"{what} breaks a rule: {describe(exc)}") from exc
+
+
+def find_tag(tags: Iterable[Tag], tag: str) -> Tag | None:
+    """``tag`` among the tags of one name. Raises RegistryCorrupt if it is there twice with different content."""
+    found = [item for item in tags if item.tag == tag]
+    if len({(item.digest, item.kind) for item in found}) > 1:
+        raise RegistryCorrupt(
+            f"the index holds {found[0].name}:{tag} {len(found)} times, with different content"
+        )
+    return found[0] if found else None
 
 
 def check_alias(alias: str) -> str:
@@ -234,7 +245,7 @@ def publish(
         version = _same_content(index, name, digest) or _next_number(index, name)
     if version in aliases:
         raise RegistryError(f"{version!r} cannot be both the version and an alias of it")
-    known = index.find(name, version)
+    known = find_tag(index.tags(name), version)
     if known is None:
         entry = _entry(name, version, "version", digest, size, time)
         index = index.model_copy(update={"manifests": (*index.manifests, entry)})
@@ -244,9 +255,9 @@ def publish(
         _check_same(known, digest)
         changes = []
     for alias in [LATEST, *aliases] if moves_latest else aliases:
-        index, change = set_alias(index, name, alias, digest=digest, size=size, time=time, user=user)
+        index, change = set_alias(index, name, alias, digest=digest, time=time, user=user)
         changes += [change] if change is not None else []
-    published = index.find(name, version)
+    published = find_tag(index.tags(name), version)
     if published is None:
         raise RegistryCorrupt(f"{name}:{version} cannot be written as a tag")
     return Publication(index, published, known is None, tuple(changes))
@@ -290,20 +301,25 @@ def _same_content(index: Index, name: str, digest: str) -> str | None:
 
 def _next_number(index: Index, name: str) -> str:
     numbers = [int(match[1]) for tag in index.tags(name) if (match := _NUMBERED.fullmatch(tag.tag))]
-    return f"v{max(numbers, default=0) + 1}"
+    version = f"v{max(numbers, default=0) + 1}"
+    if len(version) > MAX_TAG:
+        raise RegistryError(f"{name} has the last number already, v{max(numbers)}", hint="name the version")
+    return version
 
 
 def set_alias(
-    index: Index, name: str, alias: str, *, digest: str, size: int, time: str, user: str
+    index: Index, name: str, alias: str, *, digest: str, time: str, user: str
 ) -> tuple[Index, Change | None]:
     """Point ``name:alias`` to the manifest ``digest``, which must be a version's. No change if it is there already.
 
     Raises NotInRegistry, VersionExists if ``alias`` is a version, InvalidReference if it cannot be an alias.
     """
     check_alias(alias)
-    if not any(tag.digest == digest and tag.kind == "version" for tag in index.tags(name)):
+    tags = index.tags(name)
+    version = next((tag for tag in tags if tag.kind == "version" and tag.digest == digest), None)
+    if version is None:
         raise NotInRegistry(f"no version of {name} is {digest}")
-    known = index.find(name, alias)
+    known = find_tag(tags, alias)
     if known is not None:
         check_movable(known)
     if known is not None and known.digest == digest:
@@ -314,7 +330,7 @@ def set_alias(
         if (tag := entry.tag) is None or (tag.name, tag.tag) != (name, alias)
     )
     moved = index.model_copy(
-        update={"manifests": (*others, _entry(name, alias, "alias", digest, size, time))}
+        update={"manifests": (*others, _entry(name, alias, "alias", digest, version.size, time))}
     )
     return moved, Change(
         time, user, name, alias, "alias", known.digest if known is not None else None, digest

@@ -41,10 +41,11 @@ __all__ = [
 
 MAX_REFERENCE: Final = 4096
 MAX_NAME: Final = 255
+MAX_TAG: Final = 128
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _DIGEST: Final = re.compile(r"sha256:[a-f0-9]{64}")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[A-Fa-f0-9:]+\])(?::[0-9]{{1,5}})?")
@@ -72,10 +73,10 @@ def check_name(name: str) -> str:
 
 def check_tag(tag: str) -> str:
     """``tag`` itself, if it can be a version or an alias; else InvalidReference."""
-    if not _TAG.fullmatch(tag):
+    if len(tag) > MAX_TAG or not _TAG.fullmatch(tag):
         raise InvalidReference(
             f"{_shown(tag)} is not a version or an alias",
-            hint="1 to 128 letters, digits, '_', '.' and '-', of which the first is not '.' or '-'",
+            hint=f"1 to {MAX_TAG} letters, digits, '_', '.' and '-', of which the first is not '.' or '-'",
         )
     return tag
 

@@ -32,7 +32,15 @@ from dcz.registry.canonical import describe
 from dcz.registry.checks import Progress, about, check_content, steps, verify_layer, verify_with_progress
 from dcz.registry.client import RegistryLike, open_registry, registry_reference, resolve_in
 from dcz.registry.disk import Staging, copy_hashed, hash_stream, open_regular, os_errors
-from dcz.registry.index import LATEST, Change, check_alias, check_movable, check_version, version_exists
+from dcz.registry.index import (
+    LATEST,
+    Change,
+    check_alias,
+    check_movable,
+    check_version,
+    find_tag,
+    version_exists,
+)
 from dcz.registry.refs import Reference, RegistryReference
 from dcz.registry.stores.base import StagedFile, Store, Upload
 
@@ -127,10 +135,11 @@ def _fail_early(
     store: Store, reference: RegistryReference, aliases: Iterable[str], files: dict[Path, int]
 ) -> None:
     """Say what would be said at the end anyway, before gigabytes are copied."""
+    tags = store.tags(reference.name)
     for alias in aliases:
-        if (taken := store.find(reference.name, alias)) is not None:
+        if (taken := find_tag(tags, alias)) is not None:
             check_movable(taken)
-    if reference.tag in (None, LATEST) or (known := store.find(reference.name, str(reference.tag))) is None:
+    if reference.tag in (None, LATEST) or (known := find_tag(tags, str(reference.tag))) is None:
         return
     check_version(known)
     try:

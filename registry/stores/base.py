@@ -66,10 +66,6 @@ class Store(Protocol):
         """All tags, or those of one name, in the order in which they were made. Empty if there is no store yet."""
         ...
 
-    def find(self, name: str, tag: str) -> Tag | None:
-        """The tag ``name:tag``, or None. Raises RegistryCorrupt if it is ambiguous."""
-        ...
-
     def read_manifest(self, digest: str, size: int) -> bytes:
         """The bytes of a manifest, which have this digest and size. Raises RegistryCorrupt if they have not."""
         ...

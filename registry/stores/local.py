@@ -95,9 +95,6 @@ class LocalStore:
     def tags(self, name: str | None = None) -> list[Tag]:
         return self._index().tags(name)
 
-    def find(self, name: str, tag: str) -> Tag | None:
-        return self._index().find(name, tag)
-
     def read_manifest(self, digest: str, size: int) -> bytes:
         if size > MAX_MANIFEST_BYTES:
             raise RegistryCorrupt(
@@ -193,13 +190,10 @@ class LocalStore:
 
     def move_alias(self, name: str, alias: str, digest: str) -> Change | None:
         with self._writing() as staging, self._locked():
-            index = self._index()
-            sizes = [tag.size for tag in index.tags(name) if tag.digest == digest]
-            index, change = set_alias(
-                index, name, alias, digest=digest, size=sizes[0] if sizes else 0, time=_now(), user=_user()
-            )
+            known = self._index()
+            index, change = set_alias(known, name, alias, digest=digest, time=_now(), user=_user())
             if change is not None:
-                self._commit(staging, index, [change])
+                self._commit(staging, known, index, [change])
             return change
 
     def collect_garbage(self, *, grace: float) -> Garbage:
@@ -271,15 +265,16 @@ class LocalStore:
     def _locked(self) -> contextlib.AbstractContextManager[None]:
         return exclusive_lock(self._own / "lock")
 
-    def _commit(self, staging: Path, index: Index, changes: Iterable[Change]) -> None:
-        """Record the changes and replace the index; the lock is held."""
+    def _commit(self, staging: Path, known: Index, index: Index, changes: Iterable[Change]) -> None:
+        """Record the changes and replace the index ``known`` by ``index``; the lock is held since ``known`` was read."""
         with os_errors(f"cannot write to the registry {self.location}"):
-            known = self._index()
-            if known.history_size is None:
+            end = known.history_size
+            if end is None:
                 # Another tool made this index: what the history has so far is vouched for before it grows.
-                self._replace_index(staging, known.with_history_size(self._whole_lines()))
-            index = index.with_history_size(self._append(changes))
-            self._replace_index(staging, index)
+                end = self._whole_lines()
+                self._replace_index(staging, known.with_history_size(end))
+            end = self._append(end, changes)
+            self._replace_index(staging, index.with_history_size(end))
 
     def _replace_index(self, staging: Path, index: Index) -> None:
         os.replace(write_synced(staging / "index.json", index.to_bytes()), self.root / "index.json")
@@ -293,13 +288,10 @@ class LocalStore:
         except FileNotFoundError:
             return 0
 
-    def _append(self, changes: Iterable[Change]) -> int:
-        """Add lines to the history, behind those that the index vouches for; the length from then on."""
+    def _append(self, end: int, changes: Iterable[Change]) -> int:
+        """Add lines to the history, behind the ``end`` bytes that the index vouches for; the length from then on."""
         lines = b"".join(to_json(asdict(change)) + b"\n" for change in changes)
-        end = self._index().history_size
-        whole = self._whole_lines()
-        if end is None or end > whole:  # lines were lost
-            end = whole
+        end = min(end, self._whole_lines())  # lines were lost
         is_new = not self._history.exists()
         with open(os.open(self._history, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as file:
             file.truncate(end)
@@ -316,7 +308,8 @@ class LocalStore:
     ) -> Publication:
         """The last step of an upload: blobs into place, then the index that ``decide`` makes of the present one."""
         with self._locked():
-            publication = decide(self._index())
+            known = self._index()
+            publication = decide(known)
             placed: list[Path] = []
             try:
                 with os_errors(f"cannot write to the registry {self.location}"):
@@ -327,7 +320,7 @@ class LocalStore:
                         os.replace(file.path, final)
                     sync_folder(self._blobs)
                 if publication.changes:
-                    self._commit(staging, publication.index, publication.changes)
+                    self._commit(staging, known, publication.index, publication.changes)
             except BaseException:
                 # Whatever happened, the index on the disk decides whether the new blobs belong to something.
                 with contextlib.suppress(RegistryError, OSError):

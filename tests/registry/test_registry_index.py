@@ -19,7 +19,16 @@ from dcz.errors import (
     RegistryError,
     VersionExists,
 )
-from dcz.registry.index import Index, Publication, check_alias, decode_index, publish, set_alias
+from dcz.registry.index import (
+    Index,
+    Publication,
+    check_alias,
+    decode_index,
+    find_tag,
+    publish,
+    set_alias,
+)
+from dcz.registry.refs import RegistryReference
 
 DIGESTS = [f"sha256:{digit * 64}" for digit in "abc"]
 TIME = "2026-01-31T12:00:00Z"
@@ -62,6 +71,20 @@ def test_without_a_version_a_number_is_given_and_latest_moves() -> None:
     assert put(put(back.index, "v9", DIGESTS[2]).index, None, "sha256:" + "d" * 64).version.tag == "v10"
 
 
+def test_numbers_go_on_to_the_last_tag_that_there_can_be() -> None:
+    index = put(Index(), "v999999999", DIGESTS[0]).index
+    assert put(index, None, DIGESTS[1]).version.tag == "v1000000000"
+    assert put(put(index, None, DIGESTS[1]).index, None, DIGESTS[2]).version.tag == "v1000000001"
+    index = put(index, "v" + "9" * 126, DIGESTS[1]).index
+    assert put(index, None, DIGESTS[2]).version.tag == "v1" + "0" * 126
+    index = put(index, "v" + "9" * 127, DIGESTS[2]).index
+    with pytest.raises(RegistryError, match="last number") as caught:
+        put(index, None, "sha256:" + "d" * 64)
+    assert caught.value.hint is not None
+    with pytest.raises(InvalidReference):
+        check_alias("v" + "9" * 127)
+
+
 def test_aliases_move_with_a_push_in_one_step() -> None:
     done = put(Index(), "1.0", DIGESTS[0], aliases=("champion", "beta"))
     assert [(change.tag, change.kind, change.previous) for change in done.changes] == [
@@ -91,7 +114,7 @@ def test_versions_and_aliases_do_not_take_each_others_names() -> None:
 def test_an_alias_needs_a_version_of_the_same_name() -> None:
     index = put(Index(), "1.0", DIGESTS[0], name="other").index
     with pytest.raises(NotInRegistry):
-        set_alias(index, "m", "champion", digest=DIGESTS[0], size=5, time=TIME, user="ada")
+        set_alias(index, "m", "champion", digest=DIGESTS[0], time=TIME, user="ada")
 
 
 def test_what_other_tools_keep_is_kept() -> None:
@@ -127,13 +150,55 @@ def test_what_other_tools_keep_is_kept() -> None:
         put(index, "1.0", DIGESTS[1])
 
 
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        (TIME, True),
+        ("2026-01-31t12:00:00z", True),
+        ("2026-01-31T12:00:00.123456789+05:30", True),
+        ("2026-01-31", False),
+        ("2026-01-31T12:00:00", False),
+        ("2026-01-31T12:00:00Z\n", False),
+        ("2026-01-31T12:00:00Z\x1b[2J", False),
+        ("٢٠٢٦-01-31T12:00:00Z", False),
+        ("", False),
+    ],
+    ids=ascii,
+)
+def test_a_time_is_rfc_3339_or_not_known(text: str, valid: bool) -> None:
+    tree = json.loads(put(Index(), "1.0", DIGESTS[0]).index.to_bytes())
+    tree["manifests"][0]["annotations"]["org.opencontainers.image.created"] = text
+    index = decode_index(json.dumps(tree).encode(), what="index")
+    assert index.tags("m")[0].created == (text if valid else None)
+    assert json.loads(index.to_bytes()) == tree, "other tools get back what they wrote"
+
+
+def test_each_tag_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index()
+    for number in range(20):
+        index = put(index, f"1.{number}", f"sha256:{number:064x}", name=f"m{number % 3}").index
+    index = decode_index(index.to_bytes(), what="index")
+    read: list[str] = []
+
+    def reference(name: str, tag: str, digest: str | None = None) -> RegistryReference:
+        read.append(tag)
+        return RegistryReference(name, tag, digest)
+
+    monkeypatch.setattr("dcz.registry.index.RegistryReference", reference)
+    moved = put(index, None, "sha256:" + "f" * 64, aliases=("champion", "beta")).index
+    assert len(index.tags()) == 23
+    assert sorted(tags(moved)) == ["beta", "champion", "latest", "v1"]
+    # Those of the index, the new ones (latest, champion, beta, v1), and the check of each alias.
+    assert len(read) < 23 + 10
+
+
 def test_an_ambiguous_tag_is_corrupt() -> None:
     tree = json.loads(put(Index(), "1.0", DIGESTS[0]).index.to_bytes())
     tree["manifests"].append({**tree["manifests"][0], "digest": DIGESTS[1]})
     index = decode_index(json.dumps(tree).encode(), what="index")
     with pytest.raises(RegistryCorrupt, match=r"m:1\.0 2 times"):
-        index.find("m", "1.0")
-    assert index.find("m", "latest") is not None
+        find_tag(index.tags("m"), "1.0")
+    assert find_tag(index.tags("m"), "latest") is not None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +255,7 @@ class Tags(RuleBasedStateMachine):
     @rule(alias=NAMES, digest=st.sampled_from(DIGESTS))
     def move(self, alias: str, digest: str) -> None:
         try:
-            index, change = set_alias(self.index, "m", alias, digest=digest, size=5, time=TIME, user="ada")
+            index, change = set_alias(self.index, "m", alias, digest=digest, time=TIME, user="ada")
         except (VersionExists, NotInRegistry, InvalidReference):
             assert alias in self.versions or digest not in self.versions.values() or alias in ("v1", "v3")
             return

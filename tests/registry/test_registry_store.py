@@ -17,8 +17,9 @@ from tests.registry.oci_layout import check_oci_layout
 from tests.registry.store_contract import StoreContract, digest_of, put
 
 from dcz.errors import DczError, RegistryCorrupt, RegistryError
-from dcz.registry import LocalStore, collect_garbage, history, list_artifacts, pull, push, verify
+from dcz.registry import LocalStore, collect_garbage, history, list_artifacts, pull, push, tag, verify
 from dcz.registry.disk import Staging, copy_hashed, exclusive_lock, open_regular
+from dcz.registry.index import Index, decode_index
 
 
 class TestLocalStore(StoreContract):
@@ -142,6 +143,24 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(registry: Path, make_dcz: MakeD
     os.mkfifo(registry / "index.json")
     with pytest.raises(RegistryError, match="not a regular file"):
         list_artifacts(registry=registry)
+
+
+def test_the_index_is_read_once_under_the_lock(
+    registry: Path, make_dcz: MakeDcz, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(make_dcz(), "m:1", registry=registry)
+    read: list[str] = []
+
+    def decode(data: bytes, *, what: str) -> Index:
+        read.append(what)
+        return decode_index(data, what=what)
+
+    monkeypatch.setattr("dcz.registry.stores.local.decode_index", decode)
+    push(make_dcz("model.dcz", 1), "m:2", aliases=["champion"], registry=registry)
+    assert len(read) == 2, "one look before the files are copied, one with the lock"
+    read.clear()
+    tag("m:1", "champion", registry=registry)
+    assert len(read) == 2
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
