@@ -183,7 +183,8 @@ def open_source(source: SourceLike) -> ByteSource:
         return _UrlSource(source)
     if isinstance(source, str | os.PathLike):
         return _FileSource(os.fspath(source))
-    if not (hasattr(source, "read") and hasattr(source, "seek")):
+    text = isinstance(cast("object", source), io.TextIOBase)
+    if text or not (hasattr(source, "read") and hasattr(source, "seek")):
         raise UsageError(
             f"cannot read from {type(source).__name__}", hint="give a path, a URL, bytes or a binary file"
         )
