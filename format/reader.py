@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections import OrderedDict
@@ -47,6 +48,20 @@ _CACHED_BYTES: Final = 1 << 20
 def default_threads() -> int:
     """As many threads as this process has cores, at most 8."""
     return min(8, len(os.sched_getaffinity(0)))
+
+
+def _index(item: Any) -> Any:
+    """An integer, a slice or ``...``. Raises UsageError for other kinds of index."""
+    if item is Ellipsis or isinstance(item, slice):
+        return item
+    try:
+        if not isinstance(item, bool):
+            return operator.index(item)
+    except TypeError:
+        pass
+    raise UsageError(
+        "a lazy tensor takes integers, slices and ...", hint="call .numpy() first for other indices"
+    )
 
 
 def _read(source: ByteSource, offset: int, length: int) -> bytearray:
@@ -505,8 +520,8 @@ class LazyTensor:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """Integers, slices and ``...``, as in numpy. Raises IndexError, or UsageError for other kinds of index."""
-        items = list(index) if isinstance(index, tuple) else [index]
-        if sum(item is Ellipsis for item in items) > 1:
+        items = [_index(item) for item in (index if isinstance(index, tuple) else (index,))]
+        if items.count(Ellipsis) > 1:
             raise IndexError("more than one ellipsis")
         if Ellipsis in items:
             at = items.index(Ellipsis)
@@ -514,18 +529,11 @@ class LazyTensor:
         items += [slice(None)] * (len(self.shape) - len(items))
         if len(items) > len(self.shape):
             raise IndexError(f"{len(items)} indices for {len(self.shape)} dimensions")
-        if any(
-            isinstance(item, bool) or not (isinstance(item, slice) or hasattr(item, "__index__"))
-            for item in items
-        ):
-            raise UsageError(
-                "a lazy tensor takes integers, slices and ...", hint="call .numpy() first for other indices"
-            )
 
         # Leading integers narrow the range of elements, and so does the slice behind them; numpy does the rest.
         first, inner, axis = 0, self._geometry.elements, 0
         while axis < len(items) and not isinstance(items[axis], slice):
-            size, item = self.shape[axis], items[axis].__index__()
+            size, item = self.shape[axis], items[axis]
             if not -size <= item < size:
                 raise IndexError(f"index {item} is out of bounds for axis {axis} with size {size}")
             inner //= size
