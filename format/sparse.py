@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dcz.errors import MissingDependency, UsageError
+from dcz.format.dtypes import dtype_of
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -30,16 +31,13 @@ class CompressedSparse:
     data: np.ndarray
 
     def scipy(self) -> scipy.sparse.csr_array[Any] | scipy.sparse.csc_array[Any]:
-        """As scipy.sparse.csr_array or csc_array. bf16 and fp8, which scipy lacks, become float32."""
+        """As scipy.sparse.csr_array or csc_array. f16, bf16 and fp8, which scipy lacks, become float32."""
         try:
             import scipy.sparse
         except ImportError as exc:
             raise MissingDependency("scipy", needed_for="a scipy matrix", extra="scipy") from exc
-        data = (
-            self.data.astype(np.float32)
-            if self.data.dtype.kind == "V" or self.data.dtype == np.float16
-            else self.data
-        )
+        small_float = dtype_of(self.data).is_float and self.data.dtype.itemsize <= 2
+        data = self.data.astype(np.float32) if small_float else self.data
         make = scipy.sparse.csr_array if self.kind == "csr" else scipy.sparse.csc_array
         return make((data, self.indices, self.indptr), shape=self.shape)
 
@@ -58,7 +56,7 @@ class SparseBuilder:
         """The entries of a segment that begins with element ``start``; ``positions`` None: all its elements, of which
         those whose bits are all zero are dropped."""
         if positions is None:
-            kept = values.view(np.uint8).reshape(len(values), -1).any(axis=1)
+            kept = values.view(f"<u{values.itemsize}") != 0
             positions, values = np.flatnonzero(kept), values[kept]
         self._positions.append(positions.astype(np.int64) + start)
         self._values.append(values)
