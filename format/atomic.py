@@ -75,7 +75,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """
     final = os.path.abspath(os.fspath(path))
     folder, name = os.path.split(final)
-    temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
+    start = os.fsdecode(os.fsencode(name)[:200])  # a name may have 255 bytes
+    temporary = os.path.join(folder, f".{start}.{secrets.token_hex(6)}.tmp")
     unnamed = _open_unnamed(folder)
     try:
         with open(temporary, "xb") if unnamed is None else os.fdopen(unnamed, "wb") as file:
