@@ -87,14 +87,15 @@ class Tag:
 class Change:
     """A version that was published or an alias that moved: when, by whom, from where to where.
 
-    ``time`` is RFC 3339 in UTC; ``previous`` is None where the tag is new.
+    ``time`` is RFC 3339 in UTC; ``previous`` is None where the tag is new. The kind ``gap`` says that changes before it
+    were lost, of whatever name; it has no name, tag or digest, and time and user are those of the change that met it.
     """
 
     time: str
     user: str
     name: str
     tag: str
-    kind: TagKind
+    kind: Literal["version", "alias", "gap"]
     previous: str | None
     digest: str
 

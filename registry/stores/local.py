@@ -126,17 +126,24 @@ class LocalStore:
     def history(self, name: str | None = None) -> list[Change]:
         limit = self._index().history_size
         changes: list[Change] = []
-        with os_errors(f"cannot read {self._history}"):
-            try:
-                file = open(self._history, "rb")  # noqa: SIM115
-            except FileNotFoundError:
-                return []
-            with file:
-                while (limit is None or file.tell() < limit) and (line := file.readline(MAX_HISTORY_LINE)):
-                    if not line.endswith(b"\n"):
-                        break
-                    changes.append(self._change(line))
-        return [change for change in changes if name is None or change.name == name]
+        end = 0
+        with (
+            os_errors(f"cannot read {self._history}"),
+            contextlib.suppress(FileNotFoundError),
+            open(self._history, "rb") as file,
+        ):
+            while limit is None or end < limit:
+                line = file.readline(MAX_HISTORY_LINE)
+                if not line.endswith(b"\n"):
+                    break
+                changes.append(self._change(line))
+                end += len(line)
+        if limit is not None and end != limit:
+            raise RegistryCorrupt(
+                f"{self._history} has lost changes: whole lines end at byte {end}, not {limit}",
+                hint="restore it from a backup; otherwise the next change goes on behind a gap",
+            )
+        return [change for change in changes if name in (None, change.name) or change.kind == "gap"]
 
     def _change(self, line: bytes) -> Change:
         try:
@@ -178,7 +185,9 @@ class LocalStore:
             try:
                 data = read_bounded(path, MAX_INDEX_BYTES)
             except FileNotFoundError as exc:
-                raise RegistryCorrupt(f"{path} is missing") from exc
+                raise RegistryCorrupt(
+                    f"{path} is missing", hint="restore it from a backup, or start another registry"
+                ) from exc
         return decode_index(data, what=str(path))
 
     # -- writing
@@ -253,7 +262,9 @@ class LocalStore:
         with os_errors(f"cannot make a registry in {self.location}"):
             index = self.root / "index.json"
             if not index.exists():
-                os.replace(write_synced(staging / "index", Index().with_history_size(0).to_bytes()), index)
+                first = Index().with_history_size(self._whole_lines())
+                os.replace(write_synced(staging / "index", first.to_bytes()), index)
+                sync_folder(self.root)
             # The marker comes last: with it, the layout is complete.
             layout = write_synced(staging / "layout", to_json({"imageLayoutVersion": LAYOUT_VERSION}))
             os.replace(layout, self.root / "oci-layout")
@@ -269,9 +280,13 @@ class LocalStore:
         """Record the changes and replace the index ``known`` by ``index``; the lock is held since ``known`` was read."""
         with os_errors(f"cannot write to the registry {self.location}"):
             end = known.history_size
-            if end is None:
-                # Another tool made this index: what the history has so far is vouched for before it grows.
+            if end is None or not self._is_line_end(end):
+                # Another tool made this index, or lines were lost, which is recorded. What the history has then is
+                # vouched for before it grows.
+                lost = end is not None
                 end = self._whole_lines()
+                if lost:
+                    end = self._append(end, [Change(_now(), _user(), "", "", "gap", None, "")])
                 self._replace_index(staging, known.with_history_size(end))
             end = self._append(end, changes)
             self._replace_index(staging, index.with_history_size(end))
@@ -288,10 +303,20 @@ class LocalStore:
         except FileNotFoundError:
             return 0
 
+    def _is_line_end(self, end: int) -> bool:
+        """Whether a line of the history ends at byte ``end``."""
+        if end == 0:
+            return True
+        try:
+            with open(self._history, "rb") as file:
+                file.seek(end - 1)
+                return file.read(1) == b"\n"
+        except FileNotFoundError:
+            return False
+
     def _append(self, end: int, changes: Iterable[Change]) -> int:
-        """Add lines to the history, behind the ``end`` bytes that the index vouches for; the length from then on."""
+        """Put lines behind the first ``end`` bytes of the history, in place of what is there; the length from then on."""
         lines = b"".join(to_json(asdict(change)) + b"\n" for change in changes)
-        end = min(end, self._whole_lines())  # lines were lost
         is_new = not self._history.exists()
         with open(os.open(self._history, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as file:
             file.truncate(end)

@@ -27,7 +27,7 @@ import pytest
 from tests.registry.dcz_files import write_dcz
 from tests.registry.oci_layout import check_oci_layout
 
-from dcz.errors import DczError, RegistryError, VersionExists
+from dcz.errors import DczError, RegistryCorrupt, RegistryError, VersionExists
 from dcz.registry import collect_garbage, history, list_artifacts, pull, push, verify
 
 FILE_EVENTS = {
@@ -222,6 +222,36 @@ def pull_killed(folder: Path) -> int:
             if code == 0 and at > 40:
                 break
     return at
+
+
+def push_killed_after_a_loss(folder: Path) -> int:
+    """A history that is not whole, however much of it is left, is never taken for a whole one."""
+    scene = Scene(folder)
+    log = Path(".dcz", "history.jsonl")
+    lines = (scene.template / log).read_bytes()
+    for at in range(1, 1000, STRIDE):
+        scene.reset()
+        (scene.registry / log).write_bytes(lines[: -1 - 7 * at % len(lines)])
+
+        def work(at: int = at) -> None:
+            strike(at, scene.registry, die)
+            scene.push()
+
+        code = forked(work)
+        assert code in (0, -9)
+        try:
+            kinds = [change.kind for change in history(registry=scene.registry)]
+        except RegistryCorrupt:
+            assert code == -9
+        else:
+            assert "gap" in kinds
+        succeed(scene.push)
+        changes = history(registry=scene.registry)
+        assert [change.tag for change in changes if change.kind != "gap"][-3:] == ["2", "latest", "champion"]
+        assert "gap" in [change.kind for change in changes]
+        if code == 0:
+            return at
+    raise AssertionError("it never ends")
 
 
 def killed_while_copying(folder: Path) -> int:

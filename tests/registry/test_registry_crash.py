@@ -45,7 +45,13 @@ def test_the_registry_survives(scenario: str, at_least: int, folder: Path) -> No
     assert drive(scenario, folder) >= at_least
 
 
-SWEEPS = [("push_killed", 30), ("first_push_killed", 40), ("pull_killed", 40), ("push_without_space", 60)]
+SWEEPS = [
+    ("push_killed", 30),
+    ("push_killed_after_a_loss", 30),
+    ("first_push_killed", 40),
+    ("pull_killed", 40),
+    ("push_without_space", 60),
+]
 
 
 @pytest.mark.parametrize(("scenario", "at_least"), SWEEPS)

@@ -231,12 +231,59 @@ def test_what_the_index_does_not_vouch_for_is_no_history(registry: Path, make_dc
     ]
 
 
-def test_a_lost_history_does_not_stop_a_push(registry: Path, make_dcz: MakeDcz) -> None:
+@pytest.mark.parametrize("left", [None, 0, 10, "a line", "all but a byte"])
+def test_a_lost_history_is_said_and_does_not_stop_a_push(
+    registry: Path, make_dcz: MakeDcz, left: int | str | None
+) -> None:
     push(make_dcz(), "m:1", registry=registry)
-    shutil.rmtree(registry / ".dcz")
-    assert history(registry=registry) == []
+    log = registry / ".dcz" / "history.jsonl"
+    lines = log.read_bytes()
+    if left is None:
+        shutil.rmtree(registry / ".dcz")
+    else:
+        sizes = {"a line": lines.index(b"\n") + 1, "all but a byte": len(lines) - 1}
+        log.write_bytes(lines[: left if isinstance(left, int) else sizes[left]])
+    with pytest.raises(RegistryCorrupt, match="lost changes") as caught:
+        history(registry=registry)
+    assert caught.value.hint is not None
+    push(make_dcz(), "m:1", registry=registry)
+    with pytest.raises(RegistryCorrupt, match="lost changes"):
+        history(registry=registry)
     push(make_dcz("model.dcz", 1), "m:2", registry=registry)
-    assert [change.tag for change in history(registry=registry)] == ["2", "latest"]
+    changes = history("m", registry=registry)
+    kept = ["1"] if isinstance(left, str) else []
+    assert [change.tag for change in changes] == [*kept, "", "2", "latest"]
+    assert [change.kind for change in changes][-3:] == ["gap", "version", "alias"]
+    assert [change.kind for change in history("another", registry=registry)] == ["gap"]
+
+
+def test_the_history_outlives_the_index(registry: Path, make_dcz: MakeDcz) -> None:
+    push(make_dcz(), "m:1", registry=registry)
+    (registry / "index.json").unlink()
+    with pytest.raises(RegistryCorrupt, match="backup"):
+        push(make_dcz(), "m:1", registry=registry)
+    (registry / "oci-layout").unlink()
+    push(make_dcz("model.dcz", 1), "m:2", registry=registry)
+    assert [change.tag for change in history(registry=registry)] == ["1", "latest", "2", "latest"]
+
+
+def test_the_index_is_on_the_disk_before_the_folder_is_a_layout(
+    registry: Path, make_dcz: MakeDcz, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_dcz()
+    steps: list[str] = []
+
+    def sync(folder: Path) -> None:
+        steps.append(f"sync {folder.name}")
+
+    def replace(source: Path, target: Path) -> None:
+        steps.append(target.name)
+        os.rename(source, target)
+
+    monkeypatch.setattr("dcz.registry.stores.local.sync_folder", sync)
+    monkeypatch.setattr("os.replace", replace)
+    push(model, "m:1", registry=registry)
+    assert steps[:3] == ["index.json", "sync registry", "oci-layout"]
 
 
 # -- garbage
