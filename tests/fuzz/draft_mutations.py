@@ -273,6 +273,8 @@ def _counts(random: Random, file: File, donor: bytes) -> None:
     if not isinstance(tensors, list) or not tensors:
         raise CannotApply
     fields = random.choice(tensors)
+    if not isinstance(fields, dict):
+        raise CannotApply
     numbers = fields.get(random.choice(["entries", "gaps", "lengths", "shape"]))
     if not isinstance(numbers, list) or not numbers:
         raise CannotApply

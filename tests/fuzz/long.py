@@ -28,7 +28,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.fuzz.mutations import MUTATORS, mutate
+from tests.fuzz.mutations import MUTATORS, Mutant, mutate
 from tests.fuzz.target import check_by_number
 
 from dcz import _native
@@ -56,10 +56,14 @@ def _name(index: int, seed: int, mutators: Sequence[str]) -> str:
     return f"{mutators[index % len(mutators)]}:{seed * _PER_SEED + index // len(mutators)}"
 
 
-def _check(name: str, folder: Path) -> Result:
+def _mutant(name: str) -> Mutant:
     mutator, _, number = name.rpartition(":")
+    return mutate(mutator, int(number))
+
+
+def _check(name: str, folder: Path) -> Result:
     try:
-        outcome = check_by_number(mutate(mutator, int(number)), folder)
+        outcome = check_by_number(_mutant(name), folder)
     except Exception as exc:  # noqa: BLE001 - whatever it is, it is a failure
         last = traceback.extract_tb(exc.__traceback__)[-1]
         detail = f"{type(exc).__name__} in {last.name} of {Path(last.filename).name}:{last.lineno}: {exc}"
@@ -121,12 +125,12 @@ def _ending(code: int) -> str:
 
 
 def _keep(result: Result) -> None:
-    mutator, _, number = result.mutant.rpartition(":")
-    path = _KEPT / f"{mutator}-{number}.dcz"
+    print(f"{result.mutant}: {result.detail}", flush=True)
+    path = _KEPT / f"{result.mutant.replace(':', '-')}.dcz"
     _KEPT.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(mutate(mutator, int(number)).data)
-    kept = path.relative_to(ROOT)
-    print(f"{result.mutant}: {result.detail}\n    kept as {kept}; --replay {result.mutant}", flush=True)
+    with contextlib.suppress(Exception):  # if the mutant cannot be made, that is what the detail says
+        path.write_bytes(_mutant(result.mutant).data)
+        print(f"    kept as {path.relative_to(ROOT)}; --replay {result.mutant}", flush=True)
 
 
 def table(counts: Counter[tuple[str, str]]) -> str:
@@ -169,8 +173,7 @@ def _run(args: argparse.Namespace, mutators: Sequence[str]) -> int:
 
 
 def _replay(name: str) -> int:
-    mutator, _, number = name.rpartition(":")
-    mutant = mutate(mutator, int(number))
+    mutant = _mutant(name)
     print(f"{name}, made from {mutant.original.name}, {len(mutant.data)} bytes")
     warnings.simplefilter("error")
     with tempfile.TemporaryDirectory() as folder:

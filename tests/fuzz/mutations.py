@@ -53,20 +53,30 @@ def _raw(name: str) -> _Mutate:
     return apply
 
 
-def _sealed(*names: str) -> _Mutate:
+def _sealed(name: str) -> _Mutate:
     def apply(random: Random, original: SeedFile, donor: SeedFile) -> bytes:
         file = take_apart(original.data)
-        for _ in range(random.randint(2, _STACKED) if len(names) > 1 else 1):
-            DRAFT_MUTATIONS[random.choice(names)](random, file, donor.data)
+        DRAFT_MUTATIONS[name](random, file, donor.data)
         return file.build()
 
     return apply
 
 
+def _several(random: Random, original: SeedFile, donor: SeedFile) -> bytes:
+    file = take_apart(original.data)
+    for _ in range(random.randint(2, _STACKED)):
+        try:
+            DRAFT_MUTATIONS[random.choice(list(DRAFT_MUTATIONS))](random, file, donor.data)
+        except (AttributeError, LookupError, TypeError, ValueError) as exc:
+            # An earlier one has left something that this one does not know how to change.
+            raise CannotApply from exc
+    return file.build()
+
+
 MUTATORS: Final[Mapping[str, _Mutate]] = {
     **{f"bytes-{name}": _raw(name) for name in BYTE_MUTATIONS},
     **{name: _sealed(name) for name in DRAFT_MUTATIONS},
-    "several": _sealed(*DRAFT_MUTATIONS),
+    "several": _several,
 }
 
 

@@ -21,7 +21,7 @@ from tests.reference.dcz_reference_writer import Draft, Exact, asset, draft, pac
 from dcz.errors import CorruptStream, DigestMismatch, FormatError, LimitExceeded, ManifestError
 from dcz.format import DEFAULT_LIMITS, Limits, Reader, verify
 
-_EACH = 90
+_EACH = 80
 
 
 @pytest.mark.parametrize("mutator", MUTATORS)
