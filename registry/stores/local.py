@@ -16,8 +16,10 @@ tail of the history beyond the length that index.json names, which the next chan
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pwd
+import re
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict
@@ -27,9 +29,9 @@ from typing import Any, BinaryIO, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from dcz.errors import InvalidReference, RegistryCorrupt, RegistryError
+from dcz.errors import RegistryCorrupt, RegistryError
 from dcz.format import sync_folder
-from dcz.registry.artifact import EMPTY, EMPTY_JSON, MAX_MANIFEST_BYTES
+from dcz.registry.artifact import EMPTY, EMPTY_JSON, MANIFEST_TYPE, MAX_MANIFEST_BYTES
 from dcz.registry.canonical import read_json, sha256_digest, to_json
 from dcz.registry.disk import (
     Staging,
@@ -41,6 +43,7 @@ from dcz.registry.disk import (
     write_synced,
 )
 from dcz.registry.index import (
+    INDEX_TYPE,
     MAX_INDEX_BYTES,
     Change,
     Index,
@@ -57,6 +60,18 @@ __all__ = ["LocalStore"]
 
 LAYOUT_VERSION: Final = "1.0.0"
 MAX_HISTORY_LINE: Final = 1 << 16
+
+# What refers to other blobs. A layer may be JSON, too, and as long as it likes: only these are looked into.
+_REFERRING: Final = frozenset(
+    {
+        MANIFEST_TYPE,
+        INDEX_TYPE,
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.oci.artifact.manifest.v1+json",  # of a draft of OCI 1.1, in layouts that oras 0.x made
+    }
+)
+_ANY_DIGEST: Final = re.compile(r"([a-z0-9][a-z0-9+._-]{0,63}):([a-zA-Z0-9=_-]{1,255})")
 
 _CHANGE: Final = TypeAdapter(Change)
 
@@ -223,27 +238,40 @@ class LocalStore:
         return Garbage(removed, size)
 
     def _reachable(self, index: Index) -> set[str]:
-        """The digests that the index refers to, through manifests and indexes of any tool."""
-        keep: set[str] = set()
+        """The digests that the index refers to, through manifests and indexes of any tool.
+
+        Raises RegistryCorrupt if one of those cannot be read: what it needs is not known.
+        """
         todo = [(entry.digest, entry.media_type) for entry in index.manifests]
+        seen: set[tuple[str, str]] = set()
         while todo:
-            digest, media_type = todo.pop()
-            if digest in keep:
+            digest, media_type = item = todo.pop()
+            if item in seen:
                 continue
-            keep.add(digest)
-            if not media_type.endswith("+json"):
-                continue
-            try:
-                data = read_bounded(self._path(digest), MAX_MANIFEST_BYTES)
-            except (FileNotFoundError, InvalidReference):  # elsewhere, or named by another algorithm
-                continue
-            if len(data) > MAX_MANIFEST_BYTES or sha256_digest(data) != digest:
-                raise RegistryCorrupt(
-                    f"the manifest {digest} in {self.location} is damaged, nothing is removed"
-                )
-            with contextlib.suppress(RegistryCorrupt):
-                todo += _descriptors(read_json(data, limit=MAX_MANIFEST_BYTES, what=digest))
-        return keep
+            seen.add(item)
+            if media_type.lower() in _REFERRING:
+                try:
+                    todo += self._references(digest)
+                except RegistryCorrupt as exc:
+                    raise RegistryCorrupt(f"{exc.message}; nothing is removed", hint=exc.hint) from exc
+        return {digest for digest, _ in seen}
+
+    def _references(self, digest: str) -> list[tuple[str, str]]:
+        """Digest and media type of all that a manifest or an index refers to, by whatever tool it was made."""
+        match = _ANY_DIGEST.fullmatch(digest)
+        if match is None:  # no blob can have such a name
+            return []
+        algorithm, encoded = match.groups()
+        try:
+            data = read_bounded(self.root / "blobs" / algorithm / encoded, MAX_MANIFEST_BYTES)
+        except FileNotFoundError:  # elsewhere
+            return []
+        what = f"the manifest {digest} in {self.location}"
+        if algorithm not in ("sha256", "sha512"):
+            raise RegistryCorrupt(f"{what} has a digest that cannot be checked")
+        if len(data) <= MAX_MANIFEST_BYTES and hashlib.new(algorithm, data).hexdigest() != encoded:
+            raise RegistryCorrupt(f"{what} is damaged", hint="pushing the same files again heals it")
+        return _descriptors(read_json(data, limit=MAX_MANIFEST_BYTES, what=what))
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[Path, None, None]:
@@ -409,9 +437,9 @@ def _descriptors(tree: Any) -> list[tuple[str, str]]:
     while todo:
         item = todo.pop()
         if isinstance(item, dict):
-            digest, media_type = item.get("digest"), item.get("mediaType", "")
-            if isinstance(digest, str) and isinstance(media_type, str):
-                found.append((digest, media_type))
+            digest, media_type = item.get("digest"), item.get("mediaType")
+            if isinstance(digest, str):
+                found.append((digest, media_type if isinstance(media_type, str) else ""))
             todo += item.values()
         elif isinstance(item, list):
             todo += item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -318,13 +319,77 @@ def test_cleaning_up_follows_the_indexes_of_other_tools(registry: Path, make_dcz
     manifest["mediaType"] = "application/vnd.oci.image.manifest.v1+json"
     nested = blob(json.dumps({"manifests": [manifest]}).encode())
     nested["mediaType"] = "application/vnd.oci.image.index.v1+json"
-    index = json.loads((registry / "index.json").read_bytes())
-    index["manifests"].append(nested)
-    (registry / "index.json").write_text(json.dumps(index))
+    add_to_index(registry, nested)
     assert collect_garbage(registry=registry, grace=0).blobs == 0
     (blobs / str(manifest["digest"]).removeprefix("sha256:")).write_bytes(b"damaged")
-    with pytest.raises(RegistryCorrupt, match="nothing is removed"):
+    with pytest.raises(RegistryCorrupt, match="damaged; nothing is removed"):
         collect_garbage(registry=registry, grace=0)
+
+
+def add_to_index(registry: Path, *entries: dict[str, object]) -> None:
+    index = json.loads((registry / "index.json").read_bytes())
+    index["manifests"] += entries
+    (registry / "index.json").write_text(json.dumps(index))
+
+
+def foreign_blob(
+    registry: Path, media_type: str, content: bytes, algorithm: str = "sha256"
+) -> dict[str, object]:
+    encoded = hashlib.new(algorithm, content).hexdigest()
+    path = registry / "blobs" / algorithm / encoded
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return {"mediaType": media_type, "digest": f"{algorithm}:{encoded}", "size": len(content)}
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.oci.artifact.manifest.v1+json",
+        "Application/vnd.OCI.image.index.v1+json",
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_cleaning_up_keeps_what_other_tools_refer_to(
+    registry: Path, make_dcz: MakeDcz, media_type: str, algorithm: str
+) -> None:
+    push(make_dcz(), "m:1", registry=registry)
+    layer = foreign_blob(registry, "application/octet-stream", b"layer")
+    content = json.dumps({"blobs": [layer]}).encode()
+    manifest = foreign_blob(registry, media_type, content, algorithm)
+    # The same blob also as something that refers to nothing: which of them is met first must not matter.
+    also = {**manifest, "mediaType": "application/octet-stream"}
+    for entries in ([manifest, also], [also, manifest]):
+        add_to_index(registry, *entries)
+        assert collect_garbage(registry=registry, grace=0).blobs == 0
+
+
+def test_cleaning_up_removes_nothing_if_a_manifest_cannot_be_read(registry: Path, make_dcz: MakeDcz) -> None:
+    push(make_dcz(), "m:1", registry=registry)
+    layer = foreign_blob(registry, "application/octet-stream", b"layer")
+    foreign_blob(registry, "application/octet-stream", b"orphan")
+    twice = b'{"layers":[%s],"layers":[]}' % json.dumps(layer).encode()
+    add_to_index(registry, foreign_blob(registry, "application/vnd.oci.image.manifest.v1+json", twice))
+    before = sorted(os.listdir(registry / "blobs" / "sha256"))
+    with pytest.raises(RegistryCorrupt, match="twice in one object; nothing is removed"):
+        collect_garbage(registry=registry, grace=0)
+    assert sorted(os.listdir(registry / "blobs" / "sha256")) == before
+
+
+def test_cleaning_up_does_not_look_into_layers(registry: Path, make_dcz: MakeDcz) -> None:
+    """A bill of materials is JSON, too, and may be long, or not even JSON."""
+    push(make_dcz(), "m:1", registry=registry)
+    layers = [
+        foreign_blob(registry, "application/spdx+json", b'{"x":"' + b"x" * (5 << 20) + b'"}'),
+        foreign_blob(registry, "application/vnd.example+json", b"not JSON"),
+    ]
+    manifest = json.dumps({"layers": layers}).encode()
+    add_to_index(registry, foreign_blob(registry, "application/vnd.oci.image.manifest.v1+json", manifest))
+    foreign_blob(registry, "application/octet-stream", b"orphan")
+    assert collect_garbage(registry=registry, grace=0).blobs == 1
 
 
 # -- locks
