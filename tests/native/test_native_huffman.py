@@ -168,6 +168,25 @@ def test_the_limit_on_the_length_bites_and_the_code_is_still_the_best(isa: str) 
 @on_each_isa
 @settings(max_examples=40, deadline=None)
 @given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=9), st.lists(st.integers(-2, 3), min_size=8, max_size=20)
+)
+def test_near_the_limit_a_count_that_differs_by_one_matters(
+    isa: str, few: list[int], steps: list[int]
+) -> None:
+    """Small counts, many of them the same, and then such as make a code deep."""
+    counts = sorted(few)
+    for step in steps:
+        counts.append(max(1, sum(counts[-2:]) + step))
+    while sum(counts) > BLOCK:
+        counts.pop()
+    counts[-1] += BLOCK - sum(counts)
+    with forced(isa):
+        check_code(counts)
+
+
+@on_each_isa
+@settings(max_examples=40, deadline=None)
+@given(
     st.lists(st.integers(1, 1 << 14), min_size=2, max_size=24).filter(
         lambda counts: max(counts) > sum(counts) / 8
     )
