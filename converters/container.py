@@ -93,7 +93,12 @@ class DczSink:
     """A new .dcz file, each tensor stored as the recipe says."""
 
     def __init__(
-        self, path: Path, recipe: Recipe, *, metadata: Mapping[str, str], threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        recipe: Recipe,
+        *,
+        metadata: Mapping[str, str],
+        threads: int | None = None,
     ) -> None:
         self._recipe = recipe
         self._writer = Writer(path, metadata=metadata, threads=threads)

@@ -19,6 +19,7 @@ from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource
 from dcz.converters.torch_tensors import is_module
 from dcz.errors import SourceError
 from dcz.format import Reader
+from dcz.format.atomic import naming
 from dcz.format.layout import MAGIC
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def convert(
     plan = load_recipe(recipe)
     opened = open_source(source, threads=threads)
     try:
-        sink = DczSink(Path(path), plan, metadata={**opened.metadata, **(metadata or {})}, threads=threads)
-        done = transfer(opened, sink, progress)
+        with naming(path):
+            sink = DczSink(path, plan, metadata={**opened.metadata, **(metadata or {})}, threads=threads)
+            done = transfer(opened, sink, progress)
     finally:
         if not isinstance(source, Reader):
             opened.close()

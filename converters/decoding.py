@@ -20,6 +20,7 @@ from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSink
 from dcz.converters.safetensors_header import Header, build_header, parse_header
 from dcz.errors import ManifestError, SourceError, UsageError
 from dcz.format import DTYPES, Reader, sync_folder
+from dcz.format.atomic import naming
 from dcz.format.manifest import check_asset_paths
 
 if TYPE_CHECKING:
@@ -137,11 +138,12 @@ def decode(
     start = time.perf_counter()
     reader = source if isinstance(source, Reader) else Reader(source, threads=threads)
     try:
-        target = Path(destination)
-        if target.suffix == ".safetensors":
-            written, original = _decode_file(reader, target, progress)
-        else:
-            written, original = _decode_folder(reader, target, progress)
+        target = os.fspath(destination)
+        with naming(target):
+            if target.endswith(".safetensors"):
+                written, original = _decode_file(reader, Path(target), progress)
+            else:
+                written, original = _decode_folder(reader, Path(target), progress)
         return Decoded(
             path=os.fspath(destination),
             files=tuple(sorted(written)),

@@ -40,7 +40,8 @@ struct Tree {
     explicit Tree(const Lengths& lengths);
 };
 
-// A whole stream. The encoder gives up and returns an empty vector when the result would not be below `limit` bytes.
+// A whole stream. The encoder gives up and returns an empty vector when the result would not be below `limit`
+// bytes, or might be by no more than some padding.
 std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit);
 
 // About the bytes of that stream, if it were one block with one table: from integers only, so that choices made by it

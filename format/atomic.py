@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Generator
 from typing import BinaryIO, Final
 
-__all__ = ["WriteBehind", "atomic_file", "sync_folder"]
+__all__ = ["WriteBehind", "atomic_file", "naming", "sync_folder"]
 
 _PIECE: Final = 8 << 20
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
@@ -66,17 +69,59 @@ class WriteBehind:
             self._start = self._end
 
 
+def _place_of(path: str | os.PathLike[str]) -> str:
+    """The absolute path of the file that ``path`` means. Links are followed, so that they stay links.
+
+    Raises OSError if it cannot be a file, or is something else that a new file must not take the place of.
+    """
+    given = os.fspath(path)
+    if not os.path.basename(given):
+        raise IsADirectoryError(errno.EISDIR, "the name of a file is needed, not of a folder", given)
+    place = os.path.realpath(given)
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(place).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder", given)
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "is not a regular file, so it is not replaced by one", given)
+    return place
+
+
+def _temporary_prefix(name: str) -> str:
+    return f".{os.fsdecode(os.fsencode(name)[:200])}."  # a name may have 255 bytes
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Generator[None]:
+    """Name ``path`` in an OSError inside that names only the temporary file beside it, or no file as the disk is full."""
+    given = os.fspath(path)
+    folder, name = os.path.split(os.path.realpath(given))
+    temporary = os.path.join(folder, _temporary_prefix(name))
+    try:
+        yield
+    except OSError as exc:
+        if exc.filename is None:
+            exc.filename = given if exc.errno in _FULL else None
+        elif os.path.realpath(os.fsdecode(exc.filename)).startswith(temporary):
+            exc.filename = given
+            if exc.errno == errno.ENOENT:
+                exc.strerror = "the folder for it does not exist"
+        raise
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """A new file that appears under ``path`` when the block ends well: whole, and on the disk. Otherwise nothing does.
 
+    If ``path`` is a link, the file that it leads to is replaced, or made. Raises OSError, also if there is something that is
+    not a regular file.
+
     It has no name until then, so a process that is killed leaves nothing behind. Where the file system cannot do that, it
     stands beside its place under a name that starts with a dot and ends in ``.tmp``.
     """
-    final = os.path.abspath(os.fspath(path))
+    final = _place_of(path)
     folder, name = os.path.split(final)
-    start = os.fsdecode(os.fsencode(name)[:200])  # a name may have 255 bytes
-    temporary = os.path.join(folder, f".{start}.{secrets.token_hex(6)}.tmp")
+    temporary = os.path.join(folder, f"{_temporary_prefix(name)}{secrets.token_hex(6)}.tmp")
     unnamed = _open_unnamed(folder)
     try:
         with open(temporary, "xb") if unnamed is None else os.fdopen(unnamed, "wb") as file:

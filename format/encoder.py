@@ -121,6 +121,8 @@ class TensorEncoder:
             # C order and little-endian; a copy only where the array is neither.
             flat = np.ascontiguousarray(tensor, self.dtype.numpy).reshape(-1)
             self._bytes = flat.view(np.uint8)
+            if self.dtype.name == "bool" and self._bytes.size and int(self._bytes.max()) > 1:
+                raise EncodingError("a bool is neither 0 nor 1")
             self._mask: np.ndarray | None = None
             self._codes: np.ndarray | None = None
         else:

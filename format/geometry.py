@@ -273,6 +273,16 @@ class Geometry:
             end = offset + length
         return found
 
+    def held_by(self, chunk: int) -> tuple[list[str], list[str]]:
+        """The tensors and the assets (their paths) of which parts are in a chunk."""
+        parts = np.flatnonzero(self._part_chunk == chunk)
+        owners = [*self._first_part, *(geometry.asset.path for geometry in self.assets)]
+        firsts = [*self._first_part.values(), *self._first_asset_part]
+        # The last of those that start with the same part is the one that has it: the others have none.
+        found = np.unique(np.searchsorted(firsts, parts, side="right") - 1).tolist()
+        tensors = len(self._first_part)
+        return [owners[i] for i in found if i < tensors], [owners[i] for i in found if i >= tensors]
+
     def _place_of(self, part: int) -> PartPlace:
         return PartPlace(
             int(self._part_chunk[part]), int(self._part_start[part]), int(self._part_length[part])

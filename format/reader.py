@@ -15,6 +15,7 @@ import numpy as np
 
 from dcz.errors import (
     AssetNotFound,
+    CorruptStream,
     DigestMismatch,
     FormatError,
     LimitExceeded,
@@ -38,16 +39,20 @@ from dcz.format.sparse import CompressedSparse, SparseBuilder
 if TYPE_CHECKING:
     from dcz.format.manifest import Manifest
 
-__all__ = ["LazyTensor", "Reader", "default_threads"]
+__all__ = ["LazyTensor", "Reader", "thread_count"]
 
 _TAIL: Final = 64 << 10  # read with the footer: most manifests are in it
 _CACHED_CHUNKS: Final = 4
 _CACHED_BYTES: Final = 1 << 20
 
 
-def default_threads() -> int:
-    """As many threads as this process has cores, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+def thread_count(threads: int | None) -> int:
+    """``threads``; if that is None, as many as this process has cores, at most 8. Raises UsageError below 1."""
+    if threads is None:
+        return min(8, len(os.sched_getaffinity(0)))
+    if threads < 1:
+        raise UsageError(f"{threads} threads: at least 1 is needed")
+    return threads
 
 
 def _index(item: Any) -> Any:
@@ -152,9 +157,10 @@ class Reader:
     def __init__(
         self, source: SourceLike, *, limits: Limits = DEFAULT_LIMITS, threads: int | None = None
     ) -> None:
+        self._threads = thread_count(threads)
         self._source = open_source(source)
+        self._closed = False
         self._limits = limits
-        self._threads = threads or default_threads()
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._parameters: dict[str, Parameters] = {}
         self._lock = threading.Lock()
@@ -355,13 +361,17 @@ class Reader:
             stream = geometry.stream(segment)
             target = out[segment * spec.ASSET_SEGMENT :][: stream.count]
             with self._located(None, place):
-                decode_stream(self._part(self._chunk(place.chunk), place), stream, target)
+                try:
+                    decode_stream(self._part(self._chunk(place.chunk), place), stream, target)
+                except CorruptStream as exc:
+                    raise CorruptStream(f"the asset {path!r}: {exc.message}") from exc
         with located(self._source):
             check_digest(digest(out), asset.digest, f"the asset {path!r}")
         return out.tobytes()
 
     def read_stored(self, offset: int, length: int) -> bytes:
         """Bytes of the file as they are, not compared with any digest. Raises TruncatedFile."""
+        self._check_open()
         with located(self._source, None, offset):
             return bytes(_read(self._source, offset, length))
 
@@ -432,6 +442,7 @@ class Reader:
         """The verified bytes of a chunk (step 6), valid until the same thread asks for another one."""
         if chunk < 0:
             return memoryview(b"")
+        self._check_open()
         if cached:
             with self._lock:
                 kept = self._cache.get(chunk)
@@ -446,13 +457,27 @@ class Reader:
         view = memoryview(buffer)[:length]
         with located(self._source, None, offset):
             self._source.read_into(offset, view)
-            check_digest(digest(view), self.geometry.chunk_digest(chunk), f"chunk {chunk}")
+            try:
+                check_digest(digest(view), self.geometry.chunk_digest(chunk), f"chunk {chunk}")
+            except DigestMismatch as exc:
+                raise self._damaged(chunk, exc) from None
         if cached and length <= _CACHED_BYTES // _CACHED_CHUNKS:
             with self._lock:
                 self._cache[chunk] = bytes(view)
                 if len(self._cache) > _CACHED_CHUNKS:
                     self._cache.popitem(last=False)
         return view
+
+    def _damaged(self, chunk: int, exc: DigestMismatch) -> DigestMismatch:
+        tensors, assets = self.geometry.held_by(chunk)
+        if len(tensors) == 1 and not assets:
+            exc.tensor = tensors[0]
+        else:
+            names = [f"the tensor {name!r}" for name in tensors] + [f"the asset {path!r}" for path in assets]
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            exc.message += f"; it holds {names[0]}{more}"
+        exc.hint = "the file is damaged: fetch it again, or make it again"
+        return exc
 
     def _part(self, chunk: memoryview, place: PartPlace) -> memoryview:
         return chunk[place.start : place.start + place.length] if place.chunk >= 0 else memoryview(b"")
@@ -473,7 +498,12 @@ class Reader:
             part = self._part(chunk, place)
             decode_segment(self.geometry.tensors[name], self._parameters_of(name), segment, part, out)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"{self.name} is closed")
+
     def close(self) -> None:
+        self._closed = True
         self._source.close()
         self._cache.clear()
         self._parameters.clear()

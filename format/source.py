@@ -62,7 +62,7 @@ class _FileSource:
         while done < len(out):
             count = os.preadv(self._fd, [out[done:]], offset + done)
             if count == 0:
-                raise TruncatedFile(f"the file ends at {offset + done}", offset=offset + done)
+                raise TruncatedFile(f"the file ends before {offset + len(out)}", offset=offset + done)
             done += count
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class _StreamSource:
             while done < len(out):
                 piece = self._file.read(len(out) - done)
                 if not piece:
-                    raise TruncatedFile(f"the file ends at {offset + done}", offset=offset + done)
+                    raise TruncatedFile(f"the file ends before {offset + len(out)}", offset=offset + done)
                 out[done : done + len(piece)] = piece
                 done += len(piece)
 

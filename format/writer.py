@@ -30,7 +30,7 @@ from dcz.format.manifest import (
     check_asset_paths,
     encode_manifest,
 )
-from dcz.format.reader import default_threads
+from dcz.format.reader import thread_count
 
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
@@ -63,13 +63,14 @@ class Writer:
         provenance: Provenance | None = None,
         threads: int | None = None,
     ) -> None:
+        workers = thread_count(threads)
         self._transaction = atomic_file(path)
         self._file = self._transaction.__enter__()
         self._behind = WriteBehind(self._file.fileno())
         self._open = True
         self._whole = True
-        self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="dcz")
-        self._window = 2 * (threads or default_threads())
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="dcz")
+        self._window = 2 * workers
         self._metadata = dict(metadata or {})
         self._provenance = provenance or Provenance()
         self._tensors: list[Tensor] = []
@@ -107,7 +108,7 @@ class Writer:
         """
         encoder = TensorEncoder(tensor, layout=layout, split=split, coding=coding, pool=self._buffers)
         self._claim(name)
-        self._whole = False
+        whole, self._whole = self._whole, False
         codings, lengths = bytearray(), list[int]()
 
         def write(streams: list[Coded]) -> None:
@@ -147,7 +148,7 @@ class Writer:
         except ValidationError as exc:
             raise EncodingError(f"tensor {name!r} cannot be stored: {exc.errors()[0]['msg']}") from exc
         self._tensors.append(entry)
-        self._whole = True
+        self._whole = whole
         return entry
 
     def add_alias(self, name: str, target: str) -> None:

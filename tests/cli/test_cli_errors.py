@@ -117,7 +117,9 @@ def test_bad_streams_name_the_tensor() -> None:
         assert str(path) in done.stderr
         assert "\x1b" not in done.stderr
         if error["code"] == "corrupt-stream" and error["offset"] is not None:
-            assert f"tensor {error['tensor']!r}, offset {error['offset']}" in done.stderr
+            tensor = f"tensor {error['tensor']!r}, " if error["tensor"] is not None else ""
+            assert f"{path}, {tensor}offset {error['offset']}: " in done.stderr
+            assert tensor or "the asset" in done.stderr
             located += 1
         inspected = invoke("inspect", path, "--json")
         assert inspected.exit_code in (0, 1)

@@ -165,3 +165,31 @@ def test_only_folders_are_synced(path: Path) -> None:
     path.touch()
     with pytest.raises(NotADirectoryError):
         sync_folder(path)
+
+
+def test_links_are_followed_and_stay_links(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("old")
+    (tmp_path / "dangling").symlink_to("new")
+    for name in ("link", "dangling"):
+        with atomic_file(tmp_path / name) as file:
+            file.write(name.encode())
+        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / "old").read_bytes() == b"link"
+    assert (tmp_path / "new").read_bytes() == b"dangling"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/full")
+    before = sorted(tmp_path.iterdir())
+    for name in ("pipe", "device"):
+        with pytest.raises(OSError, match="is not a regular file") as caught, atomic_file(tmp_path / name):
+            pass
+        assert caught.value.filename == str(tmp_path / name)
+    for path in (f"{tmp_path}/folder", f"{tmp_path}/new/", ""):
+        with pytest.raises(IsADirectoryError), atomic_file(path):
+            pass
+    assert sorted(tmp_path.iterdir()) == before
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)

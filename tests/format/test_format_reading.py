@@ -385,3 +385,44 @@ def test_a_lazy_tensor_says_what_it_is(small: Path) -> None:
         assert reader.tensor("s")[()] == reader.tensor("s")[...] == 7
         with pytest.raises(TypeError):
             len(reader.tensor("s"))
+
+
+def test_a_damaged_chunk_names_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "m.dcz"
+    large = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+    with Writer(path) as writer:
+        writer.add_tensor("empty", np.zeros((0, 3)))
+        writer.add_tensor("large", large)
+        writer.add_tensor("a", large[:100])
+        writer.add_tensor("b", large[:100])
+        writer.add_asset("notes.txt", b"some notes")
+    data = path.read_bytes()
+
+    def damaged(at: int) -> DigestMismatch:
+        with pytest.raises(DigestMismatch) as caught, Reader(data[:at] + b"?" + data[at + 1 :]) as reader:
+            reader.check_chunks()
+        assert caught.value.offset is not None
+        assert "fetch it again" in str(caught.value)
+        return caught.value
+
+    at = data.index(large.tobytes())
+    assert damaged(at).tensor == "large"
+    error = damaged(data.index(large[:100].tobytes(), at + 1000))
+    assert error.tensor is None
+    assert "it holds the tensor 'a' and 2 more" in str(error)
+
+
+def test_a_closed_reader_and_a_number_of_threads(tmp_path: Path) -> None:
+    with Writer(tmp_path / "m.dcz") as writer:
+        writer.add_tensor("t", np.ones(3))
+    for source in (tmp_path / "m.dcz", (tmp_path / "m.dcz").read_bytes()):
+        reader = Reader(source)
+        reader.read("t")
+        reader.close()
+        with pytest.raises(UsageError, match="is closed"):
+            reader.read("t")
+        for threads in (0, -1):
+            with pytest.raises(UsageError, match="at least 1"):
+                Reader(source, threads=threads)
+    with pytest.raises(UsageError, match="at least 1"):
+        Writer(tmp_path / "n.dcz", threads=0)

@@ -124,10 +124,6 @@ def test_nothing_appears_after_a_fault(path: Path, before: Callable[[], bool], f
     assert before()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the next tensor makes the writer forget: the file is finished, and no reader takes it",
-)
 def test_a_tensor_that_failed_cannot_be_passed_over(path: Path, before: Callable[[], bool]) -> None:
     """Some of its bytes are in the file already."""
     with pytest.raises(EncodingError, match="half-way"), Writer(path) as writer:  # noqa: PT012

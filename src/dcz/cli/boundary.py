@@ -29,7 +29,7 @@ from dcz.errors import DczError, FormatError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["boundary", "json_option", "writing"]
+__all__ = ["boundary", "json_option"]
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
@@ -59,23 +59,6 @@ def json_option(function: _Function) -> _Function:
         "--json", "as_json", is_flag=True, is_eager=True, callback=remember, help="Print JSON, errors too."
     )
     return option(function)
-
-
-@contextlib.contextmanager
-def writing(path: str) -> Generator[None, None, None]:
-    """Name ``path`` in an OSError inside that names only the temporary file beside it, or no file as the disk is full."""
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{name[:200]}.")
-    try:
-        yield
-    except OSError as exc:
-        if exc.filename is None:
-            exc.filename = path if exc.errno in _FULL else None
-        elif os.path.abspath(os.fsdecode(exc.filename)).startswith(temporary):
-            exc.filename = path
-            if exc.errno == errno.ENOENT:
-                exc.strerror = "the folder for it does not exist"
-        raise
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dcz.cli.boundary import json_option, writing
+from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, plural, ratio, size
 from dcz.cli.progress import bars
 
@@ -46,7 +46,7 @@ def command(source: str, output: str, recipe: str, threads: int | None, quiet: b
     """
     from dcz.converters.conversion import convert
 
-    with bars(quiet=quiet) as update, writing(output):
+    with bars(quiet=quiet) as update:
         done = convert(
             source,
             output,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dcz.cli.boundary import json_option, writing
+from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain, plural, size
 from dcz.cli.progress import bars
 from dcz.cli.targets import file_option, locate, registry_option
@@ -52,7 +52,7 @@ def command(
     from dcz.converters.decoding import decode
 
     source = locate(target, registry, file)
-    with bars(quiet=quiet) as update, writing(output):
+    with bars(quiet=quiet) as update:
         done = decode(
             source,
             output,
