@@ -34,7 +34,8 @@ def about(reference: RegistryReference) -> Generator[None, None, None]:
     try:
         yield
     except RegistryCorrupt as exc:
-        raise RegistryCorrupt(f"{reference}: {exc.message}", hint=exc.hint) from exc
+        exc.message = f"{reference}: {exc.message}"
+        raise
 
 
 def steps(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
@@ -90,7 +91,7 @@ def verify_with_progress(
 
 def verify_layer(layer: Layer, path: Path, progress: Progress | None, *, deep: bool = False) -> VerifyReport:
     """Verify a .dcz file of an artifact, which lies at ``path``. Raises RegistryCorrupt."""
-    with dcz_errors(layer), os_errors(f"cannot read {path}"):
+    with dcz_errors(layer), os_errors("cannot read", path):
         report = verify_with_progress(path, layer.title, layer.size, progress, deep=deep)
         check_identity(layer, report.digest)
     return report

@@ -213,7 +213,7 @@ def locate(ref: str | Reference, *, file: str | None = None, registry: RegistryL
         path = store.blob_path(layer.digest, layer.size)
         if path is None:
             raise RegistryError(f"{store.location} is not on this machine", hint="pull it")
-        with dcz_errors(layer), os_errors(f"cannot read {path}"), Reader(path, threads=1) as reader:
+        with dcz_errors(layer), os_errors("cannot read", path), Reader(path, threads=1) as reader:
             check_identity(layer, reader.digest)
     return path
 
@@ -237,7 +237,10 @@ def verify(
     reports: dict[str, VerifyReport] = {}
     with about(resolved.reference):
         for layer in resolved.manifest.layers:
-            with os_errors(f"cannot read {layer.title!r}"), store.open_blob(layer.digest, layer.size) as blob:
+            with (
+                os_errors(f"cannot read {layer.title!r} in", store.location),
+                store.open_blob(layer.digest, layer.size) as blob,
+            ):
                 check_content(layer, *hash_stream(blob, steps(progress, f"check {layer.title}", layer.size)))
             if layer.is_dcz:
                 path = store.blob_path(layer.digest, layer.size)

@@ -5,8 +5,8 @@ Three rules hold for everything that is written here.
 1. New content is written into a *staging folder* on the same file system, synced, and moved to its place by one rename;
    the folder that received it is synced after that.
 2. A staging folder belongs to a living process as long as that process holds the lock of the file ``lock`` in it. The
-   kernel drops the lock with the process, however it dies, so whoever can take the lock may remove the folder.
-3. Every operating system error becomes a RegistryError that says what could not be done and why.
+   kernel drops the lock with the process, however it dies, so whoever can take the lock may take or remove the folder.
+3. Every operating system error becomes a RegistryError that says what could not be done and why, and is its cause.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -30,6 +30,7 @@ __all__ = [
     "Staging",
     "copy_hashed",
     "exclusive_lock",
+    "finish_copy",
     "hash_stream",
     "open_regular",
     "os_errors",
@@ -45,23 +46,22 @@ LOCK_TIMEOUT: Final = (
 )
 
 _FICLONE: Final = 0x40049409  # linux/fs.h: share the extents of another file, copy on write
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
-def os_errors(action: str) -> Generator[None, None, None]:
-    """Turn an OSError inside into a RegistryError that begins with ``action``, such as "cannot write /x"."""
+def os_errors(action: str, path: str | os.PathLike[str]) -> Generator[None, None, None]:
+    """Turn an OSError inside into a RegistryError: "cannot write to", "/x", and why.
+
+    The OSError is its cause and names ``path``, for those who want to know errno and file.
+    """
     try:
         yield
     except OSError as exc:
         reason = exc.strerror or str(exc)
-        hint = None
-        if exc.errno in _FULL:
-            hint = "free some space and try again; nothing was left half-written"
-        elif exc.errno in _DENIED:
-            hint = "the folder may be read-only, or belong to somebody else"
-        raise RegistryError(f"{action}: {reason}", hint=hint) from exc
+        exc.filename, exc.filename2 = os.fspath(path), None  # not the staged file, which nobody knows
+        hint = "the folder may be read-only, or belong to somebody else" if exc.errno in _DENIED else None
+        raise RegistryError(f"{action} {os.fspath(path)}: {reason}", hint=hint) from exc
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -91,28 +91,38 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def hash_stream(
-    source: BinaryIO, on_bytes: OnBytes | None = None, target: BinaryIO | None = None
-) -> tuple[str, int]:
-    """The SHA-256 (64 hex digits) and the length of all that ``source`` still gives, written to ``target`` on the way.
+class _Hashing:
+    """SHA-256 and length of all that it is fed."""
 
-    Raises OSError.
-    """
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(BUFFER))
-    total = 0
-    while count := source.readinto(buffer):  # type: ignore[attr-defined]  # every raw and buffered file has it
-        part = buffer[:count]
-        digest.update(part)
-        written = 0
-        while target is not None and written < count:
-            written += target.write(part[written:])
-        total += count
-        if on_bytes is not None:
-            on_bytes(total)
-    if on_bytes is not None and total == 0:
-        on_bytes(0)
-    return digest.hexdigest(), total
+    def __init__(self, on_bytes: OnBytes | None) -> None:
+        self._digest = hashlib.sha256()
+        self._total = 0
+        self._on_bytes = on_bytes
+
+    def feed(self, source: BinaryIO, target: BinaryIO | None = None) -> None:
+        """All that ``source`` still gives, written to ``target`` on the way."""
+        buffer = memoryview(bytearray(BUFFER))
+        while count := source.readinto(buffer):  # type: ignore[attr-defined]  # every raw and buffered file has it
+            part = buffer[:count]
+            self._digest.update(part)
+            written = 0
+            while target is not None and written < count:
+                written += target.write(part[written:])
+            self._total += count
+            if self._on_bytes is not None:
+                self._on_bytes(self._total)
+
+    def result(self) -> tuple[str, int]:
+        if self._on_bytes is not None and self._total == 0:
+            self._on_bytes(0)
+        return self._digest.hexdigest(), self._total
+
+
+def hash_stream(source: BinaryIO, on_bytes: OnBytes | None = None) -> tuple[str, int]:
+    """The SHA-256 (64 hex digits) and the length of all that ``source`` still gives. Raises OSError."""
+    hashing = _Hashing(on_bytes)
+    hashing.feed(source)
+    return hashing.result()
 
 
 def copy_hashed(source: BinaryIO, path: Path, on_bytes: OnBytes | None = None) -> tuple[str, int]:
@@ -122,14 +132,43 @@ def copy_hashed(source: BinaryIO, path: Path, on_bytes: OnBytes | None = None) -
     link would be as fast, but then a later change of the source in place would change the copy too. Raises OSError.
     """
     with open(path, "x+b", buffering=0) as target:
-        try:
-            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
-        except (OSError, ValueError):
-            result = hash_stream(source, on_bytes, target)
-        else:
-            result = hash_stream(target, on_bytes)
-        os.fsync(target.fileno())
-    return result
+        return _copy(source, target, on_bytes)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, on_bytes: OnBytes | None) -> tuple[str, int]:
+    hashing = _Hashing(on_bytes)
+    try:
+        fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+    except (OSError, ValueError):
+        hashing.feed(source, target)
+    else:
+        hashing.feed(target)
+    os.fsync(target.fileno())
+    return hashing.result()
+
+
+def finish_copy(
+    source: BinaryIO, path: Path, encoded: str, on_bytes: OnBytes | None = None
+) -> tuple[str, int]:
+    """As copy_hashed, but an earlier try may have left the beginning of the copy, or all of it, in ``path``.
+
+    What is there is hashed, and the rest copied. If the whole has not the SHA-256 ``encoded``, it is copied again from
+    the beginning. Raises OSError.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(handle, "r+b", buffering=0) as target:
+        if there := os.fstat(handle).st_size:
+            hashing = _Hashing(on_bytes)
+            hashing.feed(target)
+            source.seek(there)
+            hashing.feed(source, target)
+            if hashing.result()[0] == encoded:
+                os.fsync(handle)
+                return hashing.result()
+            source.seek(0)
+            target.seek(0)
+            target.truncate()
+        return _copy(source, target, on_bytes)
 
 
 def write_synced(path: Path, data: bytes) -> Path:
@@ -147,7 +186,7 @@ def exclusive_lock(path: Path, *, timeout: float = LOCK_TIMEOUT) -> Generator[No
 
     Raises RegistryError if it cannot be opened, or is held by somebody else for ``timeout`` seconds.
     """
-    with os_errors(f"cannot lock {path}"):
+    with os_errors("cannot lock", path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         deadline = time.monotonic() + timeout
@@ -159,7 +198,14 @@ def exclusive_lock(path: Path, *, timeout: float = LOCK_TIMEOUT) -> Generator[No
             pause = min(2 * pause, 0.05)
         yield
     finally:
-        os.close(handle)
+        _unlock(handle)
+
+
+def _unlock(handle: int) -> None:
+    """Give up a lock and close its file. Closing alone would leave it to children that were forked meanwhile."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def _try_lock(handle: int, path: Path) -> bool:
@@ -168,6 +214,7 @@ def _try_lock(handle: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as exc:
+        exc.filename = os.fspath(path)
         raise RegistryError(
             f"cannot lock {path}: {exc.strerror}", hint="its file system may have no locks"
         ) from exc
@@ -178,26 +225,57 @@ class Staging:
     """A folder for files that are not yet what they will be. A context manager; removed at the end, with what is left.
 
     ``parent`` must exist; the folder is called ``prefix`` and random digits. Those that dead processes left in
-    ``parent`` are removed first. Raises RegistryError.
+    ``parent`` are removed first, but for one that holds some of the ``wanted`` files: it is taken over, with those.
+    Whether they are whole, or right, is not known. Raises RegistryError.
     """
 
-    def __init__(self, parent: Path, prefix: str) -> None:
+    def __init__(self, parent: Path, prefix: str, *, wanted: Collection[str] = ()) -> None:
         self._parent = parent
         self._prefix = prefix
+        self._wanted = wanted
         self._handle = -1
         self.path = parent
 
     def __enter__(self) -> Self:
-        with os_errors(f"cannot write to {self._parent}"):
-            self.remove_dead(self._parent, self._prefix)
-            while not self._claim():
+        with os_errors("cannot write to", self._parent):
+            self._take_dead()
+            while self._handle < 0 and not self._claim():
                 continue
         return self
 
     def __exit__(self, *_: object) -> None:
-        # An error here would hide the one that brought us here, and the next push or pull tries again.
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._handle)
+        _remove(self.path, self._handle)
+
+    @staticmethod
+    def remove_dead(parent: Path, prefix: str) -> None:
+        """Remove the staging folders in ``parent`` whose processes are gone. Raises OSError if it cannot be listed."""
+        Staging(parent, prefix)._take_dead()
+
+    def _take_dead(self) -> None:
+        for entry in list(os.scandir(self._parent)):
+            if not entry.name.startswith(self._prefix) or not entry.is_dir(follow_symlinks=False):
+                continue
+            folder = Path(entry.path)
+            handle = _lock_of_dead(folder)
+            if handle is None:
+                continue
+            if self._handle < 0 and self._is_of_use(folder):
+                self.path, self._handle = folder, handle
+            else:
+                _remove(folder, handle)
+
+    def _is_of_use(self, folder: Path) -> bool:
+        """Whether a folder of the dead holds a wanted file. If so, nothing else is left in it."""
+        found: set[str] = set()
+        if self._wanted:
+            with contextlib.suppress(OSError):
+                if os.lstat(folder).st_uid == os.geteuid():
+                    found = {entry.name for entry in os.scandir(folder) if _is_ours(entry)} & set(
+                        self._wanted
+                    )
+        if found:
+            _clear(folder, keep=found)
+        return bool(found)
 
     def _claim(self) -> bool:
         """Make a folder and lock it; False if somebody took it for a dead one in between."""
@@ -224,20 +302,50 @@ class Staging:
         os.close(handle)
         return False
 
-    @staticmethod
-    def remove_dead(parent: Path, prefix: str) -> None:
-        """Remove the staging folders in ``parent`` whose processes are gone. Raises OSError if it cannot be listed."""
-        for entry in os.scandir(parent):
-            if not entry.name.startswith(prefix) or not entry.is_dir(follow_symlinks=False):
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file that nobody else has put there, and that is no file of anybody's elsewhere."""
+    info = entry.stat(follow_symlinks=False)
+    return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == os.geteuid()
+
+
+def _remove(folder: Path, handle: int) -> None:
+    """Remove a staging folder whose lock is ``handle``, and give that up.
+
+    The lock goes last: without it, nobody could tell that the rest is not of somebody who has just begun. An error here
+    would hide the one that brought us here, and the next push or pull tries again.
+    """
+    _clear(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    _unlock(handle)
+
+
+def _clear(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove all that can be removed from a staging folder, but for its lock and what is to be kept."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.name == "lock" or entry.name in keep:
                 continue
-            try:
-                handle = os.open(Path(entry.path, "lock"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError:
-                # Its owner died, or is, between making the folder and making the lock. The latter tries again.
-                with contextlib.suppress(OSError):
-                    os.rmdir(entry.path)
-                continue
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
-            os.close(handle)
+            else:
+                os.unlink(entry.path)
+
+
+def _lock_of_dead(folder: Path) -> int | None:
+    """The lock of a staging folder, now ours; None if its owner lives, or if there is nothing left of the folder."""
+    try:
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        # Its owner died, or is, between making the folder and making the lock. The latter tries again.
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_nlink:
+            return handle
+    except OSError:
+        pass
+    os.close(handle)
+    return None

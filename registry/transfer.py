@@ -7,8 +7,10 @@ The client trusts no store: each manifest and each file that it hands on has bee
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from dcz.registry.artifact import (
 from dcz.registry.canonical import describe
 from dcz.registry.checks import Progress, about, check_content, steps, verify_layer, verify_with_progress
 from dcz.registry.client import RegistryLike, open_registry, registry_reference, resolve_in
-from dcz.registry.disk import Staging, copy_hashed, hash_stream, open_regular, os_errors
+from dcz.registry.disk import Staging, finish_copy, hash_stream, open_regular, os_errors
 from dcz.registry.index import (
     LATEST,
     Change,
@@ -167,7 +169,7 @@ def _add(upload: Upload, path: Path, size: int, progress: Progress | None) -> La
 
 def _verified(staged: StagedFile, path: Path, progress: Progress | None) -> VerifyReport:
     try:
-        with os_errors(f"cannot verify {path}"):
+        with os_errors("cannot verify", path):
             return verify_with_progress(staged.path, path.name, staged.size, progress)
     except FormatError as exc:
         exc.file = str(path)  # the copy is gone when the message is read
@@ -188,21 +190,20 @@ def pull(
     """Copy the files of an artifact into the folder ``destination``, which is made if need be.
 
     Everything is verified, every byte against SHA-256 and every .dcz in itself, before the first file appears under its
-    final name; each then appears at once and whole. Files that are there already and right are kept, so that a pull that
-    was cut off goes on where it was. Files that are there and different stay too, unless ``force``.
+    final name; each then appears at once and whole. Files that are there already and right are kept. Files that are there
+    and different stay too, unless ``force``. A pull that was killed goes on with what it had copied, which is compared
+    with its digest as if it came from anywhere.
 
     Raises what ``resolve`` does, RegistryCorrupt naming blob and reference, UsageError for different files.
     """
     store = open_registry(registry)
     resolved = resolve_in(store, registry_reference(ref))
     folder = Path(destination)
-    finals = {layer.title: folder / layer.title for layer in resolved.manifest.layers}
-    missing = [
-        layer
-        for layer in resolved.manifest.layers
-        if not _is_there(finals[layer.title], layer, force, progress)
-    ]
-    with os_errors(f"cannot write to {folder}"):
+    layers = resolved.manifest.layers
+    finals = {layer.title: folder / layer.title for layer in layers}
+    missing = [layer for layer in layers if not _is_there(finals[layer.title], layer, progress, force=force)]
+    reused = {layer.title for layer in layers} - {layer.title for layer in missing}
+    with os_errors("cannot write to", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack, about(resolved.reference):
         staged = dict(finals)
@@ -211,51 +212,85 @@ def pull(
             with contextlib.suppress(OSError):  # the destination may be read-only, if it is complete
                 Staging.remove_dead(folder, prefix)
         else:
-            staging = stack.enter_context(Staging(folder, prefix))
-            for number, layer in enumerate(missing):
-                staged[layer.title] = staging.path / str(number)
-                _fetch(store, layer, staged[layer.title], progress)
-        for layer in resolved.manifest.layers:
+            names = _staged_names(missing)
+            staging = stack.enter_context(Staging(folder, prefix, wanted=names.values()))
+            for layer in missing:
+                staged[layer.title] = staging.path / names[layer.title]
+                with os_errors(f"cannot copy {layer.title!r} to", folder):
+                    _fetch(store, layer, staged[layer.title], progress)
+        for layer in layers:
             if layer.is_dcz:
                 verify_layer(layer, staged[layer.title], progress)
-        with os_errors(f"cannot write to {folder}"):
+        with os_errors("cannot write to", folder):
             for layer in missing:
                 final = finals[layer.title]
-                if not force and os.path.lexists(final):
-                    raise _different(final)
-                os.replace(staged[layer.title], final)
+                while not _give_name(staged[layer.title], final, force=force):
+                    if _is_there(final, layer, progress, force=False):  # another pull was quicker
+                        reused.add(layer.title)
+                        break
             sync_folder(folder)
-    reused = tuple(
-        final for final in finals.values() if final not in {finals[layer.title] for layer in missing}
+    return Pulled(
+        resolved.reference,
+        tuple(finals.values()),
+        tuple(final for title, final in finals.items() if title in reused),
     )
-    return Pulled(resolved.reference, tuple(finals.values()), reused)
 
 
-def _different(final: Path) -> UsageError:
-    return UsageError(f"{str(final)!r} exists and is different", hint="choose another folder, or force it")
-
-
-def _is_there(final: Path, layer: Layer, force: bool, progress: Progress | None) -> bool:
+def _is_there(final: Path, layer: Layer, progress: Progress | None, *, force: bool) -> bool:
     """Whether a file is in the destination and right. Raises UsageError if another is in the way."""
-    with os_errors(f"cannot read {final}"):
+    with os_errors("cannot read", final):
         try:
             info = final.lstat()
         except FileNotFoundError:
             return False
         if stat.S_ISDIR(info.st_mode):
-            raise UsageError(f"{str(final)!r} is a folder, where a file is to be")
+            raise UsageError(f"{str(final)!r} is a folder, where a file is to be") from IsADirectoryError(
+                errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(final)
+            )
         if stat.S_ISREG(info.st_mode) and info.st_size == layer.size:
             with open_regular(final) as file:
                 encoded, _ = hash_stream(file, steps(progress, f"compare {layer.title}", layer.size))
             if f"sha256:{encoded}" == layer.digest:
                 return True
     if not force:
-        raise _different(final)
+        raise UsageError(
+            f"{str(final)!r} exists and is different from what was pushed",
+            hint="choose another folder, or replace it with --force (in Python force=True)",
+        ) from FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(final))
     return False
 
 
+def _staged_names(layers: Iterable[Layer]) -> dict[str, str]:
+    """What the file of each title is called until it is right: by its content, by which a later pull finds it."""
+    seen: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    for layer in layers:
+        names[layer.title] = f"{layer.digest.removeprefix('sha256:')}.{seen[layer.digest]}"
+        seen[layer.digest] += 1
+    return names
+
+
 def _fetch(store: Store, layer: Layer, path: Path, progress: Progress | None) -> None:
-    with os_errors(f"cannot copy {layer.title!r} to {path.parent.parent}"):
-        with store.open_blob(layer.digest, layer.size) as blob:
-            result = copy_hashed(blob, path, steps(progress, f"copy {layer.title}", layer.size))
-        check_content(layer, *result)
+    with store.open_blob(layer.digest, layer.size) as blob:
+        encoded = layer.digest.removeprefix("sha256:")
+        result = finish_copy(blob, path, encoded, steps(progress, f"copy {layer.title}", layer.size))
+    check_content(layer, *result)
+
+
+def _give_name(staged: Path, final: Path, *, force: bool) -> bool:
+    """Let a file appear under its name; False if there is one of that name already, which stays unless ``force``."""
+    if force:
+        os.replace(staged, final)
+        return True
+    try:
+        os.link(staged, final)  # the other name goes with the staging folder
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without links has nothing better; whoever comes in between loses a file.
+        if os.path.lexists(final):
+            return False
+        os.rename(staged, final)
+    return True

@@ -115,7 +115,7 @@ class LocalStore:
             raise RegistryCorrupt(
                 f"the manifest {digest} would have {size} bytes, at most {MAX_MANIFEST_BYTES}"
             )
-        with os_errors(f"cannot read the manifest {digest}"), self.open_blob(digest, size) as blob:
+        with os_errors("cannot read the manifest", self._path(digest)), self.open_blob(digest, size) as blob:
             data = blob.read(size + 1)
         if sha256_digest(data) != digest:
             raise RegistryCorrupt(f"the manifest {digest} in {self.location} is damaged")
@@ -123,11 +123,11 @@ class LocalStore:
 
     def open_blob(self, digest: str, size: int) -> BinaryIO:
         path = self._path(digest)
-        with os_errors(f"cannot read the blob {digest} in {self.location}"):
+        with os_errors("cannot read the blob", path):
             try:
                 blob = open_regular(path)
-            except FileNotFoundError as exc:
-                raise RegistryCorrupt(f"the blob {digest} is missing in {self.location}") from exc
+            except FileNotFoundError:
+                raise RegistryCorrupt(f"the blob {digest} is missing in {self.location}") from None
             found = os.fstat(blob.fileno()).st_size
         if found != size:
             blob.close()
@@ -143,7 +143,7 @@ class LocalStore:
         changes: list[Change] = []
         end = 0
         with (
-            os_errors(f"cannot read {self._history}"),
+            os_errors("cannot read", self._history),
             contextlib.suppress(FileNotFoundError),
             open(self._history, "rb") as file,
         ):
@@ -172,7 +172,7 @@ class LocalStore:
     def _exists(self) -> bool:
         """Whether there is a registry. Raises RegistryError if there is something else in its place."""
         marker = self.root / "oci-layout"
-        with os_errors(f"cannot read the registry {self.location}"):
+        with os_errors("cannot read the registry", self.root):
             try:
                 data = read_bounded(marker, 4096)
             except FileNotFoundError:
@@ -196,13 +196,13 @@ class LocalStore:
         if not self._exists():
             return Index()
         path = self.root / "index.json"
-        with os_errors(f"cannot read {path}"):
+        with os_errors("cannot read", path):
             try:
                 data = read_bounded(path, MAX_INDEX_BYTES)
-            except FileNotFoundError as exc:
+            except FileNotFoundError:
                 raise RegistryCorrupt(
                     f"{path} is missing", hint="restore it from a backup, or start another registry"
-                ) from exc
+                ) from None
         return decode_index(data, what=str(path))
 
     # -- writing
@@ -223,7 +223,7 @@ class LocalStore:
     def collect_garbage(self, *, grace: float) -> Garbage:
         if not self._exists():
             return Garbage(0, 0)
-        with self._writing(), self._locked(), os_errors(f"cannot clean up {self.location}"):
+        with self._writing(), self._locked(), os_errors("cannot clean up", self.root):
             keep = self._reachable(self._index())
             removed = size = 0
             for entry in list(os.scandir(self._blobs)):
@@ -277,7 +277,7 @@ class LocalStore:
     def _writing(self) -> Generator[Path, None, None]:
         """A staging folder in a registry that exists from here on."""
         exists = self._exists()
-        with os_errors(f"cannot write to the registry {self.location}"):
+        with os_errors("cannot write to the registry", self.root):
             for folder in (self._staging, self._blobs):
                 folder.mkdir(parents=True, exist_ok=True)
         with Staging(self._staging, "") as staging:
@@ -287,7 +287,7 @@ class LocalStore:
             yield staging.path
 
     def _initialise(self, staging: Path) -> None:
-        with os_errors(f"cannot make a registry in {self.location}"):
+        with os_errors("cannot make a registry in", self.root):
             index = self.root / "index.json"
             if not index.exists():
                 first = Index().with_history_size(self._whole_lines())
@@ -306,7 +306,7 @@ class LocalStore:
 
     def _commit(self, staging: Path, known: Index, index: Index, changes: Iterable[Change]) -> None:
         """Record the changes and replace the index ``known`` by ``index``; the lock is held since ``known`` was read."""
-        with os_errors(f"cannot write to the registry {self.location}"):
+        with os_errors("cannot write to the registry", self.root):
             end = known.history_size
             if end is None or not self._is_line_end(end):
                 # Another tool made this index, or lines were lost, which is recorded. What the history has then is
@@ -365,7 +365,7 @@ class LocalStore:
             publication = decide(known)
             placed: list[Path] = []
             try:
-                with os_errors(f"cannot write to the registry {self.location}"):
+                with os_errors("cannot write to the registry", self.root):
                     for file in files:
                         final = self._path(file.digest)
                         if not final.exists():
@@ -393,13 +393,13 @@ class _LocalUpload:
         self._files: list[StagedFile] = []
 
     def add(self, source: Path, on_bytes: OnBytes | None = None) -> StagedFile:
-        with open_regular(source) as file, os_errors(f"cannot copy {source} to {self._store.location}"):
+        with open_regular(source) as file, os_errors(f"cannot copy {source} to", self._store.root):
             staged = self._folder / f"file-{len(self._files)}"
             encoded, size = copy_hashed(file, staged, on_bytes)
         return self._staged(staged, f"sha256:{encoded}", size)
 
     def _staged(self, path: Path, digest: str, size: int) -> StagedFile:
-        with os_errors(f"cannot write to the registry {self._store.location}"):
+        with os_errors("cannot write to the registry", self._store.root):
             path.chmod(path.stat().st_mode & 0o555)
         self._files.append(StagedFile(path, digest, size))
         return self._files[-1]
@@ -408,7 +408,7 @@ class _LocalUpload:
         self, name: str, version: str | None, manifest: bytes, aliases: Iterable[str] = ()
     ) -> Publication:
         digest = sha256_digest(manifest)
-        with os_errors(f"cannot write to the registry {self._store.location}"):
+        with os_errors("cannot write to the registry", self._store.root):
             config = write_synced(self._folder / "config", EMPTY_JSON)
             staged = write_synced(self._folder / "manifest", manifest)
         self._staged(config, EMPTY.digest, EMPTY.size)

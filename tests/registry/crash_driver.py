@@ -33,6 +33,7 @@ from dcz.registry import collect_garbage, history, list_artifacts, pull, push, v
 FILE_EVENTS = {
     "open",
     "os.chmod",
+    "os.link",
     "os.listdir",
     "os.mkdir",
     "os.remove",
@@ -252,6 +253,52 @@ def push_killed_after_a_loss(folder: Path) -> int:
         if code == 0:
             return at
     raise AssertionError("it never ends")
+
+
+def written() -> int:
+    """Bytes that this process has written so far, as the kernel counts them."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
+
+
+def pull_goes_on(folder: Path) -> int:
+    """A pull that was killed, while it copied or while it verified, is not begun again: bytes are not written twice."""
+    scene = Scene(folder)
+    scene.reset()
+    one = write_dcz(folder / "big" / "one.dcz", 3, 1_500_000)
+    two = write_dcz(folder / "big" / "two.dcz", 4, 1_500_000)
+    files = {path.name: path for path in (one, two, scene.readme)}
+    succeed(lambda: push(files.values(), "m:2", registry=scene.registry))
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    total = sum(sizes.values())
+    moments = [
+        ("copy one.dcz", sizes["one.dcz"] // 2, total - sizes["one.dcz"] // 2),
+        ("copy two.dcz", sizes["two.dcz"] // 2, sizes["two.dcz"]),
+        ("verify one.dcz", 1, 0),
+        ("verify two.dcz", 1, 0),
+        ("verify two.dcz", sizes["two.dcz"], 0),
+    ]
+    for what, when, left in moments:
+        shutil.rmtree(scene.out, ignore_errors=True)
+
+        def progress(doing: str, done: int, _: int, what: str = what, when: int = when) -> None:
+            if doing == what and done >= when:
+                die()
+
+        def pull_again(left: int = left) -> None:
+            before = written()
+            pull("m:2", scene.out, registry=scene.registry)
+            assert written() - before <= left + 10_000
+
+        assert forked(lambda: pull("m:2", scene.out, registry=scene.registry, progress=progress)) == -9
+        (staging,) = scene.out.iterdir()
+        left_behind = {path.stat().st_ino for path in staging.iterdir() if path.name != "lock"}
+        succeed(pull_again)
+        assert {path.name: path.read_bytes() for path in scene.out.iterdir()} == {
+            name: path.read_bytes() for name, path in files.items()
+        }
+        assert left_behind <= {path.stat().st_ino for path in scene.out.iterdir()}
+    return len(moments)
 
 
 def killed_while_copying(folder: Path) -> int:

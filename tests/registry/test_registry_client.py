@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from tests.registry.store_contract import digest_of
 
 import dcz.registry
 from dcz.errors import (
+    DczError,
     FormatError,
     InvalidReference,
     NotInRegistry,
@@ -25,6 +30,7 @@ from dcz.errors import (
 from dcz.format import Reader
 from dcz.registry import (
     LocalStore,
+    Pulled,
     RegistryReference,
     default_registry,
     history,
@@ -321,6 +327,8 @@ def test_the_list_says_what_there_is_and_what_is_broken(registry: Path, make_dcz
     assert (broken.files, broken.size) == ((), None)
     assert broken.problem is not None
     assert "damaged" in broken.problem
+    push(make_dcz("model.dcz", 2), "b/m:2", registry=registry)
+    assert list_artifacts(registry=registry) == listed, "a push of the same files heals the manifest, too"
 
 
 # -- locate
@@ -381,6 +389,127 @@ def test_a_second_pull_reuses_what_is_right_and_completes_what_is_missing(
     assert sorted(os.listdir(out)) == ["one.dcz", "two.dcz"]
 
 
+def leave_dead(out: Path, name: str, content: bytes) -> Path:
+    """What a pull that was killed leaves in its destination; the file."""
+    folder = out / ".dcz-pull-dead"
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    (folder / "unwanted").write_bytes(b"of another version")
+    (folder / "unwanted-folder").mkdir()
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content,
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content + b"more",
+        lambda content: b"\0" * (len(content) // 2),
+        lambda content: b"\0" * len(content),
+        lambda content: b"",
+    ],
+    ids=["whole", "half", "all but a byte", "too long", "half wrong", "all wrong", "empty"],
+)
+def test_a_pull_goes_on_with_what_a_killed_one_left(
+    registry: Path, make_dcz: MakeDcz, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    model = make_dcz("model.dcz", 0, 400_000)
+    content = model.read_bytes()
+    push([model, make_dcz("small.dcz", 1)], "m:1", registry=registry)
+    out = tmp_path / "out"
+    left = leave_dead(out, digest_of(content).removeprefix("sha256:") + ".0", change(content))
+    inode = left.stat().st_ino
+    pulled = pull("m:1", out, registry=registry)
+    assert pulled.reused == ()
+    assert (out / "model.dcz").read_bytes() == content
+    assert (out / "model.dcz").stat().st_ino == inode
+    assert (out / "model.dcz").stat().st_nlink == 1
+    assert sorted(os.listdir(out)) == ["model.dcz", "small.dcz"]
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_a_pull_writes_to_nobody_elses_file(
+    registry: Path, make_dcz: MakeDcz, tmp_path: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    content = make_dcz().read_bytes()
+    push(make_dcz(), "m:1", registry=registry)
+    (tmp_path / "precious").write_bytes(content[:100])
+    left = leave_dead(tmp_path / "out", digest_of(content).removeprefix("sha256:") + ".0", b"")
+    left.unlink()
+    plant(tmp_path / "precious", left)
+    pull("m:1", tmp_path / "out", registry=registry)
+    assert (tmp_path / "precious").read_bytes() == content[:100]
+    assert (tmp_path / "out" / "model.dcz").read_bytes() == content
+    assert os.listdir(tmp_path / "out") == ["model.dcz"]
+
+
+def test_equal_files_are_two_files(registry: Path, make_dcz: MakeDcz, tmp_path: Path) -> None:
+    push([make_dcz("one.dcz", 1), make_dcz("two.dcz", 1)], "m:1", registry=registry)
+    one, two = pull("m:1", tmp_path / "out", registry=registry).files
+    assert one.read_bytes() == two.read_bytes() == make_dcz("one.dcz", 1).read_bytes()
+    assert not one.samefile(two)
+
+
+def test_pulls_side_by_side_all_succeed(registry: Path, make_dcz: MakeDcz, tmp_path: Path) -> None:
+    push([make_dcz("a.dcz", 1), make_dcz("b.dcz", 2)], "m:1", registry=registry)
+    out = tmp_path / "out"
+    out.mkdir()
+    all_have_looked = Barrier(3)
+
+    def work(_: int) -> Pulled:
+        waited = False
+
+        def progress(what: str, done: int, total: int) -> None:
+            nonlocal waited
+            if what == "verify b.dcz" and not waited:
+                waited = True
+                all_have_looked.wait(60)
+
+        return pull("m:1", out, registry=registry, progress=progress)
+
+    with ThreadPoolExecutor(3) as pool:
+        pulls = list(pool.map(work, range(3)))
+    assert len({pulled.files for pulled in pulls}) == 1
+    for name in ("a.dcz", "b.dcz"):
+        assert sum(out / name not in pulled.reused for pulled in pulls) == 1
+        assert (out / name).read_bytes() == make_dcz(name, "ab".index(name[0]) + 1).read_bytes()
+    assert sorted(os.listdir(out)) == ["a.dcz", "b.dcz"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_at_the_last_moment_stays(
+    registry: Path, make_dcz: MakeDcz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    content = make_dcz().read_bytes()
+    push(make_dcz(), "m:1", registry=registry)
+    final = tmp_path / "out" / "model.dcz"
+    link = os.link
+    appears: list[bytes] = []
+
+    def somebody_else(source: Path, target: Path) -> None:
+        if appears:
+            final.write_bytes(appears.pop())
+        if not links:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        link(source, target)
+
+    monkeypatch.setattr("os.link", somebody_else)
+    appears.append(b"precious")
+    with pytest.raises(UsageError, match="is different"):
+        pull("m:1", tmp_path / "out", registry=registry)
+    assert final.read_bytes() == b"precious"
+    final.unlink()
+    appears.append(content)
+    assert pull("m:1", tmp_path / "out", registry=registry).reused == (final,)
+    final.unlink()
+    assert pull("m:1", tmp_path / "out", registry=registry).reused == ()
+    assert final.read_bytes() == content
+    assert os.listdir(tmp_path / "out") == ["model.dcz"]
+
+
 def test_different_files_stay_unless_forced(registry: Path, make_dcz: MakeDcz, tmp_path: Path) -> None:
     push([make_dcz("a.dcz", 1), make_dcz("b.dcz", 2)], "m:1", registry=registry)
     out = tmp_path / "out"
@@ -393,8 +522,10 @@ def test_different_files_stay_unless_forced(registry: Path, make_dcz: MakeDcz, t
     assert os.listdir(out) == ["b.dcz"]
     (out / "b.dcz").unlink()
     (out / "b.dcz").write_bytes(b"x" * (make_dcz("b.dcz", 2).stat().st_size))
-    with pytest.raises(UsageError, match=r"b\.dcz"):
+    with pytest.raises(UsageError, match=r"b\.dcz' exists and is different .*--force") as caught:
         pull("m:1", out, registry=registry)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.filename == str(out / "b.dcz")
     (out / "b.dcz").unlink()
     (out / "b.dcz").symlink_to(secret)
     pull("m:1", out, registry=registry, force=True)
@@ -527,6 +658,48 @@ def test_a_file_that_only_claims_to_be_a_dcz_is_refused(
     assert list((tmp_path / "out").iterdir()) == []
     with pytest.raises(RegistryCorrupt, match=r"model\.dcz"):
         locate("m:1", registry=registry)
+
+
+# -- what the operating system refuses
+
+
+def test_the_cause_says_what_the_system_refused_and_where(
+    registry: Path, make_dcz: MakeDcz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = make_dcz(), tmp_path / "out"
+
+    def refused(action: Callable[[], object], kind: type[DczError], number: int, file: Path) -> None:
+        with pytest.raises(kind) as caught:
+            action()
+        cause = caught.value.__cause__
+        assert isinstance(cause, OSError)
+        assert (cause.errno, cause.filename, cause.filename2) == (number, str(file), None)
+        assert os.strerror(number) in caught.value.message
+        assert str(file) in caught.value.message
+
+    missing = tmp_path / "missing.dcz"
+    refused(lambda: push(missing, "m:1", registry=registry), UsageError, errno.ENOENT, missing)
+    push(model, "m:1", registry=registry)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        refused(lambda: push(model, "m:2", registry=registry), RegistryError, errno.ENOSPC, registry)
+        refused(lambda: tag("m:1", "a", registry=registry), RegistryError, errno.ENOSPC, registry)
+        refused(lambda: pull("m:1", out, registry=registry), RegistryError, errno.ENOSPC, out)
+    (tmp_path / "file").touch()
+    there = tmp_path / "file"
+    refused(lambda: pull("m:1", there, registry=registry), RegistryError, errno.ENOTDIR, there / "model.dcz")
+    blob = blob_of(registry, model.read_bytes())
+    blob.unlink()
+    blob.mkdir()
+    refused(lambda: verify("m:1", registry=registry), RegistryError, errno.EISDIR, blob)
+    blob.rmdir()
+    with pytest.raises(RegistryCorrupt, match=r"m:1@.*missing") as caught:
+        locate("m:1", registry=registry)
+    assert caught.value.__cause__ is None, "what is missing is damage, not a refusal"
 
 
 def test_a_destination_that_is_a_file_is_our_error(registry: Path, make_dcz: MakeDcz, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def drive(scenario: str, folder: Path, *prefix: str, stride: int = 1) -> int:
 @pytest.mark.parametrize(
     ("scenario", "at_least"),
     [
+        ("pull_goes_on", 5),
         ("killed_while_copying", 8),
         ("killed_at_any_time", 12),
         ("file_size_limit", 10),

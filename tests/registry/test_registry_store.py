@@ -126,9 +126,11 @@ def test_a_broken_index_is_corrupt(registry: Path, make_dcz: MakeDcz, content: b
     for action in (
         lambda: list_artifacts(registry=registry),
         lambda: push(make_dcz(), "m:2", registry=registry),
+        lambda: collect_garbage(registry=registry, grace=0),
     ):
         with pytest.raises(RegistryCorrupt, match=r"index\.json"):
             action()
+    assert len(os.listdir(registry / "blobs" / "sha256")) == 3
 
 
 def test_a_pipe_in_place_of_a_file_does_not_hang(registry: Path, make_dcz: MakeDcz, tmp_path: Path) -> None:
@@ -405,6 +407,42 @@ def test_the_lock_keeps_others_out(tmp_path: Path) -> None:
         pytest.fail("two owners")
     with exclusive_lock(path, timeout=0):
         pass
+
+
+def duplicates_of(path: Path) -> list[int]:
+    """New descriptors of an open file, which share its locks as those of a forked child do."""
+    links = list(Path("/proc/self/fd").iterdir())
+    return [os.dup(int(link.name)) for link in [link for link in links if link.resolve() == path.resolve()]]
+
+
+def test_a_lock_does_not_live_on_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with exclusive_lock(tmp_path / "lock"):
+        children = duplicates_of(tmp_path / "lock")
+    with exclusive_lock(tmp_path / "lock", timeout=0):
+        pass
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    with Staging(tmp_path, "x-") as staging:
+        children += duplicates_of(staging.path / "lock")
+    monkeypatch.undo()
+    Staging.remove_dead(tmp_path, "x-")
+    assert not staging.path.exists()
+    assert len(children) == 2
+    for child in children:
+        os.close(child)
+
+
+def test_the_lock_of_a_staging_folder_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Staging(tmp_path, "x-") as staging:
+        for name in ("a", "z"):
+            (staging.path / name).touch()
+            (staging.path / f"folder-{name}").mkdir()
+        # It dies when its files are removed and the folder is not.
+        monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.undo()
+    assert "lock" in os.listdir(staging.path)
+    assert not [path for path in staging.path.iterdir() if path.name in "az"]
+    Staging.remove_dead(tmp_path, "x-")
+    assert os.listdir(tmp_path) == []
 
 
 def test_living_staging_folders_are_left_alone(tmp_path: Path) -> None:
