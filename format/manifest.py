@@ -376,11 +376,16 @@ def _printable(text: str) -> str:
     return f"{shown} ..." if len(text) > _LONGEST_MESSAGE else shown
 
 
-def _describe(exc: ValidationError) -> str:
+def _fault(exc: ValidationError, tree: dict[str, Any]) -> ManifestError:
     first = exc.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "manifest"
     more = f" (and {exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
-    return _printable(f"{where}: {first['msg']}") + more
+    tensor = None
+    if len(first["loc"]) > 1 and first["loc"][0] == "tensors":
+        fields = tree["tensors"][first["loc"][1]]
+        name = fields.get("name") if isinstance(fields, dict) else None
+        tensor = name if isinstance(name, str) and len(name) <= spec.MAX_NAME_BYTES else None
+    return ManifestError(_printable(f"{where}: {first['msg']}") + more, tensor=tensor)
 
 
 def decode_manifest(
@@ -437,7 +442,7 @@ def _validate(tree: dict[str, Any], version: tuple[int, int], limits: Limits) ->
     try:
         return Manifest.model_validate(tree, extra="ignore" if version[1] > spec.MINOR else "forbid")
     except ValidationError as exc:
-        raise ManifestError(_describe(exc)) from exc
+        raise _fault(exc, tree) from exc
 
 
 def _count(tree: dict[str, Any], field: str) -> int:

@@ -244,7 +244,7 @@ def _decoded_asset(reader: Reader, index: int) -> bytes:
 
 # Errors
 
-_CONTENT = re.compile("the decoded content|the asset '")
+_CONTENT = re.compile("the decoded content|the asset ['\"]")
 
 
 def check_error(exc: FormatError, name: str, size: int, tensor: str | None) -> None:

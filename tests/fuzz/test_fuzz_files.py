@@ -121,6 +121,14 @@ def test_a_fault_in_a_part_without_bytes_is_one_of_the_manifest() -> None:
     assert (caught.value.tensor, caught.value.offset) == ("t", 16)
 
 
+def test_a_fault_in_the_manifest_names_the_tensor() -> None:
+    file = draft([tensor("a", "u8", [1], Exact(b"1")), tensor("b", "u8", [1], Exact(b"2"))])
+    file.manifest["tensors"][1]["segment"] = 0
+    with pytest.raises(ManifestError) as caught:
+        Reader(file.build())
+    assert (caught.value.file, caught.value.tensor, caught.value.offset) == ("<bytes>", "b", 18)
+
+
 # Sizes
 
 
