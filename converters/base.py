@@ -122,7 +122,7 @@ def transfer(source: TensorSource, sink: TensorSink, progress: Progress | None =
             sink.add_alias(alias, target)
         for asset in source.assets():
             sink.add_asset(asset)
-            assets += 1
+            assets += asset.role == "file"
         sink.commit(source.provenance())
     except BaseException:
         sink.abort()

@@ -165,9 +165,8 @@ class Report:
 
     @property
     def ratio(self) -> float | None:
-        """Bytes of the file for each byte of its tensors and assets, decoded; None if there are none."""
-        content = self.content + sum(asset.size for asset in self.assets)
-        return self.size / content if content else None
+        """Bytes of the file for each byte of its tensors, decoded; None if there are none."""
+        return self.size / self.content if self.content else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. What is not a number, in the metrics of the provenance, becomes None."""

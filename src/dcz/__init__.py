@@ -19,6 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 from dcz._version import __version__
 
 if TYPE_CHECKING:
+    from dcz import compress as compress
+    from dcz import converters as converters
+    from dcz import errors as errors
+    from dcz import format as format
+    from dcz import registry as registry
+    from dcz import runtime as runtime
     from dcz.converters.conversion import Converted, convert
     from dcz.converters.decoding import Decoded, decode
     from dcz.errors import (
@@ -108,7 +114,12 @@ _MODULES: Final = {
 }
 
 
+_SUBMODULES: Final = frozenset({"compress", "converters", "errors", "format", "registry", "runtime"})
+
+
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"dcz.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'dcz' has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULES.get(name, "dcz.errors")), name)
@@ -117,4 +128,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBMODULES})

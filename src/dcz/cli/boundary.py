@@ -29,12 +29,12 @@ from dcz.errors import DczError, FormatError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["boundary", "json_option"]
+__all__ = ["boundary", "json_option", "silence"]
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 _JSON: Final = "dcz.json"
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FREE: Final = "free some space and try again; nothing was left half-written"
 
@@ -67,15 +67,17 @@ def boundary(ctx: click.Context) -> Generator[None, None, None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
-    before = {number: signal.signal(number, _exit_by_signal) for number in _SIGNALS}
+    signals = _Signals()
     try:
-        yield
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            click.echo("\ndcz: interrupted" if sys.stderr.isatty() else "dcz: interrupted", err=True)
-        ctx.exit(128 + signal.SIGINT)
+        with signals:
+            yield
+    except _Stopped as exc:
+        if exc.number == signal.SIGINT:
+            with contextlib.suppress(OSError):
+                click.echo("\ndcz: interrupted" if sys.stderr.isatty() else "dcz: interrupted", err=True)
+        ctx.exit(128 + exc.number)
     except BrokenPipeError:
-        _silence(sys.stdout)
+        silence(sys.stdout)
         ctx.exit(128 + signal.SIGPIPE)
     except DczError as exc:
         _fail(ctx, str(exc), _describe(exc))
@@ -88,13 +90,34 @@ def boundary(ctx: click.Context) -> Generator[None, None, None]:
         _fail(ctx, text, _error(code, message, file=file, hint=hint))
     except MemoryError:
         _fail(ctx, "out of memory", _error("out-of-memory", "out of memory"))
-    finally:
-        for number, handler in before.items():
+
+
+class _Stopped(BaseException):
+    """A signal asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class _Signals:
+    """Inside, signals that end a process raise _Stopped, so that what is half-written is removed on the way out.
+
+    Extension modules that are just being imported turn that into an ImportError; on leaving, it is _Stopped again.
+    """
+
+    def __enter__(self) -> None:
+        self._number: int | None = None
+        self._before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
+
+    def _stop(self, number: int, frame: object) -> NoReturn:
+        self._number = number
+        raise _Stopped(number)
+
+    def __exit__(self, kind: object, value: BaseException | None, traceback: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def _exit_by_signal(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
+        if self._number is not None and not isinstance(value, _Stopped):
+            raise _Stopped(self._number) from value
 
 
 def _describe(exc: DczError) -> dict[str, Any]:
@@ -129,11 +152,11 @@ def _fail(ctx: click.Context, text: str, error: dict[str, Any]) -> NoReturn:
         if ctx.meta.get(_JSON):
             emit_json({"error": error})
     except OSError:
-        _silence(sys.stdout)
+        silence(sys.stdout)
     ctx.exit(1)
 
 
-def _silence(stream: TextIO) -> None:
+def silence(stream: TextIO) -> None:
     """Keep the interpreter from flushing into a stream that is gone, and complaining, when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import sys
 from typing import Any, Final
 
 import click
 
 from dcz._version import __version__
-from dcz.cli.boundary import boundary
+from dcz.cli.boundary import boundary, silence
 
 __all__ = ["COMMANDS", "main"]
 
@@ -47,6 +49,15 @@ class _Group(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as exc:  # commands have their boundary: this was the output of --help or --version
+            with contextlib.suppress(OSError):
+                click.echo(f"dcz: error: standard output: {exc.strerror}", err=True)
+            silence(sys.stdout)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         with boundary(ctx):

@@ -95,7 +95,7 @@ def show(*parts: RenderableType) -> None:
     """Print tables with empty lines between them, as wide as the terminal, or 80 columns if there is none."""
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     columns = os.environ.get("COLUMNS", "")
     buffer = io.StringIO()
     console = Console(

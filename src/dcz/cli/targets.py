@@ -27,7 +27,7 @@ def registry_option(function: _Function) -> _Function:
     option = click.option(
         "--registry",
         metavar="DIR",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=Path,
         help="The registry's folder.  [default: $DCZ_REGISTRY, or dcz/registry in $XDG_DATA_HOME or ~/.local/share]",
     )
     return option(function)

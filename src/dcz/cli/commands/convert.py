@@ -12,13 +12,12 @@ __all__ = ["command"]
 
 
 @click.command("convert")
-@click.argument("source", type=click.Path())
+@click.argument("source")
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
     required=True,
-    type=click.Path(dir_okay=False),
     help="The .dcz file to write.",
 )
 @click.option(

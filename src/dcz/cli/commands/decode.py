@@ -21,7 +21,6 @@ __all__ = ["command"]
     "--output",
     metavar="PATH",
     required=True,
-    type=click.Path(),
     help="A folder, or a .safetensors file.",
 )
 @click.option(

@@ -23,7 +23,6 @@ __all__ = ["command"]
     metavar="DIR",
     default=".",
     show_default=True,
-    type=click.Path(file_okay=False),
     help="The folder for the files; made if need be.",
 )
 @click.option("--force", is_flag=True, help="Replace files that are there and different.")

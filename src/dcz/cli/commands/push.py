@@ -15,7 +15,7 @@ __all__ = ["command"]
 
 
 @click.command("push")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.argument("ref")
 @click.option(
     "--alias", "aliases", metavar="ALIAS", multiple=True, help="Point ALIAS to it, too; may be repeated."
