@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import stat
 import threading
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, TypeAlias, cast
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
     from dcz.format.dtypes import Buffer
 
-__all__ = ["ByteSource", "SourceLike", "open_source"]
+__all__ = ["ByteSource", "SourceLike", "open_source", "url_scheme"]
 
 SourceLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 
 
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _FETCH: Final = "fetch the whole file, and open that"
 
 
@@ -172,6 +174,12 @@ class _UrlSource:
         self._file.close()
 
 
+def url_scheme(text: str) -> str | None:
+    """The scheme of a URL, such as ``https``; None for what is a path or a name."""
+    found = _URL.match(text)
+    return found[1].lower() if found else None
+
+
 def open_source(source: SourceLike) -> ByteSource:
     """A path, an fsspec URL (``scheme://...``), bytes or a seekable binary file object as a ByteSource.
 
@@ -179,7 +187,7 @@ def open_source(source: SourceLike) -> ByteSource:
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return _BytesSource(source)
-    if isinstance(source, str) and "://" in source:
+    if isinstance(source, str) and url_scheme(source) is not None:
         return _UrlSource(source)
     if isinstance(source, str | os.PathLike):
         return _FileSource(os.fspath(source))

@@ -9,7 +9,7 @@ from dcz.format.layout import DEFAULT_LIMITS, Limits
 from dcz.format.reader import Reader
 from dcz.format.source import SourceLike
 
-__all__ = ["VerifyReport", "verify"]
+__all__ = ["VerifyReport", "verify", "verify_reader"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,22 @@ def verify(
     one of its kinds, at the first fault.
     """
     with Reader(source, limits=limits, threads=threads) as reader:
-        reader.check_chunks(progress)
-        if deep:
-            reader.check_content(progress)
-        manifest = reader.manifest
-        return VerifyReport(
-            digest=reader.digest,
-            size=reader.size,
-            tensors=len(manifest.tensors),
-            assets=len(reader.assets()),
-            chunks=len(manifest.chunks.lengths),
-            deep=deep,
-        )
+        return verify_reader(reader, deep=deep, progress=progress)
+
+
+def verify_reader(
+    reader: Reader, *, deep: bool = False, progress: Callable[[int], None] | None = None
+) -> VerifyReport:
+    """As ``verify``, for a file that is open already: steps 1 to 5 are done."""
+    reader.check_chunks(progress)
+    if deep:
+        reader.check_content(progress)
+    manifest = reader.manifest
+    return VerifyReport(
+        digest=reader.digest,
+        size=reader.size,
+        tensors=len(manifest.tensors),
+        assets=len(reader.assets()),
+        chunks=len(manifest.chunks.lengths),
+        deep=deep,
+    )

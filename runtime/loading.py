@@ -17,7 +17,8 @@ from dcz.converters.torch_tensors import (
     view_key,
 )
 from dcz.errors import ModelMismatch, UsageError
-from dcz.format import DTYPES, Reader
+from dcz.format import DEFAULT_LIMITS, DTYPES, Limits, Reader
+from dcz.format.source import url_scheme
 from dcz.runtime.files import Framework, TensorFile, known_framework
 from dcz.runtime.slabs import allocate
 
@@ -34,22 +35,26 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 RegistryLike: TypeAlias = "Store | str | os.PathLike[str] | None"
 
 
-def open_reader(source: ModelLike, *, registry: RegistryLike = None, threads: int | None = None) -> Reader:
+def open_reader(
+    source: ModelLike,
+    *,
+    registry: RegistryLike = None,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+) -> Reader:
     """A file by its path or URL, bytes, a file object, or a reference such as ``minilm:1.0``.
 
     Text is read by the rules of references (docs/guides/registry.md): what does not look like a path or a URL is the
     name of an artifact. Raises FormatError, OSError, InvalidReference or NotInRegistry.
     """
-    if isinstance(source, str):
-        scheme, found, _ = source.partition("://")
-        if not found or scheme in ("hf", "oci"):
-            from dcz.registry import PathReference, locate, parse_reference
+    if isinstance(source, str) and url_scheme(source) in (None, "hf", "oci"):
+        from dcz.registry import PathReference, locate_file, parse_reference
 
-            reference = parse_reference(source)
-            if isinstance(reference, PathReference):
-                return Reader(reference.path, threads=threads)
-            return Reader(locate(reference, registry=registry), threads=threads)
-    return Reader(source, threads=threads)
+        reference = parse_reference(source)
+        if not isinstance(reference, PathReference):
+            return locate_file(reference, registry=registry).open(threads=threads, limits=limits)
+        source = reference.path
+    return Reader(source, limits=limits, threads=threads)
 
 
 def open(
@@ -57,19 +62,20 @@ def open(
     framework: Framework = "torch",
     *,
     registry: RegistryLike = None,
+    limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
 ) -> TensorFile:
     """Open a .dcz file to read single tensors, or slices of them, as ``safetensors.safe_open`` does.
 
     ``source``: a path, a URL that fsspec knows, bytes, a binary file object, or a reference. ``framework``: what
-    tensors come as, ``torch`` or ``numpy`` (with bf16 and fp8 from ml_dtypes). ``threads`` decode in parallel (default:
-    one for each core).
+    tensors come as, ``torch`` or ``numpy`` (with bf16 and fp8 from ml_dtypes). ``limits``: what a file may claim before it
+    is refused. ``threads`` decode in parallel (default: one for each core).
 
     Raises FormatError if the file is at fault, OSError if it cannot be read, InvalidReference or NotInRegistry for a
     reference, UsageError for an unknown framework.
     """
     known_framework(framework)
-    return TensorFile(open_reader(source, registry=registry, threads=threads), framework)
+    return TensorFile(open_reader(source, registry=registry, limits=limits, threads=threads), framework)
 
 
 @overload
@@ -78,6 +84,7 @@ def load(
     *,
     framework: Literal["torch", "pt"] = ...,
     registry: RegistryLike = ...,
+    limits: Limits = ...,
     threads: int | None = ...,
 ) -> dict[str, torch.Tensor]: ...
 
@@ -88,6 +95,7 @@ def load(
     *,
     framework: Literal["numpy", "np"],
     registry: RegistryLike = ...,
+    limits: Limits = ...,
     threads: int | None = ...,
 ) -> dict[str, np.ndarray]: ...
 
@@ -97,6 +105,7 @@ def load(
     *,
     framework: Framework = "torch",
     registry: RegistryLike = None,
+    limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
 ) -> dict[str, torch.Tensor] | dict[str, np.ndarray]:
     """All tensors of a file, decoded in parallel straight into their memory. Tied ones share theirs.
@@ -104,7 +113,7 @@ def load(
     Arguments and errors as for open.
     """
     as_torch = known_framework(framework)
-    with open_reader(source, registry=registry, threads=threads) as reader:
+    with open_reader(source, registry=registry, limits=limits, threads=threads) as reader:
         return load_tensors(reader) if as_torch else load_arrays(reader)
 
 

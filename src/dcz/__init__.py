@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dcz import registry as registry
     from dcz import runtime as runtime
     from dcz.converters.conversion import Converted, convert
-    from dcz.converters.decoding import Decoded, decode
+    from dcz.converters.decoding import Decoded
     from dcz.errors import (
         AssetNotFound,
         CorruptStream,
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
         UsageError,
         VersionExists,
     )
-    from dcz.format.verify import VerifyReport, verify
+    from dcz.format.verify import VerifyReport
+    from dcz.runtime.artifacts import decode, verify
     from dcz.runtime.files import TensorFile
     from dcz.runtime.loading import load, load_into, open, save
     from dcz.runtime.transformers import load_model, load_tokenizer
@@ -103,14 +104,14 @@ _MODULES: Final = {
     "TensorFile": "dcz.runtime.files",
     "VerifyReport": "dcz.format.verify",
     "convert": "dcz.converters.conversion",
-    "decode": "dcz.converters.decoding",
+    "decode": "dcz.runtime.artifacts",
     "load": "dcz.runtime.loading",
     "load_into": "dcz.runtime.loading",
     "load_model": "dcz.runtime.transformers",
     "load_tokenizer": "dcz.runtime.transformers",
     "open": "dcz.runtime.loading",
     "save": "dcz.runtime.loading",
-    "verify": "dcz.format.verify",
+    "verify": "dcz.runtime.artifacts",
 }
 
 

@@ -27,7 +27,7 @@ from dcz.errors import (
     TensorNotFound,
     UsageError,
 )
-from dcz.format import DTYPES, Writer
+from dcz.format import DTYPES, Limits, Reader, Writer
 from dcz.registry import push
 from dcz.runtime.slabs import allocate
 
@@ -486,3 +486,52 @@ def test_names_are_not_promised_to_be_in_the_order_of_the_module(tmp_path: Path)
             writer.add_tensor(name, tensor.numpy())
     dcz.load_into(target, tmp_path / "m.dcz")
     assert _equal(source, target)
+
+
+# -- verify and decode
+
+
+def test_verify_and_decode_take_what_open_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCZ_REGISTRY", str(tmp_path / "registry"))
+    file = _saved(tmp_path, _Model())
+    push(file, "small:1.0")
+    digests = {dcz.verify(source, deep=True).digest for source in ("small:1.0", file, file.read_bytes())}
+    assert len(digests) == 1
+    dcz.decode("small", tmp_path / "a.safetensors")
+    dcz.decode(file, tmp_path / "b.safetensors")
+    with Reader(file) as reader:
+        dcz.decode(reader, tmp_path / "c.safetensors")
+        assert "head.weight" in reader
+    assert len({(tmp_path / f"{name}.safetensors").read_bytes() for name in "abc"}) == 1
+    with pytest.raises(dcz.NotInRegistry):
+        dcz.decode("nothing:1.0", tmp_path / "d.safetensors")
+
+
+def test_a_pinned_reference_is_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody puts another file, whole in itself, into the place of the blob."""
+    monkeypatch.setenv("DCZ_REGISTRY", str(tmp_path / "registry"))
+    torch.manual_seed(0)
+    file, other = tmp_path / "file.dcz", tmp_path / "other.dcz"
+    for path in (file, other):
+        dcz.save({"w": torch.randint(0, 256, (5000,), dtype=torch.uint8)}, path)
+    pushed = push(file, "small:1.0")
+    blob = next(
+        path
+        for path in (tmp_path / "registry" / "blobs" / "sha256").iterdir()
+        if b"DCZ" in path.read_bytes()[:8]
+    )
+    assert blob.stat().st_size == other.stat().st_size
+    blob.chmod(0o644)
+    blob.write_bytes(other.read_bytes())
+    for reference in ("small:1.0", str(pushed.reference)):
+        with pytest.raises(dcz.RegistryCorrupt):
+            dcz.load(reference)
+
+
+def test_limits_are_the_callers(tmp_path: Path) -> None:
+    file = _saved(tmp_path, _Model())
+    tight = Limits(tensor_bytes=100)
+    for action in (dcz.open, dcz.load, dcz.verify):
+        with pytest.raises(dcz.LimitExceeded):
+            action(file, limits=tight)
+        action(file)

@@ -32,6 +32,11 @@ def test_the_public_names() -> None:
         _ = dcz.nothing
 
 
+def test_the_folders_are_there_without_an_import() -> None:
+    code = "import dcz; dcz.errors.DczError, dcz.format.Limits, dcz.registry.push, dcz.runtime, dcz.converters, dcz.compress"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_checkers_see_the_same_names() -> None:
     """The names that are imported for type checkers are those that __getattr__ gives."""
     tree = ast.parse(Path(dcz.__file__).read_text())

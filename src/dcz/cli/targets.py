@@ -40,8 +40,9 @@ def file_option(function: _Function) -> _Function:
 
 def is_remote(target: str) -> bool:
     """Whether ``target`` is a URL for fsspec."""
-    scheme, found, _ = target.partition("://")
-    return bool(found) and scheme not in _REFERENCE_SCHEMES and target[:1] not in (".", "/", "~")
+    from dcz.format.source import url_scheme
+
+    return url_scheme(target) not in (None, *_REFERENCE_SCHEMES)
 
 
 @contextlib.contextmanager
