@@ -1,36 +1,47 @@
-"""The registry: references, artifacts, stores, and what one does with them (docs/guides/registry.md)."""
+"""The registry: references, artifacts, stores, and what one does with them (docs/guides/registry.md).
+
+Importing it imports next to nothing; each name brings what it needs when it is first used. To see whether a text is a
+reference or a path takes no more than ``dcz.registry.refs``.
+"""
 
 from __future__ import annotations
 
-from dcz.registry.artifact import ArtifactManifest, Layer
-from dcz.registry.checks import Progress
-from dcz.registry.client import (
-    Listed,
-    Resolved,
-    Tagged,
-    Verified,
-    collect_garbage,
-    default_registry,
-    history,
-    list_artifacts,
-    locate,
-    open_registry,
-    resolve,
-    tag,
-    verify,
-)
-from dcz.registry.index import Change
-from dcz.registry.refs import (
-    HubReference,
-    OciReference,
-    PathReference,
-    Reference,
-    RegistryReference,
-    parse_reference,
-)
-from dcz.registry.stores.base import Garbage, Store
-from dcz.registry.stores.local import LocalStore
-from dcz.registry.transfer import Pulled, Pushed, pull, push
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from dcz.registry.artifact import ArtifactManifest, Layer
+    from dcz.registry.checks import Progress
+    from dcz.registry.client import (
+        Listed,
+        Located,
+        RegistryLike,
+        Resolved,
+        Tagged,
+        Verified,
+        collect_garbage,
+        default_registry,
+        history,
+        list_artifacts,
+        locate,
+        locate_file,
+        open_registry,
+        resolve,
+        tag,
+        verify,
+    )
+    from dcz.registry.index import Change
+    from dcz.registry.refs import (
+        HubReference,
+        OciReference,
+        PathReference,
+        Reference,
+        RegistryReference,
+        parse_reference,
+    )
+    from dcz.registry.stores.base import Garbage, Store
+    from dcz.registry.stores.local import LocalStore
+    from dcz.registry.transfer import Pulled, Pushed, pull, push
 
 __all__ = [
     "ArtifactManifest",
@@ -40,12 +51,14 @@ __all__ = [
     "Layer",
     "Listed",
     "LocalStore",
+    "Located",
     "OciReference",
     "PathReference",
     "Progress",
     "Pulled",
     "Pushed",
     "Reference",
+    "RegistryLike",
     "RegistryReference",
     "Resolved",
     "Store",
@@ -56,6 +69,7 @@ __all__ = [
     "history",
     "list_artifacts",
     "locate",
+    "locate_file",
     "open_registry",
     "parse_reference",
     "pull",
@@ -64,3 +78,35 @@ __all__ = [
     "tag",
     "verify",
 ]
+
+_MODULES: Final = {
+    "ArtifactManifest": "artifact",
+    "Change": "index",
+    "Garbage": "stores.base",
+    "HubReference": "refs",
+    "Layer": "artifact",
+    "LocalStore": "stores.local",
+    "OciReference": "refs",
+    "PathReference": "refs",
+    "Progress": "checks",
+    "Pulled": "transfer",
+    "Pushed": "transfer",
+    "Reference": "refs",
+    "RegistryReference": "refs",
+    "Store": "stores.base",
+    "parse_reference": "refs",
+    "pull": "transfer",
+    "push": "transfer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'dcz.registry' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"dcz.registry.{_MODULES.get(name, 'client')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from dcz.errors import InvalidReference, NotInRegistry, RegistryError, UsageError
-from dcz.format import Reader, VerifyReport
-from dcz.registry.artifact import ArtifactManifest, decode_artifact
+from dcz.format import DEFAULT_LIMITS, Limits, Reader, VerifyReport
+from dcz.registry.artifact import ArtifactManifest, Layer, decode_artifact
 from dcz.registry.checks import (
     Progress,
     about,
@@ -32,6 +32,7 @@ from dcz.registry.stores.local import LocalStore
 
 __all__ = [
     "Listed",
+    "Located",
     "RegistryLike",
     "Resolved",
     "Tagged",
@@ -41,6 +42,7 @@ __all__ = [
     "history",
     "list_artifacts",
     "locate",
+    "locate_file",
     "open_registry",
     "registry_reference",
     "resolve",
@@ -59,9 +61,40 @@ class Resolved:
     """What a reference stands for. ``reference`` is pinned; ``created`` is an RFC 3339 time, if known."""
 
     reference: RegistryReference
-    digest: str
     manifest: ArtifactManifest
     created: str | None
+
+    @property
+    def digest(self) -> str:
+        """The digest that ``reference`` is pinned to."""
+        assert self.reference.digest is not None
+        return self.reference.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A .dcz file in a registry: the pinned reference, where the file lies, and what the artifact's manifest says of it."""
+
+    reference: RegistryReference
+    path: Path
+    layer: Layer
+
+    @property
+    def digest(self) -> str:
+        """The identity that the file must have, ``blake3:`` and 64 hexadecimal digits."""
+        assert self.layer.dcz_digest is not None
+        return self.layer.dcz_digest
+
+    def open(self, *, limits: Limits = DEFAULT_LIMITS, threads: int | None = None) -> Reader:
+        """A reader of the file, whose identity has been compared. Raises RegistryCorrupt, RegistryError."""
+        with about(self.reference), dcz_errors(self.layer), os_errors("cannot read", self.path):
+            reader = Reader(self.path, limits=limits, threads=threads)
+            try:
+                check_identity(self.layer, reader.digest)
+            except BaseException:
+                reader.close()
+                raise
+            return reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +212,7 @@ def resolve_in(store: Store, reference: RegistryReference) -> Resolved:
         data = store.read_manifest(found.digest, found.size)
         manifest = decode_artifact(data, what=f"the manifest {found.digest}")
     pinned = RegistryReference(found.name, found.tag, found.digest)
-    return Resolved(pinned, found.digest, manifest, found.created)
+    return Resolved(pinned, manifest, found.created)
 
 
 def resolve(ref: str | Reference, *, registry: RegistryLike = None) -> Resolved:
@@ -201,6 +234,15 @@ def locate(ref: str | Reference, *, file: str | None = None, registry: RegistryL
 
     Raises what ``resolve`` does, and UsageError if there are several .dcz files, or none called ``file``.
     """
+    located = locate_file(ref, file=file, registry=registry)
+    located.open(threads=1).close()
+    return located.path
+
+
+def locate_file(ref: str | Reference, *, file: str | None = None, registry: RegistryLike = None) -> Located:
+    """As ``locate``, for those who open the file: its own manifest is not looked at before ``Located.open``, or not at
+    all, if they compare the identity of their reader with ``Located.digest`` themselves.
+    """
     store = open_registry(registry)
     resolved = resolve_in(store, registry_reference(ref))
     layers = [layer for layer in resolved.manifest.layers if layer.is_dcz and file in (None, layer.title)]
@@ -210,11 +252,14 @@ def locate(ref: str | Reference, *, file: str | None = None, registry: RegistryL
         raise UsageError(f"{resolved.reference} has {what}", hint=f"name one of {names}, or pull them")
     layer = layers[0]
     with about(resolved.reference):
-        path = store.blob_path(layer.digest, layer.size)
-        if path is None:
-            raise RegistryError(f"{store.location} is not on this machine", hint="pull it")
-        with dcz_errors(layer), os_errors("cannot read", path), Reader(path, threads=1) as reader:
-            check_identity(layer, reader.digest)
+        path = _blob_path(store, layer)
+    return Located(resolved.reference, path, layer)
+
+
+def _blob_path(store: Store, layer: Layer) -> Path:
+    path = store.blob_path(layer.digest, layer.size)
+    if path is None:
+        raise RegistryError(f"{store.location} is not on this machine", hint="pull it")
     return path
 
 
@@ -243,10 +288,7 @@ def verify(
             ):
                 check_content(layer, *hash_stream(blob, steps(progress, f"check {layer.title}", layer.size)))
             if layer.is_dcz:
-                path = store.blob_path(layer.digest, layer.size)
-                if path is None:
-                    raise RegistryError(f"{store.location} is not on this machine", hint="pull it")
-                reports[layer.title] = verify_layer(layer, path, progress, deep=deep)
+                reports[layer.title] = verify_layer(layer, _blob_path(store, layer), progress, deep=deep)
     return Verified(resolved.reference, reports)
 
 

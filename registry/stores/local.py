@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -74,6 +74,7 @@ _REFERRING: Final = frozenset(
 _ANY_DIGEST: Final = re.compile(r"([a-z0-9][a-z0-9+._-]{0,63}):([a-zA-Z0-9=_-]{1,255})")
 
 _CHANGE: Final = TypeAdapter(Change)
+_Decision: TypeAlias = Callable[[Index], Publication]
 
 
 def _now() -> str:
@@ -89,10 +90,16 @@ def _user() -> str:
 
 
 class LocalStore:
-    """The store in the folder ``root``, which is made by the first push. Reading needs no lock and no right to write."""
+    """The store in the folder ``root``, which is made by the first push. Reading needs no lock and no right to write.
+
+    ``~`` stands for the home folder. Raises RegistryError if there is none.
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(os.path.abspath(root))
+        folder = os.path.expanduser(root)
+        if folder.startswith("~"):
+            raise RegistryError(f"no place for a registry: {folder!r} names no home folder")
+        self.root = Path(os.path.abspath(folder))
         self._blobs = self.root / "blobs" / "sha256"
         self._own = self.root / ".dcz"
         self._staging = self._own / "staging"
@@ -210,7 +217,7 @@ class LocalStore:
     @contextlib.contextmanager
     def upload(self) -> Generator[_LocalUpload, None, None]:
         with self._writing() as staging:
-            yield _LocalUpload(self, staging)
+            yield _LocalUpload(self.root, staging, self._publish)
 
     def move_alias(self, name: str, alias: str, digest: str) -> Change | None:
         with self._writing() as staging, self._locked():
@@ -356,8 +363,8 @@ class LocalStore:
             sync_folder(self._own)
         return end + len(lines)
 
-    def publish_staged(
-        self, staging: Path, files: list[StagedFile], decide: Callable[[Index], Publication], manifest: str
+    def _publish(
+        self, staging: Path, files: list[StagedFile], decide: _Decision, manifest: str
     ) -> Publication:
         """The last step of an upload: blobs into place, then the index that ``decide`` makes of the present one."""
         with self._locked():
@@ -387,19 +394,25 @@ class LocalStore:
 class _LocalUpload:
     """A push into a local store; ends with the block of ``LocalStore.upload``."""
 
-    def __init__(self, store: LocalStore, staging: Path) -> None:
-        self._store = store
+    def __init__(
+        self,
+        root: Path,
+        staging: Path,
+        publish_staged: Callable[[Path, list[StagedFile], _Decision, str], Publication],
+    ) -> None:
+        self._root = root
         self._folder = staging
+        self._publish_staged = publish_staged
         self._files: list[StagedFile] = []
 
     def add(self, source: Path, on_bytes: OnBytes | None = None) -> StagedFile:
-        with open_regular(source) as file, os_errors(f"cannot copy {source} to", self._store.root):
+        with open_regular(source) as file, os_errors(f"cannot copy {source} to", self._root):
             staged = self._folder / f"file-{len(self._files)}"
             encoded, size = copy_hashed(file, staged, on_bytes)
         return self._staged(staged, f"sha256:{encoded}", size)
 
     def _staged(self, path: Path, digest: str, size: int) -> StagedFile:
-        with os_errors("cannot write to the registry", self._store.root):
+        with os_errors("cannot write to the registry", self._root):
             path.chmod(path.stat().st_mode & 0o555)
         self._files.append(StagedFile(path, digest, size))
         return self._files[-1]
@@ -408,7 +421,7 @@ class _LocalUpload:
         self, name: str, version: str | None, manifest: bytes, aliases: Iterable[str] = ()
     ) -> Publication:
         digest = sha256_digest(manifest)
-        with os_errors("cannot write to the registry", self._store.root):
+        with os_errors("cannot write to the registry", self._root):
             config = write_synced(self._folder / "config", EMPTY_JSON)
             staged = write_synced(self._folder / "manifest", manifest)
         self._staged(config, EMPTY.digest, EMPTY.size)
@@ -427,7 +440,7 @@ class _LocalUpload:
                 user=_user(),
             )
 
-        return self._store.publish_staged(self._folder, self._files, decide, digest)
+        return self._publish_staged(self._folder, self._files, decide, digest)
 
 
 def _descriptors(tree: Any) -> list[tuple[str, str]]:

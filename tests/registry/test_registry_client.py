@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +38,7 @@ from dcz.registry import (
     history,
     list_artifacts,
     locate,
+    locate_file,
     open_registry,
     pull,
     push,
@@ -53,6 +56,20 @@ def blob_of(registry: Path, content: bytes) -> Path:
 def test_the_public_names_are_those_of_all() -> None:
     assert dcz.registry.__all__ == sorted(dcz.registry.__all__)
     assert all(hasattr(dcz.registry, name) for name in dcz.registry.__all__)
+    assert set(dcz.registry.__all__) <= set(dir(dcz.registry))
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        dcz.registry.nothing_of_the_kind  # noqa: B018
+
+
+def test_to_parse_a_reference_imports_next_to_nothing() -> None:
+    program = """
+import sys
+from dcz.registry import PathReference, parse_reference
+assert isinstance(parse_reference("./m.dcz"), PathReference)
+print([name for name in ("numpy", "pydantic", "dcz.format", "dcz.registry.stores") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
 # -- where the default registry is
@@ -76,9 +93,13 @@ def test_the_default_registry_follows_the_environment(
     assert open_registry().location == str(tmp_path / "mine")
     store = LocalStore(tmp_path)
     assert open_registry(store) is store
+    assert LocalStore("~/other").location == str(tmp_path / "other")
+    assert LocalStore("./~/other").location == str(Path.cwd() / "~" / "other")
     monkeypatch.setenv("DCZ_REGISTRY", "~no-such-user-at-all/x")
     with pytest.raises(RegistryError, match="no place"):
         default_registry()
+    with pytest.raises(RegistryError, match="no place"):
+        LocalStore("~no-such-user-at-all/x")
 
 
 def test_the_default_registry_is_used(
@@ -341,6 +362,11 @@ def test_a_model_is_read_where_it_lies(registry: Path, make_dcz: MakeDcz) -> Non
     with Reader(path) as located, Reader(model) as original:
         np.testing.assert_array_equal(located.read("weight"), original.read("weight"))
         assert located.digest == original.digest
+    found = locate_file("m:1", registry=registry)
+    assert (found.path, found.digest) == (path, original.digest)
+    assert found.reference == resolve("m:1", registry=registry).reference
+    with found.open(threads=1) as reader:
+        assert reader.digest == found.digest
 
 
 def test_one_of_several_files_is_named(registry: Path, make_dcz: MakeDcz) -> None:
@@ -366,6 +392,22 @@ def test_locate_sees_a_file_that_is_not_the_one_that_was_pushed(registry: Path, 
             locate("m:1", registry=registry)
     blob.unlink()
     with pytest.raises(RegistryCorrupt, match="missing"):
+        locate("m:1", registry=registry)
+
+
+def test_a_located_file_says_which_one_it_has_to_be(registry: Path, make_dcz: MakeDcz) -> None:
+    model, other = make_dcz("model.dcz", 1, 1), make_dcz("other.dcz", 2, 1)
+    assert model.stat().st_size == other.stat().st_size
+    push(model, "m:1", registry=registry)
+    blob = blob_of(registry, model.read_bytes())
+    blob.chmod(0o644)
+    blob.write_bytes(other.read_bytes())
+    found = locate_file("m:1", registry=registry)
+    with Reader(found.path) as reader:
+        assert reader.digest != found.digest
+    with pytest.raises(RegistryCorrupt, match=rf"m:1@sha256:.*is {reader.digest}, not {found.digest}"):
+        found.open()
+    with pytest.raises(RegistryCorrupt, match=rf"m:1@sha256:.*is {reader.digest}, not {found.digest}"):
         locate("m:1", registry=registry)
 
 
