@@ -17,7 +17,7 @@ from dcz.converters.pytorch import PyTorchSource
 from dcz.converters.recipes import load_recipe
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource
 from dcz.converters.torch_tensors import is_module
-from dcz.errors import SourceError
+from dcz.errors import SourceError, UsageError
 from dcz.format import Reader
 from dcz.format.atomic import naming
 from dcz.format.layout import MAGIC
@@ -65,6 +65,8 @@ def _open_file(path: Path, threads: int | None) -> TensorSource:
         return PyTorchSource.from_index(path)
     with path.open("rb") as file:
         start = file.read(16)
+    if not start:
+        raise SourceError(f"{path}: the file is empty")
     # The first byte of safetensors is any, so that its "{" is looked for before the marks of others.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return SafetensorsSource.from_file(path)
@@ -73,7 +75,7 @@ def _open_file(path: Path, threads: int | None) -> TensorSource:
     if start.startswith(_ZIP) or start[:1] == bytes([_PICKLE]):
         return PyTorchSource.from_file(path)
     raise SourceError(
-        f"{path.name}: neither safetensors, nor a torch checkpoint, nor .dcz",
+        f"{path}: neither safetensors, nor a torch checkpoint, nor .dcz",
         hint="a folder, a module and a dictionary of tensors can be converted too",
     )
 
@@ -91,15 +93,33 @@ def open_source(source: SourceLike, *, threads: int | None = None) -> TensorSour
         return module_source(source)
     if not isinstance(source, str | os.PathLike):
         raise SourceError(f"a {type(source).__name__} is not a model that can be converted")
+    if not os.fspath(source):
+        raise SourceError("the source is an empty path")
     path = Path(source)
     try:
         if path.is_dir():
             return HuggingFaceSource(path)
         if path.is_file():
             return _open_file(path, threads)
+        if path.exists():
+            raise SourceError(f"{source}: neither a regular file nor a folder")
     except OSError as exc:
         raise SourceError(f"{source}: cannot be read: {exc.strerror or exc}") from exc
     raise SourceError(f"{source}: no such file or folder")
+
+
+def _check_metadata(metadata: Any) -> None:
+    if not isinstance(metadata, Mapping):
+        raise UsageError(f"metadata is a dictionary of strings, not a {type(metadata).__name__}")
+    for key, value in metadata.items():
+        if not isinstance(key, str):
+            raise UsageError(f"metadata is a dictionary of strings, and its key {key!r} is none")
+        if not isinstance(value, str):
+            raise UsageError(f"metadata is a dictionary of strings, and metadata[{key!r}] is {value!r}")
+        try:
+            f"{key}{value}".encode()
+        except UnicodeEncodeError as exc:
+            raise UsageError(f"metadata[{key!r}] holds half of a surrogate pair") from exc
 
 
 def convert(
@@ -120,10 +140,11 @@ def convert(
     Memory holds the largest tensor and a few segments, not the model. Nothing appears at ``path`` before it is whole.
 
     Raises SourceError (or UnsafePickle) if the source cannot be read, RecipeError if the recipe is not valid,
-    EncodingError if a tensor cannot be stored as the recipe says, OSError if the disk does not take the file.
+    UsageError if ``metadata`` is not text, EncodingError if a tensor cannot be stored as the recipe says, OSError if the disk does not take the file.
     """
     start = time.perf_counter()
     plan = load_recipe(recipe)
+    _check_metadata({} if metadata is None else metadata)
     opened = open_source(source, threads=threads)
     try:
         with naming(path):

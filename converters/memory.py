@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcz.converters.base import AssetData
-from dcz.converters.torch_tensors import check_tensor, is_tensor, to_numpy, view_key
+from dcz.converters.torch_tensors import (
+    check_no_packed_parameters,
+    check_tensor,
+    is_tensor,
+    to_numpy,
+    unwrapped,
+    view_key,
+)
 from dcz.errors import EncodingError, SourceError
 from dcz.format.dtypes import DType, dtype_of
 from dcz.format.manifest import Provenance, check_name
@@ -118,8 +125,18 @@ def _size(value: Any) -> int:
 
 
 def module_source(module: torch.nn.Module) -> MemorySource:
-    """The parameters and persistent buffers of a module; tied ones once."""
-    state = module.state_dict()
-    extra = [name for name, value in state.items() if not is_tensor(value)]
-    notes = tuple(f"left out: {name}, which is no tensor" for name in extra)
-    return MemorySource({name: value for name, value in state.items() if name not in extra}, notes=notes)
+    """The parameters and persistent buffers of a module; tied ones once. Of a wrapper, as
+    DataParallel and torch.compile make them, those of the module inside, under its own names.
+
+    Raises SourceError as MemorySource does, and if the module holds weights that are no tensors.
+    """
+    inner, prefixes = unwrapped(module)
+    notes = [f"the prefix {prefix!r} of all names was removed" for prefix in prefixes]
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in inner.state_dict().items():
+        if is_tensor(value):
+            tensors[name] = value
+        else:
+            check_no_packed_parameters(name, value)
+            notes.append(f"left out: {name}, which is no tensor")
+    return MemorySource(tensors, notes=tuple(notes))

@@ -15,15 +15,16 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from dcz.converters.base import AssetData, sha256_of_file
 from dcz.converters.memory import MemorySource
 from dcz.converters.safetensors import read_weight_map
-from dcz.converters.torch_tensors import is_tensor, require_torch
+from dcz.converters.torch_tensors import check_no_packed_parameters, is_tensor, require_torch
 from dcz.errors import SourceError, UnsafePickle
 from dcz.format.manifest import Provenance, SourceFile
 
@@ -33,113 +34,199 @@ if TYPE_CHECKING:
 
 __all__ = ["PyTorchSource"]
 
+_ZIP: Final = b"PK\x03\x04"
+_LEGACY_PICKLES: Final = 5  # the object is the fourth
 _GLOBAL: Final = re.compile(r"GLOBAL (\S+)")
+_PLACE_IN_TORCH: Final = re.compile(r"\[enforce fail at [^\]]*\][ .]*")
 _NESTED: Final = ("state_dict", "model_state_dict", "model", "module")
+_MAX_NESTED: Final = 4  # a dictionary may hold itself
 _PREFIXES: Final = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 _MAX_EXPANDED: Final = 1 << 26
+_UNREAD_PROTOCOLS: Final = (4, 5)  # torch.load(weights_only=True) knows those before
+_NO_CHECKPOINT: Final = "not a torch checkpoint, or damaged"
 
 
-def _zip_problem(path: Path) -> str | None:
-    """Why the records of a zip checkpoint cannot be mapped. torch would map a compressed one as if it were plain."""
+def _check_zip(path: Path) -> None:
+    """Raises SourceError unless this is a checkpoint whose records can be mapped.
+
+    torch would map a compressed record as if it were plain.
+    """
+    problem = hint = None
     try:
         with zipfile.ZipFile(path) as archive:
-            for record in archive.infolist():
+            records = archive.infolist()
+            names = {record.filename for record in records}
+            root = records[0].filename.partition("/")[0] if records else ""  # as torch finds it
+            if f"{root}/constants.pkl" in names:
+                problem = "a TorchScript archive, which holds a program and not only weights"
+                hint = (
+                    "if you trust it, save torch.jit.load(...).state_dict() with torch.save, and convert that"
+                )
+            elif f"{root}/data.pkl" not in names:
+                problem = "a zip file, but not a torch checkpoint: it has no data.pkl"
+            for record in records if problem is None else ():
                 if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
-                    return f"its record {record.filename!r} is compressed, which torch.save never does"
-                if record.filename.endswith("/byteorder") and archive.read(record) != b"little":
-                    return "it was written on a big-endian machine"
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, ValueError) as exc:
-        return f"it is not a valid zip file: {exc}"
-    return None
+                    problem = f"cannot be read: its record {record.filename!r} is compressed, which torch.save never does"
+                elif record.filename == f"{root}/byteorder" and archive.read(record) != b"little":
+                    problem = "cannot be read: it was written on a big-endian machine"
+    except Exception as exc:  # zipfile lets through whatever the bytes of a damaged file make go wrong
+        raise SourceError(f"{path}: cannot be read: it is not a valid zip file{_because(exc)}") from exc
+    if problem is not None:
+        raise SourceError(f"{path}: {problem}", hint=hint)
 
 
-def _asks_for(path: Path, mapped: bool) -> str | None:
-    """Something that a pickle imports and that is not torch's, from a look at its opcodes. Nothing of it is run.
+def _because(exc: Exception) -> str:
+    """The first line of what an exception says, without the place in torch's own source."""
+    lines = _PLACE_IN_TORCH.sub("", str(exc)).strip().splitlines()
+    return f": {lines[0]}" if lines else ""
+
+
+@dataclass
+class _Opcodes:
+    """What a look at the opcodes of a pickle finds. Nothing of it is run.
 
     torch gives up at the first opcode that it does not know, so that of pickles of protocol 4 and 5 it never sees more.
     """
-    with contextlib.ExitStack() as stack:
-        file: IO[bytes]
-        if mapped:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            pickles = [record for record in archive.namelist() if record.endswith(".pkl")]
-            if not pickles:
-                return None
-            file = stack.enter_context(archive.open(pickles[0]))
-        else:
-            file = stack.enter_context(path.open("rb"))
-        strings = ["", ""]
-        with contextlib.suppress(Exception):  # of a damaged pickle, what comes before the damage counts
-            for opcode, argument, _ in pickletools.genops(file):
-                asked = None
-                if opcode.name == "GLOBAL":
-                    asked = str(argument).replace(" ", ".")
-                elif opcode.name == "STACK_GLOBAL":
-                    asked = ".".join(strings)
-                elif isinstance(argument, str):
-                    strings = [strings[1], argument]
-                if asked is not None and not asked.startswith(("torch.", "collections.")):
-                    return asked
-    return None
+
+    protocol: int = 0
+    asked: str | None = None  # something that is imported and that is not torch's
+
+    @classmethod
+    def of(cls, path: Path, mapped: bool) -> _Opcodes:
+        found = cls()
+        with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
+            # Of a damaged file, what comes before the damage counts.
+            file: IO[bytes]
+            if mapped:
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                file = stack.enter_context(archive.open(name))
+            else:
+                file = stack.enter_context(path.open("rb"))
+            for _ in range(1 if mapped else _LEGACY_PICKLES):
+                found._read(file)
+        return found
+
+    def _read(self, file: IO[bytes]) -> None:
+        strings: list[str | None] = [None, None]  # the last two of the stack, None for what is no string
+        memo: dict[Any, str | None] = {}
+        for opcode, argument, _ in pickletools.genops(file):
+            asked = None
+            match opcode.name:
+                case "PROTO":
+                    self.protocol = self.protocol or int(argument or 0)
+                    continue
+                case "FRAME":
+                    continue
+                case "MEMOIZE":
+                    memo[len(memo)] = strings[1]
+                    continue
+                case "PUT" | "BINPUT" | "LONG_BINPUT":
+                    memo[argument] = strings[1]
+                    continue
+                case "GET" | "BINGET" | "LONG_BINGET":
+                    pushed = memo.get(argument)
+                case "GLOBAL":
+                    asked, pushed = str(argument).replace(" ", "."), None
+                case "STACK_GLOBAL":
+                    known = [part for part in strings if part is not None]
+                    asked, pushed = ".".join(known) if len(known) == 2 else None, None
+                case _:
+                    pushed = argument if isinstance(argument, str) else None
+            strings = [strings[1], pushed]
+            if asked and self.asked is None and not asked.startswith(("torch.", "collections.")):
+                self.asked = asked
 
 
-def _load(path: Path, name: str) -> tuple[Any, bool]:
+def _load(path: Path) -> tuple[Any, bool]:
     """The object in a checkpoint, and whether its tensors are mapped from the file."""
     require_torch("reading a torch checkpoint")
     import torch
 
-    mapped = zipfile.is_zipfile(path)
-    problem = _zip_problem(path) if mapped else None
-    if problem is not None:
-        raise SourceError(f"{name}: cannot be read: {problem}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_ZIP))
+    except OSError as exc:
+        raise SourceError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    if not start:
+        raise SourceError(f"{path}: the file is empty")
+    mapped = start == _ZIP  # what torch goes by
+    if mapped:
+        _check_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols and storages; what matters raises
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
     except pickle.UnpicklingError as exc:
         found = _GLOBAL.search(str(exc))
-        asked = found[1] if found is not None else _asks_for(path, mapped)
-        if asked is None:
-            raise SourceError(f"{name}: not a torch checkpoint, or damaged") from exc
-        raise UnsafePickle(
-            f"{name}: refused, because reading it would run code: it asks for {asked}",
-            hint="if you trust it, save its model.state_dict() with safetensors or torch.save, and convert that",
-        ) from exc
+        opcodes = _Opcodes.of(path, mapped)
+        asked = found[1] if found is not None else opcodes.asked
+        if asked is not None:
+            raise UnsafePickle(
+                f"{path}: refused, because reading it would run code: it asks for {asked}",
+                hint="if you trust it, save its model.state_dict() with safetensors or torch.save, and convert that",
+            ) from exc
+        if opcodes.protocol in _UNREAD_PROTOCOLS:
+            raise SourceError(
+                f"{path}: cannot be read: it was saved with pickle protocol {opcodes.protocol}, and what torch reads "
+                "without running code is protocol 2 or 3",
+                hint="if you trust it, load it with torch.load(..., weights_only=False), and save it again with "
+                "torch.save, without pickle_protocol",
+            ) from exc
+        raise SourceError(f"{path}: {_NO_CHECKPOINT}") from exc
     except (
         Exception
-    ) as exc:  # a hostile pickle reaches many of torch's own checks, each with an exception of its own
-        raise SourceError(f"{name}: not a torch checkpoint, or damaged: {exc}") from exc
+    ) as exc:  # a hostile pickle reaches many of torch's own checks, each with its own exception
+        raise SourceError(f"{path}: {_NO_CHECKPOINT}{_because(exc)}") from exc
 
 
 def _state_dict(content: Any, name: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors of the model, and notes. ``name``: the file's, for the notes. Raises SourceError without the file."""
+    import torch
+
     notes: list[str] = []
-    while isinstance(content, Mapping):
-        nested = [key for key in _NESTED if _has_tensors(content.get(key))]
+    for _ in range(_MAX_NESTED):
+        fields = _fields(content)
+        nested = [key for key in _NESTED if _has_tensors(fields.get(key))]
         if not nested:
             break
-        notes += [f"left out of {name}: {key}" for key in content if key != nested[0]]
-        content = content[nested[0]]
-    if not _has_tensors(content):
-        raise SourceError(f"{name}: holds no dictionary of tensors", hint="save model.state_dict()")
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and is_tensor(value)}
-    notes += [f"left out of {name}: {key}, which is no tensor" for key in content if key not in tensors]
+        notes += [f"left out of {name}: {key}" for key in fields if key != nested[0]]
+        content = fields[nested[0]]
+    if not _has_tensors(content, depth=0):
+        raise SourceError("holds no dictionary of tensors", hint="save model.state_dict()")
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in _fields(content).items():
+        if not is_tensor(value):
+            check_no_packed_parameters(key, value)
+            notes.append(f"left out of {name}: {key}, which is no tensor")
+        elif not isinstance(key, str):
+            raise SourceError(f"the name {key!r} is not a string", hint="name each tensor by a string")
+        else:
+            # A tensor of its own: a pickle can put anything in the place of this one's methods.
+            tensors[key] = torch.Tensor.detach(value)
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) and len(key) > len(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
             notes.append(f"the prefix {prefix!r} of all names in {name} was removed")
     for key, tensor in tensors.items():
-        _check_expansion(key, tensor, name)
+        _check_expansion(key, tensor)
     return tensors, notes
 
 
-def _has_tensors(content: Any) -> bool:
-    return isinstance(content, Mapping) and any(
-        isinstance(key, str) and (is_tensor(value) or (key in _NESTED and _has_tensors(value)))
-        for key, value in content.items()
+def _fields(content: Any) -> dict[Any, Any]:
+    """What is in a dictionary; a pickle can put anything in the place of an OrderedDict's methods."""
+    return dict(dict.items(content)) if isinstance(content, dict) else {}
+
+
+def _has_tensors(content: Any, depth: int = _MAX_NESTED) -> bool:
+    """Whether this is a dictionary with tensors, or, down to ``depth``, with a model's dictionary of them."""
+    return any(
+        is_tensor(value) or (depth > 0 and key in _NESTED and _has_tensors(value, depth - 1))
+        for key, value in _fields(content).items()
     )
 
 
-def _check_expansion(key: str, tensor: torch.Tensor, name: str) -> None:
+def _check_expansion(key: str, tensor: torch.Tensor) -> None:
     """A few bytes with a stride of 0 can claim to be terabytes."""
     import torch
 
@@ -147,7 +234,16 @@ def _check_expansion(key: str, tensor: torch.Tensor, name: str) -> None:
         return  # refused later, with the reason
     size = tensor.numel() * tensor.element_size()
     if size > max(_MAX_EXPANDED, tensor.untyped_storage().nbytes()):
-        raise SourceError(f"{name}: the tensor {key!r} claims {size} bytes, more than the file holds for it")
+        raise SourceError(f"the tensor {key!r} claims {size} bytes, more than the file holds for it")
+
+
+@contextlib.contextmanager
+def _in_file(path: Path) -> Generator[None]:
+    """Errors about a checkpoint's tensors name the file."""
+    try:
+        yield
+    except SourceError as exc:
+        raise SourceError(f"{path}: {exc.message}", hint=exc.hint) from exc
 
 
 class PyTorchSource:
@@ -164,12 +260,13 @@ class PyTorchSource:
         owner: dict[str, str] = {}
         for name, path in self._files:
             if not path.is_file():
-                raise SourceError(f"{name}: no such file")
-            content, mapped = _load(path, name)
-            tensors, notes = _state_dict(content, name)
-            del content
+                raise SourceError(f"{path}: no such file")
+            content, mapped = _load(path)
+            with _in_file(path):
+                tensors, notes = _state_dict(content, name)
+                part = MemorySource(tensors, release=_release_pages if mapped else None)
+            del content, tensors
             self._notes += notes
-            part = MemorySource(tensors, release=_release_pages if mapped else None)
             for key in part.names():
                 if owner.setdefault(key, name) != name:
                     raise SourceError(f"the tensor {key!r} stands in {owner[key]} and in {name}")
@@ -188,7 +285,7 @@ class PyTorchSource:
         source = cls([(shard, path.parent / shard) for shard in sorted(set(weights.values()))])
         missing = weights.keys() - {name for part in source._parts for name in part.names()}
         if missing:
-            raise SourceError(f"{path.name}: the tensor {min(missing)!r} is not in {weights[min(missing)]}")
+            raise SourceError(f"{path}: the tensor {min(missing)!r} is not in {weights[min(missing)]}")
         return source
 
     @property
@@ -207,8 +304,9 @@ class PyTorchSource:
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         self._digests = self._hashing.submit(self._hash)
-        for part in self._parts:
-            yield from part.tensors()
+        for (_, path), part in zip(self._files, self._parts, strict=True):
+            with _in_file(path):
+                yield from part.tensors()
 
     def _hash(self) -> list[bytes]:
         return [sha256_of_file(path) for _, path in self._files]

@@ -57,7 +57,7 @@ def read_weight_map(path: Path) -> tuple[bytes, dict[str, str]]:
             raise ValueError("its weight_map is not an object of strings")
         check_asset_paths(sorted(set(weights.values())))
     except ValueError as exc:
-        raise SourceError(f"{path.name}: not a valid index of shards: {exc}") from exc
+        raise SourceError(f"{path}: not a valid index of shards: {exc}") from exc
     return data, weights
 
 
@@ -82,8 +82,8 @@ class SafetensorsSource:
                 try:
                     file = self._stack.enter_context(path.open("rb"))
                 except OSError as exc:
-                    raise SourceError(f"{name}: cannot be read: {exc.strerror}") from exc
-                self._files.append((name, file.fileno(), read_header(file.fileno(), file=name)))
+                    raise SourceError(f"{path}: cannot be read: {exc.strerror}") from exc
+                self._files.append((name, file.fileno(), read_header(file.fileno(), file=str(path))))
             owner: dict[str, str] = {}
             for name, _, header in self._files:
                 for tensor in header.tensors:
@@ -110,7 +110,7 @@ class SafetensorsSource:
         shards = sorted(set(weights.values()))
         for shard in shards:
             if not (path.parent / shard).is_file():
-                raise SourceError(f"{path.name}: the shard {shard} is missing")
+                raise SourceError(f"{path}: the shard {shard} is missing")
         source = cls(
             [(shard, path.parent / shard) for shard in shards], index=AssetData(path.name, lambda: data)
         )
@@ -118,7 +118,7 @@ class SafetensorsSource:
         for tensor, shard in weights.items():
             if held.get(tensor) != shard:
                 source.close()
-                raise SourceError(f"{path.name}: the tensor {tensor!r} is not in {shard}")
+                raise SourceError(f"{path}: the tensor {tensor!r} is not in {shard}")
         return source
 
     @property

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dcz.errors import SourceError
+from dcz.errors import EncodingError, SourceError
 from dcz.format.dtypes import DTYPES, DType
 from dcz.format.layout import MAX_RANK
 from dcz.format.manifest import check_name
@@ -169,6 +169,8 @@ def read_header(descriptor: int, *, file: str) -> Header:
     Raises SourceError as parse_header does, and if the file is longer or shorter than its header says.
     """
     size = os.fstat(descriptor).st_size
+    if size == 0:
+        raise SourceError(f"{file}: the file is empty")
     start = os.pread(descriptor, _LENGTH.size, 0)
     length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else 0
     if not 2 <= length <= min(MAX_HEADER, size - _LENGTH.size):
@@ -186,15 +188,26 @@ def read_header(descriptor: int, *, file: str) -> Header:
 def build_header(
     tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> Header:
-    """The header that safetensors gives these tensors: widest types first, then by name, so that all are aligned."""
+    """The header that safetensors gives these tensors: widest types first, then by name, so that all are aligned.
+
+    Raises EncodingError if there is no such header, as one of the names means something else in it, or it would be
+    longer than safetensors reads.
+    """
     ordered = sorted(tensors, key=lambda item: (_ORDER.index(item[1].safetensors), item[0].encode()))
     fields: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
     placed: list[HeaderTensor] = []
     end = 0
     for name, dtype, shape in ordered:
+        if name == _METADATA:
+            raise EncodingError(
+                f"a safetensors file cannot hold a tensor called {name!r}, which is what its metadata is called",
+                hint="the .dcz file can be loaded; rename the tensor to write it as safetensors",
+            )
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         fields[name] = {"dtype": dtype.safetensors, "shape": list(shape), "data_offsets": [begin, end]}
         placed.append(HeaderTensor(name, dtype, shape, begin, end))
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > MAX_HEADER:
+        raise EncodingError(f"a safetensors header of {len(text)} bytes: at most {MAX_HEADER} are read")
     return Header(_LENGTH.pack(len(text)) + text, tuple(placed), dict(metadata or {}))

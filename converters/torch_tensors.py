@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "check_no_packed_parameters",
     "check_tensor",
     "is_module",
     "is_tensor",
@@ -28,6 +29,7 @@ __all__ = [
     "to_numpy",
     "to_torch",
     "torch_dtype",
+    "unwrapped",
     "view_key",
 ]
 
@@ -49,6 +51,40 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
 def is_module(value: object) -> TypeGuard[torch.nn.Module]:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def unwrapped(module: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """The module inside of DataParallel, DistributedDataParallel and torch.compile, and the prefixes of its names that
+    come from these, the outermost first."""
+    import torch
+
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    prefixes: list[str] = []
+    while True:
+        if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            prefix = "module"
+        elif isinstance(module, compiled):
+            prefix = "_orig_mod"
+        else:
+            return module, tuple(prefixes)
+        prefixes.append(f"{prefix}.")
+        module = getattr(module, prefix)
+
+
+def check_no_packed_parameters(name: Any, value: object) -> None:
+    """Raises SourceError if something that is no tensor holds weights, as modules do that torch has quantized."""
+    import torch
+
+    def packed(value: object) -> bool:
+        if isinstance(value, list | tuple):
+            return any(is_tensor(item) and item.is_quantized for item in value)
+        return isinstance(value, torch.ScriptObject)
+
+    if packed(value):
+        raise SourceError(
+            f"{name!r} holds weights that torch has quantized and packed, which .dcz cannot store",
+            hint="convert the model as it was before torch quantized it, with a recipe that quantizes",
+        )
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from dcz.converters.container import DczSource
 from dcz.converters.conversion import convert, open_source
 from dcz.converters.decoding import decode
 from dcz.converters.safetensors_header import build_header
-from dcz.errors import DczError, ManifestError, RecipeError, SourceError, UsageError
+from dcz.errors import DczError, EncodingError, ManifestError, RecipeError, SourceError, UsageError
 from dcz.format import DTYPES, Reader, Writer
 
 
@@ -37,12 +37,46 @@ def _write(path: Path, tensors: dict[str, np.ndarray], *assets: tuple[str, bytes
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"x", b"hello, this is text", b"PK", b"\x89DCZ", b"\xff" * 64, b'{"a": 1}', b"GGUF" + b"\0" * 60],
+    [b"x", b"hello, this is text", b"PK", b"\x89DCZ", b"\xff" * 64, b'{"a": 1}', b"GGUF" + b"\0" * 60],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(SourceError, match="file: neither safetensors, nor"):
+    with pytest.raises(SourceError, match="/file: neither safetensors, nor"):
         convert(tmp_path / "file", tmp_path / "m.dcz")
+
+
+@pytest.mark.parametrize("name", ["file", "a.pt", "pytorch_model.bin", "model.safetensors"])
+def test_empty_files_are_said_to_be_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(SourceError, match=f"^{tmp_path}/{name}: the file is empty$"):
+        convert(tmp_path / name, tmp_path / "m.dcz")
+    if "model" in name:
+        with pytest.raises(SourceError, match=f"{name}: the file is empty$"):
+            convert(tmp_path, tmp_path / "m.dcz")
+
+
+def test_paths_that_are_no_file_are_told_apart(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/null", str(tmp_path / "pipe")):
+        with pytest.raises(SourceError, match=f"^{path}: neither a regular file nor a folder"):
+            convert(path, tmp_path / "m.dcz")
+    with pytest.raises(SourceError, match="the source is an empty path"):
+        convert("", tmp_path / "m.dcz")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"a": 1}, r"metadata\['a'\] is 1"),
+        ({"a": "b", 2: "c"}, "its key 2 is none"),
+        ([("a", "b")], "not a list"),
+        ({"a": "\ud800"}, r"metadata\['a'\] holds half of a surrogate pair"),
+    ],
+)
+def test_metadata_that_is_not_text_is_refused(tmp_path: Path, metadata: Any, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        convert({"a": np.zeros(1)}, tmp_path / "m.dcz", metadata=metadata)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("source", [5, None, b"bytes", ["list"], object()])
@@ -145,6 +179,16 @@ def test_tied_tensors_stand_in_safetensors_under_each_name(tmp_path: Path) -> No
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == {"a", "b", "z"}
     assert torch.equal(found["a"], found["z"])
+
+
+def test_a_name_that_safetensors_keeps_for_itself(tmp_path: Path) -> None:
+    """It would be read as the file's metadata, and the file refused by everyone."""
+    convert({"__metadata__": np.ones(2), "a": np.ones(3)}, tmp_path / "m.dcz")
+    assert dcz.load(tmp_path / "m.dcz")["__metadata__"].tolist() == [1, 1]
+    for place in ("x.safetensors", "folder"):
+        with pytest.raises(EncodingError, match="cannot hold a tensor called '__metadata__'"):
+            decode(tmp_path / "m.dcz", tmp_path / place)
+    assert os.listdir(tmp_path) == ["m.dcz"]
 
 
 def test_a_folder_is_made_whole_or_not_at_all(tmp_path: Path) -> None:

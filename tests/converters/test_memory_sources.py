@@ -125,3 +125,32 @@ def test_quantized_and_nested_tensors_are_refused(tmp_path: Path) -> None:
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
     with pytest.raises(SourceError, match="'a' is"):
         convert({"a": nested}, tmp_path / "m.dcz")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", [torch.nn.Linear, torch.nn.LSTM])
+def test_a_module_that_torch_has_quantized_is_refused(tmp_path: Path, kind: Any) -> None:
+    module = torch.nn.Sequential(kind(4, 4))
+    quantize: Any = torch.ao.quantization.quantize_dynamic
+    quantized = quantize(module, {kind}, dtype=torch.qint8)
+    with pytest.raises(SourceError, match=r"'0\..*' holds weights that torch has quantized and packed"):
+        convert(quantized, tmp_path / "m.dcz")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wrappers_leave_no_prefix(tmp_path: Path) -> None:
+    """As of files; a module's own child may be called so."""
+    inner = torch.nn.Linear(3, 2)
+    compiled = torch.compile(inner)
+    assert isinstance(compiled, torch.nn.Module)
+    parallel = torch.nn.DataParallel(compiled)
+    for module, prefixes in ((compiled, ["_orig_mod."]), (parallel, ["module.", "_orig_mod."])):
+        done = convert(module, tmp_path / "m.dcz")
+        assert done.notes == tuple(f"the prefix {prefix!r} of all names was removed" for prefix in prefixes)
+        found = dcz.load(tmp_path / "m.dcz")
+        assert found.keys() == inner.state_dict().keys()
+        assert torch.equal(found["weight"], inner.weight)
+    own = torch.nn.Module()
+    own.module = inner
+    assert convert(own, tmp_path / "m.dcz").notes == ()
+    assert set(dcz.load(tmp_path / "m.dcz")) == {"module.weight", "module.bias"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import hashlib
 import json
 import os
@@ -11,13 +12,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import dcz
 from dcz.converters.conversion import Converted, convert
@@ -91,12 +91,49 @@ def test_a_training_checkpoint_gives_its_model(tmp_path: Path, legacy: bool) -> 
 
 @pytest.mark.parametrize("wrap", [("model",), ("model", "state_dict"), ("model_state_dict",), ("module",)])
 def test_state_dicts_are_found_where_they_usually_are(tmp_path: Path, wrap: tuple[str, ...]) -> None:
-    content: Any = {"a.weight": torch.ones(2), "note": "no tensor", 3: torch.ones(1)}
+    content: Any = {"a.weight": torch.ones(2), "note": "no tensor", 3: "neither"}
     for key in wrap:
         content = {key: content, "step": 1}
     done, found = _convert(content, tmp_path)
     assert list(found) == ["a.weight"]
     assert any("note, which is no tensor" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("content", [{3: torch.ones(1)}, {"a": torch.ones(1), 3: torch.ones(1)}])
+@pytest.mark.parametrize("wrap", [(), ("model",)])
+def test_a_tensor_without_a_name_is_refused(tmp_path: Path, content: Any, wrap: tuple[str, ...]) -> None:
+    for key in wrap:
+        content = {key: content}
+    with pytest.raises(SourceError, match=r"/in\.pt: the name 3 is not a string"):
+        _convert(content, tmp_path)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_a_dictionary_that_holds_itself_ends(tmp_path: Path, key: str, first: bool) -> None:
+    content: dict[str, Any] = {key: None} if first else {}
+    content["a"] = torch.ones(1)
+    content[key] = content
+    _, found = _convert(content, tmp_path)
+    assert list(found) == ["a"]
+    del content["a"]
+    with pytest.raises(SourceError, match="holds no dictionary of tensors"):
+        _convert(content, tmp_path)
+
+
+def test_what_a_pickle_puts_over_methods_is_not_called(tmp_path: Path) -> None:
+    """Both are within what torch.load(weights_only=True) builds."""
+    tensor = torch.ones(2)
+    for name in ("numel", "contiguous", "resolve_neg"):
+        setattr(tensor, name, 5)
+
+    class Overridden:
+        def __reduce__(self) -> Any:
+            state = dict.fromkeys(("items", "get", "keys"), 5)
+            return (collections.OrderedDict, (), state, None, iter([("a", tensor)]))
+
+    _, found = _convert(Overridden(), tmp_path)
+    assert found["a"].tolist() == [1, 1]
 
 
 def test_a_prefix_that_not_all_have_stays(tmp_path: Path) -> None:
@@ -140,7 +177,7 @@ def test_shared_and_strided_tensors(tmp_path: Path, legacy: bool) -> None:
     ids=["sparse", "complex", "meta"],
 )
 def test_what_cannot_be_stored_is_named(tmp_path: Path, tensor: torch.Tensor, reason: str) -> None:
-    with pytest.raises(SourceError, match=f"'odd' .*{reason}"):
+    with pytest.raises(SourceError, match=f"/in.pt: the tensor 'odd' .*{reason}"):
         _convert({"fine": torch.ones(2), "odd": tensor}, tmp_path)
     assert not (tmp_path / "m.dcz").exists()
 
@@ -236,28 +273,138 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "c.pt", tmp_path / "m.dcz")
 
 
-@given(st.data())
-@settings(deadline=None)
-def test_damage_is_an_error_of_ours(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    folder = tmp_path_factory.mktemp("damage")
-    legacy = data.draw(st.booleans())
-    torch.save(
-        {"a": torch.ones(20), "b": torch.ones(3)}, folder / "a.pt", _use_new_zipfile_serialization=not legacy
-    )
-    file = bytearray((folder / "a.pt").read_bytes())
-    if data.draw(st.booleans()):
-        del file[data.draw(st.integers(0, len(file) - 1)) :]
-    else:
-        for _ in range(data.draw(st.integers(1, 4))):
-            # The first 400 bytes hold the pickle in both forms, and the zip's names.
-            file[data.draw(st.integers(0, min(400, len(file) - 1)))] = data.draw(st.integers(0, 255))
-    (folder / "b.pt").write_bytes(file)
-    try:
-        convert(folder / "b.pt", folder / "m.dcz")
-    except SourceError:
-        assert not (folder / "m.dcz").exists()
-    else:
-        verify(folder / "m.dcz", deep=True)
+def _mutant(file: bytes, random: Random) -> bytes:
+    """A file with one to four changes: of bytes, in length, or of what a zip says of its records."""
+    changed = bytearray(file)
+    for _ in range(random.choice([1, 1, 2, 4])):
+        kind, place = random.random(), random.randrange(len(changed))
+        if kind < 0.5:
+            # The first 500 bytes hold the pickle in both forms, the last 700 the directory of the zip.
+            near = (place, place % 500, len(changed) - 1 - place % 700)
+            changed[max(0, random.choice(near))] = random.choice([0, 1, 128, 255, random.randrange(256)])
+        elif kind < 0.6:
+            del changed[max(1, place) :]
+        elif kind < 0.7:
+            del changed[max(1, place) : place + random.choice([2, 8, 100])]
+        elif kind < 0.8:
+            changed[place:place] = changed[random.randrange(len(changed)) :][: random.choice([1, 4, 16])]
+        else:
+            record = changed.find(random.choice([b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7"]))
+            place = min(len(changed) - 1, max(0, record) + random.randrange(60))
+            changed[place] = random.choice([0, 1, 128, 255, random.randrange(256)])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_damage_is_an_error_of_ours(tmp_path: Path, legacy: bool, protocol: int) -> None:
+    random = Random(f"{legacy} {protocol}")
+    content = {"state_dict": {"a": torch.ones(20), "b": torch.ones(3).bfloat16()}, "epoch": 1}
+    path = tmp_path / "a.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
+    file = path.read_bytes()
+    for _ in range(250):
+        path.write_bytes(_mutant(file, random))
+        try:
+            convert(path, tmp_path / "m.dcz", threads=1)
+        except SourceError as exc:
+            message = str(exc)
+        else:
+            message = f"{path}: "
+            verify(tmp_path / "m.dcz", deep=True)
+            (tmp_path / "m.dcz").unlink()
+        assert message.startswith(f"{path}: ")
+        assert not (tmp_path / "m.dcz").exists()
+
+
+def _end_of_zip(file: bytearray) -> int:
+    return file.rindex(b"PK\5\6")
+
+
+def _several_disks(file: bytearray) -> None:
+    """What zipfile.is_zipfile does not answer, but raise."""
+    place = _end_of_zip(file)
+    file[place:place] = b"PK\6\7" + bytes(12) + (2).to_bytes(4, "little")
+
+
+def _longer_than_the_file(file: bytearray) -> None:
+    """A record that ends behind the file: EOFError."""
+    record = file.index(b"byteorder", file.index(b"PK\1\2")) - 46 - len("archive/")
+    for field in (20, 24):
+        file[record + field : record + field + 4] = (1 << 24).to_bytes(4, "little")
+
+
+def _name_that_is_not_text(file: bytearray) -> None:
+    place = file.index(b"archive/data.pkl")
+    file[place] = 0xFF
+    file[file.index(b"PK\3\4") + 7] |= 8  # its flags: names are UTF-8
+
+
+@pytest.mark.parametrize(
+    ("damage", "protocol"),
+    [
+        (_several_disks, 2),
+        (_longer_than_the_file, 2),
+        (_name_that_is_not_text, 4),
+    ],  # 4: opcodes are looked at
+)
+def test_a_damaged_zip_is_said_to_be_one(tmp_path: Path, damage: Any, protocol: int) -> None:
+    path = tmp_path / "archive.pt"
+    torch.save({"a": torch.ones(20)}, path, pickle_protocol=protocol)
+    file = bytearray(path.read_bytes())
+    damage(file)
+    path.write_bytes(file)
+    with pytest.raises(
+        SourceError, match=r"/archive\.pt: (cannot be read|not a torch checkpoint|it was saved)"
+    ):
+        convert(path, tmp_path / "m.dcz")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_protocols_that_torch_does_not_read_are_named(tmp_path: Path, legacy: bool, protocol: int) -> None:
+    content = {f"layer.{i}": torch.ones(2) for i in range(3)}
+    path = tmp_path / "in.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
+    if protocol < 4:
+        assert convert(path, tmp_path / "m.dcz").tensors == 3
+        return
+    with pytest.raises(
+        SourceError, match=rf"saved with pickle protocol {protocol}, .* is protocol 2 or 3"
+    ) as caught:
+        convert(path, tmp_path / "m.dcz")
+    assert not isinstance(caught.value, UnsafePickle)
+    assert "without pickle_protocol" in str(caught.value.hint)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_other_zip_files_are_told_apart(tmp_path: Path) -> None:
+    script = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(2))  # type: ignore[no-untyped-call]
+    script.save(str(tmp_path / "script.pt"))
+    with pytest.raises(SourceError, match=r"/script\.pt: a TorchScript archive.*torch\.jit\.load"):
+        convert(tmp_path / "script.pt", tmp_path / "m.dcz")
+    for names in (["a.txt"], ["a/b.txt"], []):
+        with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, "text")
+        with pytest.raises(SourceError) as caught:
+            convert(tmp_path / "some.zip", tmp_path / "m.dcz")
+        assert "enforce fail" not in str(caught.value)
+        if names:
+            assert str(caught.value).endswith(
+                "/some.zip: a zip file, but not a torch checkpoint: it has no data.pkl"
+            )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_packed_parameters_of_torch_are_refused(tmp_path: Path) -> None:
+    """Without them, a file would hold the scales and zero points of a model, and none of its weights."""
+    weight = torch.quantize_per_tensor(torch.randn(3, 4), 0.1, 0, torch.qint8)
+    packed = {"0.scale": torch.ones(1), "0._packed_params._packed_params": (weight, torch.ones(3))}
+    with pytest.raises(
+        SourceError, match=r"in\.pt: '0\._packed_params\._packed_params' holds weights that torch has"
+    ):
+        _convert(packed, tmp_path)
 
 
 def test_shards_with_an_index(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from tests.converters.raw_safetensors import entry, raw_safetensors
 
+from dcz.converters import safetensors_header
 from dcz.converters.safetensors_header import Header, build_header, parse_header
-from dcz.errors import SourceError
+from dcz.errors import EncodingError, SourceError
 from dcz.format import DTYPES, DType
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
@@ -189,3 +190,14 @@ def test_a_wrong_header_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(SourceError, match=r"^x\.safetensors: ") as caught:
         parse_header(header, file="x.safetensors")
     assert reason in str(caught.value)
+
+
+def test_what_a_header_cannot_say_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = DTYPES["f32"]
+    with pytest.raises(EncodingError, match="cannot hold a tensor called '__metadata__'"):
+        build_header([("a", row, (2,)), ("__metadata__", row, (2,))])
+    tensors = [(f"a{i}", row, (2,)) for i in range(9)]
+    assert len(build_header(tensors).raw) < 600
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER", 300)
+    with pytest.raises(EncodingError, match="at most 300 are read"):
+        build_header(tensors)
