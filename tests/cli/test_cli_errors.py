@@ -218,8 +218,10 @@ def test_a_full_disk(model: Home, share: float) -> None:
         assert done.json["error"]["code"] == "disk-full"
         assert done.json["error"]["file"] == file
         assert "free some space" in done.err
-    assert model.run("push", "model.dcz", "m:2", code=1, command=command).err.startswith("dcz: error: ")
-    assert model.run("pull", "m:1", "-o", "new", code=1, command=command).err.startswith("dcz: error: ")
+    for arguments in (("push", "model.dcz", "m:2"), ("pull", "m:1", "-o", "new")):
+        done = model.run(*arguments, "--json", code=1, command=command)
+        assert done.json["error"]["code"] == "disk-full"
+        assert done.err.startswith("dcz: error: ")
     assert model.names() - {"new"} == before
     assert not (model.path / "new").exists() or model.names("new") == set()
     assert len(model.run("list", "--json").json["versions"]) == 1
@@ -229,18 +231,19 @@ def test_a_full_disk(model: Home, share: float) -> None:
 
 
 def test_standard_output_is_full_or_gone(model: Home) -> None:
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [*COMMAND, "inspect", "model.dcz"],
-            cwd=model.path,
-            env=model.environment,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr == "dcz: error: standard output: No space left on device\n"
+    for arguments in (["inspect", "model.dcz"], ["--help"], ["--version"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*COMMAND, *arguments],
+                cwd=model.path,
+                env=model.environment,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr == "dcz: error: standard output: No space left on device\n"
     process = model.start("inspect", "model.dcz", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 import click
 
 from dcz.cli.output import OutputError, emit_json, plain
-from dcz.errors import DczError, FormatError
+from dcz.errors import DczError, FormatError, RegistryError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,9 @@ _JSON: Final = "dcz.json"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FREE: Final = "free some space and try again; nothing was left half-written"
+
+# Errors that say of themselves only where they come from.
+_GENERAL: Final = (RegistryError, SourceError, UsageError)
 
 # errno -> stable code, hint
 _OS_ERRORS: Final[dict[int, tuple[str, str | None]]] = {
@@ -123,7 +126,12 @@ class _Signals:
 def _describe(exc: DczError) -> dict[str, Any]:
     if isinstance(exc, FormatError):
         return _error(exc.code, exc.message, exc.file, exc.tensor, exc.offset, exc.hint)
-    return _error(exc.code, exc.message, hint=exc.hint)
+    code, file = exc.code, None
+    if type(exc) in _GENERAL and isinstance(exc.__cause__, OSError):  # the operating system's no, in other words
+        code = _OS_ERRORS.get(exc.__cause__.errno or 0, (code, None))[0]
+        name = exc.__cause__.filename
+        file = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else None
+    return _error(code, exc.message, file, hint=exc.hint)
 
 
 def _error(
