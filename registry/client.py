@@ -339,7 +339,10 @@ def list_artifacts(name: str | None = None, *, registry: RegistryLike = None) ->
 
 
 def history(name: str | None = None, *, registry: RegistryLike = None) -> list[Change]:
-    """Every version that was published and every alias that moved, oldest first. Raises RegistryError."""
+    """Every version that was published and every alias that moved, oldest first.
+
+    Raises RegistryError; RegistryCorrupt if some of it was lost and nothing has changed since.
+    """
     return open_registry(registry).history(name)
 
 

@@ -71,9 +71,10 @@ class Store(Protocol):
         ...
 
     def open_blob(self, digest: str, size: int) -> BinaryIO:
-        """The stream of a blob of this size. The content is *not* compared with the digest: the client does that.
+        """The stream of a blob of this size, which can be sought in, so that a copy that was cut off can go on.
 
-        Raises RegistryCorrupt if the blob is missing or has another size.
+        The content is *not* compared with the digest: the client does that. Raises RegistryCorrupt if the blob is
+        missing or has another size.
         """
         ...
 
@@ -93,7 +94,10 @@ class Store(Protocol):
         ...
 
     def history(self, name: str | None = None) -> list[Change]:
-        """All versions that were published and all aliases that moved, oldest first."""
+        """All versions that were published and all aliases that moved, oldest first.
+
+        Raises RegistryCorrupt if some were lost; from the next change on, there is a ``gap`` where they were.
+        """
         ...
 
     def collect_garbage(self, *, grace: float) -> Garbage:

@@ -53,6 +53,8 @@ class StoreContract:
         assert digest_of(store.read_manifest(found.digest, found.size)) == digest
         with store.open_blob(digest_of(DATA), len(DATA)) as blob:
             assert blob.read() == DATA
+            blob.seek(1000)
+            assert blob.read() == DATA[1000:]
         path = store.blob_path(digest_of(DATA), len(DATA))
         assert path is None or path.read_bytes() == DATA
 

@@ -13,10 +13,12 @@ from dcz.registry.artifact import (
     ARTIFACT_TYPE,
     DCZ_DIGEST,
     DCZ_FILE_TYPE,
+    MAX_ANNOTATIONS,
     MAX_FILES,
     MAX_MANIFEST_BYTES,
     TITLE,
 )
+from dcz.registry.index import MAX_ANNOTATIONS as MAX_INDEX_ANNOTATIONS
 from dcz.registry.index import MAX_INDEX_BYTES, REF_NAME, TAG_KIND
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "guides" / "registry.md").read_text()
@@ -56,3 +58,4 @@ def test_constants_are_as_written() -> None:
         assert f"`{name}`" in GUIDE or f"{name}\n" in GUIDE
     assert f"At most {MAX_FILES} files, {MAX_MANIFEST_BYTES >> 20} MiB of manifest" in GUIDE
     assert f"{MAX_INDEX_BYTES >> 20} MiB of index" in GUIDE
+    assert f"at most {MAX_ANNOTATIONS}\nannotations, an entry of the index {MAX_INDEX_ANNOTATIONS}" in GUIDE
