@@ -16,6 +16,20 @@ from benchmarks.common import Figure, figures_table
 NAMES = ("sizes", "load", "convert", "memory", "overhead", "startup", "clustering")
 
 
+_PREFACE = """\
+Each figure is the result of a program in [`benchmarks/`](../benchmarks), which checks its result before it measures, and
+compares within one run where speed is meant: other machines give other seconds, and much the same ratios. Figures of
+speed are taken on one core, from the page cache.
+"""
+
+
+def _processor() -> str:
+    """What the system calls it."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="which ones (default: all)")
@@ -36,12 +50,12 @@ def main() -> int:
 
     names = " ".join(options.names)
     text = (
-        f"Made by `make bench`{f' (python -m benchmarks {names})' if names else ''} on {platform.machine()} with "
+        f"Made by `{f'python -m benchmarks {names}' if names else 'make bench'}` on {_processor()} with "
         f"{active_isa()}, Python {platform.python_version()}.\n\n{figures_table(figures)}\n"
     )
     print(text)
     if options.write:
-        options.write.write_text(f"# Benchmarks\n\n{text}")
+        options.write.write_text(f"# Benchmarks\n\n{_PREFACE}\n{text}")
     return 0 if all(figure.met is not False for figure in figures) else 1
 
 

@@ -41,7 +41,7 @@ def figures_table(figures: Sequence[Figure]) -> str:
     """The figures of a measurement as a table."""
     verdict = {True: "yes", False: "NO", None: ""}
     return markdown(
-        ("figure", "at least", "measured", "met"),
+        ("figure", "wanted", "measured", "met"),
         [(f.name, f.wanted, f.seen, verdict[f.met]) for f in figures],
     )
 

@@ -52,7 +52,7 @@ def run() -> list[Figure]:
             figures.append(
                 Figure(
                     f"peak memory of {verb} beyond the imports, 2 GB model, MB",
-                    f"{allowed / 1e6:.0f}",
+                    f"at most {allowed / 1e6:.0f}",
                     f"{used / 1e6:.0f}",
                     used <= allowed,
                 )

@@ -31,7 +31,7 @@ def run() -> list[Figure]:
             figures.append(
                 Figure(
                     f"lossless, file bytes / original, MiniLM {name}",
-                    f"{most}",
+                    f"at most {most}",
                     f"{ratio:.4f}",
                     ratio <= most,
                 )

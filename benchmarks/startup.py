@@ -35,7 +35,7 @@ def run() -> list[Figure]:
             figures.append(
                 Figure(
                     f"`dcz {arguments[0]}`, seconds, torch not imported",
-                    f"{most}",
+                    f"at most {most}",
                     f"{best:.2f}, {'not imported' if torch_free else 'IMPORTED'}",
                     best <= most and torch_free,
                 )
