@@ -34,6 +34,7 @@ __all__ = [
     "hash_stream",
     "open_regular",
     "os_errors",
+    "os_hint",
     "read_bounded",
     "write_synced",
 ]
@@ -46,7 +47,17 @@ LOCK_TIMEOUT: Final = (
 )
 
 _FICLONE: Final = 0x40049409  # linux/fs.h: share the extents of another file, copy on write
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def os_hint(exc: OSError) -> str | None:
+    """What to do when the operating system refuses, if there is anything."""
+    if exc.errno in _FULL:
+        return "free some space and try again; nothing was left half-written"
+    if exc.errno in _DENIED:
+        return "the folder may be read-only, or belong to somebody else"
+    return None
 
 
 @contextlib.contextmanager
@@ -60,8 +71,7 @@ def os_errors(action: str, path: str | os.PathLike[str]) -> Generator[None, None
     except OSError as exc:
         reason = exc.strerror or str(exc)
         exc.filename, exc.filename2 = os.fspath(path), None  # not the staged file, which nobody knows
-        hint = "the folder may be read-only, or belong to somebody else" if exc.errno in _DENIED else None
-        raise RegistryError(f"{action} {os.fspath(path)}: {reason}", hint=hint) from exc
+        raise RegistryError(f"{action} {os.fspath(path)}: {reason}", hint=os_hint(exc)) from exc
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

@@ -718,6 +718,7 @@ def test_the_cause_says_what_the_system_refused_and_where(
         assert (cause.errno, cause.filename, cause.filename2) == (number, str(file), None)
         assert os.strerror(number) in caught.value.message
         assert str(file) in caught.value.message
+        assert (number == errno.ENOSPC) == ("free some space" in str(caught.value))
 
     missing = tmp_path / "missing.dcz"
     refused(lambda: push(missing, "m:1", registry=registry), UsageError, errno.ENOENT, missing)
