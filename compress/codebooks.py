@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from dcz.compress.clustering import Init, Method, assign, kmeans
-from dcz.compress.groups import GroupedTensor
+from dcz.compress.groups import GroupedTensor, not_finite
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerTensor
@@ -45,6 +45,8 @@ def quantize_codebook(
     codebooks: list[np.ndarray] = []
     for number in range(grouped.count):
         values = grouped.gather(number)
+        if not np.isfinite(values).all():
+            raise not_finite(weights, mask)
         codebook = _rounded(
             kmeans(values, size, method=method, init=init, seed=seed).centroids, grouped.dtype.numpy
         )

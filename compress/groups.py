@@ -28,7 +28,7 @@ from dcz.format.dtypes import DType, dtype_of
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
 from dcz.format.tensors import group_count
 
-__all__ = ["Block", "GroupedTensor", "float_dtype_of"]
+__all__ = ["Block", "GroupedTensor", "float_dtype_of", "not_finite"]
 
 BLOCK_ELEMENTS = 1 << 17  # a few float32 buffers of a block stay near the core
 
@@ -44,6 +44,17 @@ def float_dtype_of(weights: np.ndarray) -> DType:
     if weights.size == 0:
         raise EncodingError("a tensor without elements has nothing to quantize or prune")
     return dtype
+
+
+def not_finite(weights: np.ndarray, mask: np.ndarray | None = None) -> EncodingError:
+    """The error about the weights, of those that ``mask`` keeps, that are infinite or NaN. There has to be one."""
+    bad = ~np.isfinite(weights)
+    if mask is not None:
+        bad &= mask.reshape(weights.shape)
+    first = tuple(int(index) for index in np.unravel_index(int(np.argmax(bad)), weights.shape))
+    return EncodingError(
+        f"{int(bad.sum())} of {weights.size} weights are not finite, the first is {weights[first]} at {list(first)}"
+    )
 
 
 @dataclass(frozen=True)

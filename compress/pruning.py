@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from dcz.compress.groups import float_dtype_of
+from dcz.compress.groups import float_dtype_of, not_finite
 from dcz.errors import EncodingError
 
 __all__ = ["magnitude_mask", "nonzero_mask"]
@@ -39,7 +39,7 @@ def magnitude_mask(weights: np.ndarray, density: float) -> np.ndarray:
     largest = _largest_finite(dtype.name, bits)
     for block in _magnitudes(patterns, bits):
         if (block > largest).any():
-            raise EncodingError("a weight is not finite, and NaN and infinity have no rank among magnitudes")
+            raise not_finite(weights)  # and has no rank among magnitudes
     kept = round(density * patterns.size)
     mask = np.zeros(patterns.size, dtype=np.bool_)
     if kept == 0:

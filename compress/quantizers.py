@@ -30,7 +30,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import ml_dtypes
 import numpy as np
 
-from dcz.compress.groups import Block, GroupedTensor
+from dcz.compress.groups import Block, GroupedTensor, not_finite
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerTensor
@@ -45,6 +45,9 @@ ScaleDType: TypeAlias = Literal["f64", "f32", "f16", "bf16"]
 # Fine steps where the optimum of 4 bits and more lies, coarse ones down to what 2 bits need on a large group. Products,
 # because powers differ in their last bit between machines.
 _CLIP_RATIOS: Final = tuple(accumulate([1.0, *[0.97] * 7, *[0.9] * 9], mul))
+
+# A number of so many of the smallest steps of its type is rounded up by an eighth of itself at most.
+_FEWEST_STEPS: Final = 8
 
 
 def quantize_affine(
@@ -64,7 +67,7 @@ def quantize_affine(
     for f64 weights, which have no other, and f32 for the rest. ``mask``: bool, True where a weight is kept; weights
     that are not kept, and kept ones that become zero, are not stored.
 
-    Raises EncodingError if a weight is not finite, if a scale is too large for ``scale_dtype``, or if the arguments do
+    Raises EncodingError if a weight is not finite, if a scale is too large or too small for ``scale_dtype``, or if the arguments do
     not fit together.
     """
     grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
@@ -72,7 +75,8 @@ def quantize_affine(
     stored = DTYPES[scale_dtype or ("f64" if grouped.dtype.name == "f64" else "f32")].numpy
     low, high = _ranges(grouped)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise EncodingError(_what_is_not_finite(weights, mask))
+        raise not_finite(weights, mask)
+    _check_not_too_small(low, high, bits, scheme, stored)
     if calibration == "mse":
         ratios = _least_squares_ratios(grouped, low, high, bits, scheme, stored)
         low, high = low * ratios, high * ratios
@@ -110,29 +114,58 @@ def affine_parameters(
     Raises EncodingError if a scale is too large for ``scale_dtype``.
     """
     top = (1 << bits) - 1
-    below, above = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    reach = np.maximum(-below, above)
-    if scheme == "asymmetric":
-        wanted = above / top - below / top  # the difference first could overflow
-    else:
-        wanted = reach / (top / 2 if scheme == "symmetric-full" else (1 << (bits - 1)) - 1)
+    below = np.minimum(low, 0.0)
+    reach, wanted = _reach_and_step(low, high, bits, scheme)
     wanted = np.maximum(wanted, np.where(reach > 0, np.finfo(np.float64).smallest_subnormal, 0.0))
     reach, wanted = reach + 0.0, wanted + 0.0  # which zero is the larger one depends on the processor
     scales = _round_up(wanted, scale_dtype)
     # One step is all that equal weights need, and then they come back exactly.
     with np.errstate(over="ignore", under="ignore"):
         single = reach.astype(scale_dtype)
-    equal = (low == high) & (single.astype(np.float64) == reach)
+    equal = (low == high) & (single.astype(np.float64) == reach)  # _check_not_too_small counts on it
     scales = np.where(equal, single, scales)
     if not np.isfinite(scales.astype(np.float64)).all():
         raise EncodingError(
             f"a scale of {float(wanted.max()):.3g} is too large for {scale_dtype}",
-            hint="store the scales as f32",
+            hint="store the scales as f32 or bf16",
         )
     if scheme != "asymmetric":
         return scales, None
     zero_points = np.rint(-below / _divisors(scales.astype(np.float64)))
     return scales, np.clip(zero_points, 0, top).astype(np.uint8)
+
+
+def _reach_and_step(
+    low: np.ndarray, high: np.ndarray, bits: int, scheme: Scheme
+) -> tuple[np.ndarray, np.ndarray]:
+    """The greatest magnitude of each range, and the scale that covers it, before it is rounded to any type."""
+    top = (1 << bits) - 1
+    below, above = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    reach = np.maximum(-below, above)
+    if scheme == "asymmetric":
+        return reach, above / top - below / top  # the difference first could overflow
+    return reach, reach / (top / 2 if scheme == "symmetric-full" else (1 << (bits - 1)) - 1)
+
+
+def _check_not_too_small(
+    low: np.ndarray, high: np.ndarray, bits: int, scheme: Scheme, scale_dtype: np.dtype[np.generic]
+) -> None:
+    """Raises EncodingError if rounding up to ``scale_dtype`` makes a scale larger by more than an eighth.
+
+    Only f16 ends before the weights do: where bf16 and f32 have few digits left, so have float32 weights.
+    """
+    limits = ml_dtypes.finfo(scale_dtype)  # type: ignore[no-untyped-call]
+    if float(limits.smallest_normal) <= float(np.finfo(np.float32).smallest_normal):
+        return
+    reach, wanted = _reach_and_step(low, high, bits, scheme)
+    small = (reach > 0) & (wanted < _FEWEST_STEPS * float(limits.smallest_subnormal))
+    with np.errstate(over="ignore", under="ignore"):
+        small &= (low != high) | (reach.astype(scale_dtype).astype(np.float64) != reach)
+    if small.any():
+        raise EncodingError(
+            f"a scale of {float(wanted[small].min()):.3g} is too small for {scale_dtype}",
+            hint="store the scales as f32 or bf16",
+        )
 
 
 class _Coder:
@@ -286,15 +319,3 @@ def _kept_finite(
     above = rounded.astype(np.float64) >= possible
     rounded[above] = np.nextafter(rounded[above], np.asarray(0, dtype=scales.dtype))
     return np.where(overflow, rounded, scales)
-
-
-def _what_is_not_finite(weights: np.ndarray, mask: np.ndarray | None) -> str:
-    bad = ~np.isfinite(weights)
-    if mask is not None:
-        bad &= mask.reshape(weights.shape)
-    first = tuple(int(index) for index in np.unravel_index(int(np.argmax(bad)), weights.shape))
-    value = weights[first]
-    return (
-        f"{int(bad.sum())} of {weights.size} weights are not finite, the first is {value} at {list(first)}: "
-        "a range with NaN or infinity has no scale"
-    )

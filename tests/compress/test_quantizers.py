@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from typing import Any, cast, get_args
 
@@ -46,11 +47,13 @@ def cases(draw: st.DrawFn) -> tuple[Array, dict[str, Any]]:
         st.sampled_from([0.0, 0.5, -3.0])
     )
     bits = draw(st.integers(1, 8))
+    # f16 refuses the scales of weights that are smaller still.
+    narrow = ["f16"] if np.abs(weights).min() > 1e-3 else []
     return weights.astype(DTYPES[dtype].numpy), {
         "bits": bits,
         "scheme": draw(st.sampled_from(SCHEMES)) if bits > 1 else "asymmetric",
         "granularity": draw(granularities(shape)),
-        "scale_dtype": "f64" if dtype == "f64" else draw(st.sampled_from(["f32", "f16", "bf16"])),
+        "scale_dtype": "f64" if dtype == "f64" else draw(st.sampled_from(["f32", "bf16", *narrow])),
     }
 
 
@@ -274,6 +277,48 @@ def test_scales_are_rounded_up() -> None:
         assert (scales.astype(np.float64) >= wanted).all()
         below = np.nextafter(scales, np.asarray(0, dtype=dtype)).astype(np.float64)
         assert (below < wanted).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("calibration", get_args(Calibration))
+@pytest.mark.parametrize("bits", [2, 8])
+def test_scales_that_f16_cannot_hold_are_refused(scheme: Scheme, calibration: Calibration, bits: int) -> None:
+    weights = gaussian((6, 64), dtype="f64")
+    weights[2] = 0
+
+    def error(scale_dtype: ScaleDType, magnitude: float) -> float:
+        scaled = (weights * magnitude).astype(np.float32)
+        tensor = quantize_affine(
+            scaled,
+            bits=bits,
+            scheme=scheme,
+            calibration=calibration,
+            granularity=PerChannel(axis=0),
+            scale_dtype=scale_dtype,
+        )
+        wanted = scaled.astype(np.float64)
+        return float(np.linalg.norm(decode_affine(tensor) - wanted) / np.linalg.norm(wanted))
+
+    refused = 0
+    for exponent in range(-40, 3):
+        try:
+            found = error("f16", 2.0**exponent)
+        except EncodingError as exc:
+            refused += 1
+            assert re.search(r"a scale of .* is too small for float16 \(store the scales as f32", str(exc))  # noqa: PT017
+        else:
+            assert found < 1.2 * error("f32", 2.0**exponent)
+    assert 18 <= refused <= 27
+    assert error("bf16", 2.0**-120) < 1.2 * error("f32", 1)
+    with pytest.raises(EncodingError, match="too small for float16"):
+        error("f16", 1e-44)
+
+
+def test_equal_weights_and_zeros_have_no_scale_that_is_too_small() -> None:
+    for weights in (np.zeros(9, np.float32), np.full(9, -(2.0**-24), np.float32)):
+        np.testing.assert_array_equal(decode_affine(quantize_affine(weights, scale_dtype="f16")), weights)
+    with pytest.raises(EncodingError, match="too small for float16"):
+        quantize_affine(np.full(9, 1e-8, np.float32), scale_dtype="f16")
 
 
 def test_memory_is_a_fraction_of_the_weights() -> None:
