@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from dcz.converters.base import AssetData, sha256_of_file
+from dcz.converters.recipe_notes import RecipeTally
+from dcz.converters.safetensors_header import METADATA_NAME
 from dcz.errors import EncodingError
 from dcz.format import Reader, Writer
 from dcz.format.dtypes import DTYPES
@@ -101,6 +103,8 @@ class DczSink:
         threads: int | None = None,
     ) -> None:
         self._recipe = recipe
+        self._tally = RecipeTally(recipe)
+        self._notes: list[str] = []
         self._writer = Writer(path, metadata=metadata, threads=threads)
 
     @property
@@ -115,14 +119,31 @@ class DczSink:
         assert self._writer.size is not None
         return self._writer.size
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the author of the recipe, or of the model, should know. Only once everything was added."""
+        return (*self._notes, *self._tally.notes())
+
     def add_tensor(self, name: str, tensor: np.ndarray) -> None:
         try:
             prepared = self._recipe.apply(name, tensor)
+            self._tally.add(name, tensor, prepared)
             self._writer.add_tensor(name, prepared.tensor, layout=prepared.layout, coding=prepared.coding)
         except EncodingError as exc:
-            raise EncodingError(f"tensor {name!r}: {exc.message}", hint=exc.hint) from exc
+            place = f"tensor {name!r}"
+            message = exc.message if exc.message.startswith(place) else f"{place}: {exc.message}"
+            raise EncodingError(message, hint=exc.hint) from exc
+        self._check_decoding(name)
+
+    def _check_decoding(self, name: str) -> None:
+        if name == METADATA_NAME:
+            self._notes.append(
+                f"the name {name!r} is for metadata in safetensors files: decode will refuse it"
+            )
 
     def add_alias(self, name: str, target: str) -> None:
+        self._check_decoding(name)
+        self._tally.add_alias(name, target)
         self._writer.add_alias(name, target)
 
     def add_asset(self, asset: AssetData) -> None:

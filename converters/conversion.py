@@ -163,5 +163,5 @@ def convert(
         tensor_bytes=done.tensor_bytes,
         file_bytes=sink.size,
         seconds=time.perf_counter() - start,
-        notes=opened.notes,
+        notes=(*opened.notes, *sink.notes),
     )

@@ -31,13 +31,18 @@ __all__ = ["Decoded", "decode"]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a decoding did. ``original``: the safetensors files have their original headers and order."""
+    """What a decoding did.
+
+    ``original``: the safetensors files have their original headers and order. ``headers``: how many original headers the
+    .dcz file holds; those of several files cannot be the header of one.
+    """
 
     path: str
     files: tuple[str, ...]
     tensors: int
     tensor_bytes: int
     original: bool
+    headers: int
     seconds: float
 
 
@@ -141,15 +146,18 @@ def decode(
         target = os.fspath(destination)
         with naming(target):
             if target.endswith(".safetensors"):
-                written, original = _decode_file(reader, Path(target), progress)
+                written, headers = _decode_file(reader, Path(target), progress)
+                original = headers == 1
             else:
-                written, original = _decode_folder(reader, Path(target), progress)
+                written, headers = _decode_folder(reader, Path(target), progress)
+                original = headers > 0
         return Decoded(
             path=os.fspath(destination),
             files=tuple(sorted(written)),
             tensors=len(reader),
             tensor_bytes=DczSource(reader).tensor_bytes,
             original=original,
+            headers=headers,
             seconds=time.perf_counter() - start,
         )
     finally:
@@ -157,15 +165,15 @@ def decode(
             reader.close()
 
 
-def _decode_file(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], bool]:
+def _decode_file(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], int]:
     headers = _headers(reader)
     header = next(iter(headers.values())) if len(headers) == 1 else _canonical(reader)
     sink = _DecodeSink({target.name: (target, header)}, None, reader.aliases)
     transfer(DczSource(reader), sink, progress)
-    return sink.written, len(headers) == 1
+    return sink.written, len(headers)
 
 
-def _decode_folder(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], bool]:
+def _decode_folder(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], int]:
     headers = _headers(reader)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder")
@@ -180,7 +188,7 @@ def _decode_folder(reader: Reader, target: Path, progress: Progress | None) -> t
             {name: (folder / name, header) for name, header in files.items()}, folder, reader.aliases
         )
         transfer(source, sink, progress)
-    return sink.written, bool(headers)
+    return sink.written, len(headers)
 
 
 class _WithoutIndex(DczSource):

@@ -51,14 +51,14 @@ def _kind(value: Any) -> Any:
 
 
 class MagnitudePruning(RecipeModel):
-    """Keep the part ``density`` of the weights: those of largest magnitude."""
+    """Keep the part ``density`` of the weights, at least one: those of largest magnitude."""
 
     kind: Literal["magnitude"]
     density: Annotated[float, Field(gt=0, le=1)]
 
     def mask(self, weights: np.ndarray) -> np.ndarray:
         """Which weights are kept; never one that is zero."""
-        mask = magnitude_mask(weights, self.density)
+        mask = magnitude_mask(weights, max(self.density, 1 / weights.size))
         mask &= nonzero_mask(weights)
         return mask
 

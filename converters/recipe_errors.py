@@ -35,15 +35,16 @@ Path = list[str | int]
 def explain(
     error: ValidationError, text: str, file: str, *, root: type[BaseModel], rule: type[BaseModel]
 ) -> str:
-    """One line for each fault.
+    """One line for each fault, in the order of the file.
 
     ``text``: the TOML that was validated. ``file``: its name. ``root`` and ``rule``: the models of the whole recipe and
     of an item of its list ``rules``.
     """
-    return "\n".join(_fault(fault, text, file, root, rule) for fault in error.errors(include_url=False))
+    faults = [_fault(fault, text, file, root, rule) for fault in error.errors(include_url=False)]
+    return "\n".join(fault for _, fault in sorted(faults, key=lambda fault: fault[0]))
 
 
-def _fault(fault: Any, text: str, file: str, root: type[BaseModel], rule: type[BaseModel]) -> str:
+def _fault(fault: Any, text: str, file: str, root: type[BaseModel], rule: type[BaseModel]) -> tuple[int, str]:
     path, model = _field(fault["loc"], root, rule)
     match fault["type"]:
         case "extra_forbidden":
@@ -56,6 +57,10 @@ def _fault(fault: Any, text: str, file: str, root: type[BaseModel], rule: type[B
             what = f"unknown kind {fault['ctx']['tag']!r}; allowed: {_kinds(path)}"
         case "value_error":
             what = str(fault["ctx"]["error"])
+        case "too_short" | "string_too_short":
+            least = fault["ctx"]["min_length"]
+            unit = "item" if fault["type"] == "too_short" else "character"
+            what = f"at least {least} {unit}{'s' if least > 1 else ''} needed, not {_short(fault['input'])}"
         case "tuple_type":
             what = f"a list is expected, not {_short(fault['input'])}"
         case "model_type" | "model_attributes_type":
@@ -63,7 +68,7 @@ def _fault(fault: Any, text: str, file: str, root: type[BaseModel], rule: type[B
         case _:
             what = f"{fault['msg']}, not {_short(fault['input'])}"
     line = _line(text, path)
-    return f"{file}{f':{line}' if line else ''}: {_dotted(path)}: {what}"
+    return line or 0, f"{file}{f':{line}' if line else ''}: {_dotted(path)}: {what}"
 
 
 def _field(

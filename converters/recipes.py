@@ -6,17 +6,20 @@ exactly. The recipes that are built in are TOML files like any other (``builtin_
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
+import json
 import math
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from dcz.compress.pruning import nonzero_mask
 from dcz.converters.recipe_actions import (
@@ -36,7 +39,10 @@ from dcz.format.dtypes import DTYPES, DType, dtype_of
 from dcz.format.encoder import LayoutChoice
 from dcz.format.tensors import TensorData
 
-__all__ = ["BUILTIN_RECIPES", "Prepared", "Recipe", "Rule", "load_recipe"]
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+__all__ = ["BUILTIN_RECIPES", "Prepared", "Recipe", "Rule", "is_builtin", "load_recipe"]
 
 BUILTIN_RECIPES: Final = ("lossless", "int8", "int4", "codebook", "deep-compression")
 
@@ -89,6 +95,22 @@ class Rule(RecipeModel):
                 raise ValueError(f"unknown element type {name!r}; allowed: {', '.join(DTYPES)}")
         return dtypes
 
+    @model_validator(mode="after")
+    def _can_match(self) -> Rule:
+        for what, most in (("elements", self.max_elements), ("rank", self.max_rank)):
+            least = self._least(what)
+            if most is not None and most < least:
+                given = getattr(self, f"min_{what}") is not None
+                unless = "" if given else ", as in every rule that changes weights and does not give it"
+                raise ValueError(
+                    f"matches no tensor: max_{what} is {most}, and min_{what} is {least}{unless}"
+                )
+        if self.changes_weights and not any(DTYPES[name].is_float for name in self.dtypes or _CHANGEABLE):
+            raise ValueError(
+                "matches no tensor: only floating-point weights are changed, and dtypes has no such type"
+            )
+        return self
+
     @property
     def changes_weights(self) -> bool:
         return self.pruning is not None or not isinstance(self.values, Exact)
@@ -100,18 +122,24 @@ class Rule(RecipeModel):
         if changes and not (dtype.is_float and elements):
             return False
         dtypes = self.dtypes or (_CHANGEABLE if changes else tuple(DTYPES))
-        min_elements = (
-            self.min_elements if self.min_elements is not None else (_MIN_ELEMENTS if changes else 0)
-        )
-        min_rank = self.min_rank if self.min_rank is not None else (_MIN_RANK if changes else 0)
         return (
             dtype.name in dtypes
-            and elements >= min_elements
+            and elements >= self._least("elements")
             and (self.max_elements is None or elements <= self.max_elements)
-            and rank >= min_rank
+            and rank >= self._least("rank")
             and (self.max_rank is None or rank <= self.max_rank)
-            and any(fnmatchcase(name, pattern) for pattern in self.names)
+            and self.fits(name)
         )
+
+    def fits(self, name: str) -> bool:
+        """Whether one of the patterns is for this name."""
+        return any(fnmatchcase(name, pattern) for pattern in self.names)
+
+    def _least(self, what: str) -> int:
+        given = self.min_elements if what == "elements" else self.min_rank
+        if given is not None or not self.changes_weights:
+            return given or 0
+        return _MIN_ELEMENTS if what == "elements" else _MIN_RANK
 
     def apply(self, weights: np.ndarray) -> Prepared:
         """Prune and quantize. Raises EncodingError if the tensor does not allow it."""
@@ -119,15 +147,11 @@ class Rule(RecipeModel):
         dense = isinstance(self.layout, Dense)
         if not self.changes_weights:
             return Prepared(weights, layout, self.coding)
-        try:
-            if self.pruning is not None:
-                mask: np.ndarray | None = self.pruning.mask(weights)
-            else:
-                mask = self._zeros_left_out(weights)
-            return Prepared(self.values.quantize(weights, mask, dense=dense), layout, self.coding)
-        except EncodingError as exc:
-            hint = exc.hint or "put a rule before this one that stores the tensor exactly"
-            raise EncodingError(exc.message, hint=hint) from exc
+        if self.pruning is not None:
+            mask: np.ndarray | None = self.pruning.mask(weights)
+        else:
+            mask = self._zeros_left_out(weights)
+        return Prepared(self.values.quantize(weights, mask, dense=dense), layout, self.coding)
 
     def _zeros_left_out(self, weights: np.ndarray) -> np.ndarray | None:
         """The mask of a tensor that was pruned before: as the layout says, or if more than half of it is zero, where a
@@ -158,7 +182,18 @@ class Recipe(RecipeModel):
         cannot be applied to it, for example because a weight is not finite.
         """
         rule = self.rule_for(name, dtype_of(tensor), tensor.shape)
-        return Prepared(tensor, "auto", "auto") if rule is None else rule.apply(tensor)
+        if rule is None:
+            return Prepared(tensor, "auto", "auto")
+        try:
+            return rule.apply(tensor)
+        except EncodingError as exc:
+            raise EncodingError(exc.message, hint=exc.hint or self._way_out(name)) from exc
+
+    def _way_out(self, name: str) -> str:
+        """What to do about a tensor that no rule but one for exact storage can take."""
+        place = f"a copy of {_builtin_file(self.name)}" if is_builtin(self) else "the recipe"
+        pattern = json.dumps(re.sub(r"([*?[])", r"[\1]", name), ensure_ascii=False)
+        return f"to store it exactly, let {place} begin with a rule, [[rules]], of the one line names = [{pattern}]"
 
     def describe(self) -> dict[str, Any]:
         """The recipe as str, int, float, bool, list and dict, without the description and without defaults.
@@ -187,18 +222,38 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
     """
     if isinstance(spec, Recipe):
         return spec
+    allowed = f"built in: {', '.join(BUILTIN_RECIPES)}; otherwise the path of a TOML file"
+    given: Any = spec
+    if not isinstance(given, str | os.PathLike):
+        raise RecipeError(
+            f"a recipe is a name, a path or a Recipe, not a {type(spec).__name__}", hint=allowed
+        )
+    if not os.fspath(spec):
+        raise RecipeError("the name of the recipe is empty", hint=allowed)
     if isinstance(spec, str) and spec in BUILTIN_RECIPES:
-        file = importlib.resources.files("dcz.converters") / "builtin_recipes" / f"{spec}.toml"
-        return _parse(file.read_text(encoding="utf-8"), file=f"{spec}.toml")
+        return _builtin(spec)
     path = Path(spec)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as exc:
-        allowed = f"built in: {', '.join(BUILTIN_RECIPES)}; otherwise the path of a TOML file"
         raise RecipeError(f"there is no recipe {os.fspath(spec)!r}", hint=allowed) from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{path}: the recipe cannot be read: {exc}") from exc
     return _parse(text, file=str(path))
+
+
+def is_builtin(recipe: Recipe) -> bool:
+    """Whether this is one of the recipes that come with dcz, and not only called like one."""
+    return recipe.name in BUILTIN_RECIPES and recipe == _builtin(recipe.name)
+
+
+@functools.cache
+def _builtin(name: str) -> Recipe:
+    return _parse(_builtin_file(name).read_text(encoding="utf-8"), file=f"{name}.toml")
+
+
+def _builtin_file(name: str) -> Traversable:
+    return importlib.resources.files("dcz.converters") / "builtin_recipes" / f"{name}.toml"
 
 
 def _parse(text: str, *, file: str) -> Recipe:

@@ -24,12 +24,12 @@ from dcz.format.dtypes import DTYPES, DType
 from dcz.format.layout import MAX_RANK
 from dcz.format.manifest import check_name
 
-__all__ = ["Header", "HeaderTensor", "build_header", "parse_header", "read_header"]
+__all__ = ["METADATA_NAME", "Header", "HeaderTensor", "build_header", "parse_header", "read_header"]
 
 MAX_HEADER: Final = 100_000_000  # the format's own limit
 _LENGTH: Final = struct.Struct("<Q")
 _ALIGNMENT: Final = 8
-_METADATA: Final = "__metadata__"
+METADATA_NAME: Final = "__metadata__"
 _BY_NAME: Final[dict[str, DType]] = {row.safetensors: row for row in DTYPES.values()}
 # The order in which safetensors writes tensors, by type; within a type they stand by name.
 _ORDER: Final = [
@@ -144,14 +144,14 @@ def parse_header(raw: bytes, *, file: str) -> Header:
         raise SourceError(f"{file}: the safetensors header is not valid JSON: {exc}") from exc
     if not isinstance(fields, dict):
         raise SourceError(f"{file}: the safetensors header is not a JSON object")
-    metadata = fields.pop(_METADATA, None)
+    metadata = fields.pop(METADATA_NAME, None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise SourceError(f"{file}: {_METADATA} is not an object of strings")
+        raise SourceError(f"{file}: {METADATA_NAME} is not an object of strings")
     try:
         "".join([*metadata, *metadata.values()]).encode()
     except UnicodeEncodeError as exc:
-        raise SourceError(f"{file}: {_METADATA} holds half of a surrogate pair") from exc
+        raise SourceError(f"{file}: {METADATA_NAME} holds half of a surrogate pair") from exc
     tensors = sorted(
         (_tensor(name, value, file) for name, value in fields.items()), key=lambda t: (t.begin, t.end)
     )
@@ -194,11 +194,11 @@ def build_header(
     longer than safetensors reads.
     """
     ordered = sorted(tensors, key=lambda item: (_ORDER.index(item[1].safetensors), item[0].encode()))
-    fields: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    fields: dict[str, Any] = {METADATA_NAME: dict(sorted(metadata.items()))} if metadata else {}
     placed: list[HeaderTensor] = []
     end = 0
     for name, dtype, shape in ordered:
-        if name == _METADATA:
+        if name == METADATA_NAME:
             raise EncodingError(
                 f"a safetensors file cannot hold a tensor called {name!r}, which is what its metadata is called",
                 hint="the .dcz file can be loaded; rename the tensor to write it as safetensors",

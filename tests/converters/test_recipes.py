@@ -323,13 +323,26 @@ def test_a_tensor_of_zeros(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN_RECIPES[1:])
-def test_weights_that_are_not_finite_are_refused_with_a_way_out(name: str) -> None:
+def test_weights_that_are_not_finite_are_refused_with_a_way_out(name: str, tmp_path: Path) -> None:
     weights = gaussian((40, 50))
     weights[7, 8] = np.nan
+    weights[9, 1] = -np.inf
     with pytest.raises(EncodingError) as caught:
-        load_recipe(name).apply("w", weights)
-    assert "finite" in caught.value.message or "NaN" in caught.value.message
-    assert re.search("exactly|losslessly", str(caught.value.hint))
+        load_recipe(name).apply("odd[0].w*", weights)
+    assert caught.value.message == "2 of 2000 weights are not finite, the first is nan at [7, 8]"
+    # What the hint says works, for this tensor and no other.
+    found = re.fullmatch(
+        r"to store it exactly, let a copy of (.*) begin with a rule, \[\[rules\]\], of the one line (names = .*)",
+        str(caught.value.hint),
+    )
+    assert found is not None
+    text = Path(found[1]).read_text(encoding="utf-8")
+    start = text.index("[[rules]]")
+    recipe = recipe_of(f"{text[:start]}[[rules]]\n{found[2]}\n\n{text[start:]}", tmp_path)
+    assert recipe.apply("odd[0].w*", weights).tensor is weights
+    with pytest.raises(EncodingError, match="let the recipe begin with a rule") as again:
+        recipe.apply("odd0.w", weights)
+    assert '["odd0.w"]' in str(again.value.hint)
 
 
 @pytest.mark.parametrize("name", BUILTIN_RECIPES)
@@ -362,10 +375,10 @@ def test_a_description_keeps_what_is_not_default(tmp_path: Path) -> None:
 BAD = [
     ("rules = 3", "mine.toml:1: rules: ", "a list is expected, not 3"),
     ("nam = 'x'", "mine.toml:1: nam: ", "unknown field; allowed: name, description, rules"),
-    ("\nname = ''", "mine.toml:2: name: ", "at least 1 character"),
+    ("\nname = ''", "mine.toml:2: name: ", "at least 1 character needed, not ''"),
     ("[[rules]]\nname = ['*']", "mine.toml:2: rules[1].name: ", "unknown field; allowed: names, dtypes, "),
     ("[[rules]]\nnames = '*'", "mine.toml:2: rules[1].names: ", "not '*'"),
-    ("[[rules]]\nnames = []", "mine.toml:2: rules[1].names: ", "at least 1 item"),
+    ("[[rules]]\nnames = []", "mine.toml:2: rules[1].names: ", "at least 1 item needed, not []"),
     (
         "[[rules]]\ndtypes = ['f32', 'float']",
         "mine.toml:2: rules[1].dtypes: ",
@@ -437,6 +450,21 @@ BAD = [
     ),
     ("rules = [3]", "mine.toml: rules[1]: ", "a table is expected, not 3"),
     ("[[rules]]\nvalues = 3", "mine.toml:2: rules[1].values: ", "a table is expected, not 3"),
+    (
+        "[[rules]]\n[[rules]]\nmin_elements = 9\nmax_elements = 8",
+        "mine.toml:2: rules[2]: ",
+        "matches no tensor: max_elements is 8, and min_elements is 9",
+    ),
+    (
+        "[[rules]]\nmax_rank = 1\npruning = { kind = 'magnitude', density = 0.5 }",
+        "mine.toml:1: rules[1]: ",
+        "max_rank is 1, and min_rank is 2, as in every rule that changes weights and does not give it",
+    ),
+    (
+        "[[rules]]\ndtypes = ['i8', 'bool']\nvalues = { kind = 'affine' }",
+        "mine.toml:1: rules[1]: ",
+        "only floating-point weights are changed",
+    ),
     ("[[rules]\n", "mine.toml: not valid TOML: ", "line 1"),
 ]
 
@@ -462,14 +490,23 @@ def test_the_error_that_the_guide_shows(tmp_path: Path, monkeypatch: pytest.Monk
     assert f"```text\n{caught.value}\n```" in GUIDE
 
 
-def test_every_fault_has_its_line(tmp_path: Path) -> None:
+def test_every_fault_has_its_line_and_they_are_in_order(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe_of("[[rules]]\nmin_rank = -1\ncoding = 'x'\n\n[[rules]]\nmax_rank = 'y'", tmp_path)
+        recipe_of("[[rules]]\ncoding = 'x'\nmin_rank = -1\n\n[[rules]]\nmax_rank = 'y'\nnam = 3", tmp_path)
     lines = str(caught.value).splitlines()
-    assert [re.search(r"mine\.toml:(\d+): ", line)[1] for line in lines] == ["2", "3", "6"]  # type: ignore[index]
+    numbers = [re.search(r"mine\.toml:(\d+): ", line)[1] for line in lines]  # type: ignore[index]
+    assert numbers == ["2", "3", "6", "7"]
+
+
+@pytest.mark.parametrize("spec", [None, {"rules": []}, 5, b"int8", ["int8"]])
+def test_what_is_no_recipe_is_refused(spec: Any) -> None:
+    with pytest.raises(RecipeError, match="a recipe is a name, a path or a Recipe, not a "):
+        load_recipe(spec)
 
 
 def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"the name of the recipe is empty \(built in: lossless"):
+        load_recipe("")
     with pytest.raises(RecipeError, match=r"there is no recipe 'int9' \(built in: lossless, int8, int4, "):
         load_recipe("int9")
     with pytest.raises(RecipeError, match="cannot be read"):

@@ -169,13 +169,15 @@ def test_shards_come_back_as_they_were(tmp_path: Path) -> None:
     assert (done.tensors, done.assets) == (4, 1)
     decoded = decode(tmp_path / "m.dcz", tmp_path / "out")
     assert decoded.original
+    assert decoded.headers == 2
     assert sorted(decoded.files) == sorted(path.name for path in folder.iterdir())
     for path in folder.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     with Reader(tmp_path / "m.dcz") as reader:
         assert reader.metadata == {"format": "pt", "shard": "0"}
     # A single file cannot have two headers: it gets one of its own.
-    assert not decode(tmp_path / "m.dcz", tmp_path / "one.safetensors").original
+    merged = decode(tmp_path / "m.dcz", tmp_path / "one.safetensors")
+    assert (merged.original, merged.headers) == (False, 2)  # they are known, but none is that of one file
     one = load_file(tmp_path / "one.safetensors")
     assert one.keys() == tensors.keys()
     assert all(torch.equal(one[name], tensors[name]) for name in one)
