@@ -52,6 +52,7 @@ __all__ = [
     "check_asset_paths",
     "check_name",
     "decode_manifest",
+    "describe",
     "encode_manifest",
 ]
 
@@ -376,16 +377,23 @@ def _printable(text: str) -> str:
     return f"{shown} ..." if len(text) > _LONGEST_MESSAGE else shown
 
 
-def _fault(exc: ValidationError, tree: dict[str, Any]) -> ManifestError:
+def describe(exc: ValidationError) -> str:
+    """The first fault, and how many more there are, in one line."""
     first = exc.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "manifest"
     more = f" (and {exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return _printable(f"{where}: {message}") + more
+
+
+def _fault(exc: ValidationError, tree: dict[str, Any]) -> ManifestError:
+    first = exc.errors(include_url=False, include_input=False)[0]
     tensor = None
     if len(first["loc"]) > 1 and first["loc"][0] == "tensors":
         fields = tree["tensors"][first["loc"][1]]
         name = fields.get("name") if isinstance(fields, dict) else None
         tensor = name if isinstance(name, str) and len(name) <= spec.MAX_NAME_BYTES else None
-    return ManifestError(_printable(f"{where}: {first['msg']}") + more, tensor=tensor)
+    return ManifestError(describe(exc), tensor=tensor)
 
 
 def decode_manifest(

@@ -28,6 +28,7 @@ from dcz.format.manifest import (
     Provenance,
     Tensor,
     check_asset_paths,
+    describe,
     encode_manifest,
 )
 from dcz.format.reader import thread_count
@@ -146,7 +147,7 @@ class Writer:
                 lengths=tuple(lengths),
             )
         except ValidationError as exc:
-            raise EncodingError(f"tensor {name!r} cannot be stored: {exc.errors()[0]['msg']}") from exc
+            raise EncodingError(f"tensor {name!r} cannot be stored: {describe(exc)}") from exc
         self._tensors.append(entry)
         self._whole = whole
         return entry
@@ -260,7 +261,7 @@ class Writer:
                 provenance=self._provenance,
             )
         except ValidationError as exc:
-            raise EncodingError(f"the file cannot be described: {exc.errors()[0]['msg']}") from exc
+            raise EncodingError(f"the file cannot be described: {describe(exc)}") from exc
         stored, decoded_length = encode_manifest(manifest)
         identity = digest(stored)
         self._file.write(stored)

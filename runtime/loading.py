@@ -14,6 +14,7 @@ from dcz.converters.torch_tensors import (
     to_numpy,
     to_torch,
     torch_dtype,
+    unwrapped,
     view_key,
 )
 from dcz.errors import ModelMismatch, UsageError
@@ -168,7 +169,8 @@ def load_into(
     ``load_state_dict`` would. Names and shapes are compared before the first byte is written. A damaged file is found
     while it is read, so that a module is undefined after a FormatError.
 
-    A module whose ``state_dict`` makes something new of its parameters gets the tensors by its own ``load_state_dict``.
+    DataParallel, DistributedDataParallel and torch.compile are looked through, as convert does. A module whose
+    ``state_dict`` makes something new of its parameters gets the tensors by its own ``load_state_dict``.
 
     ``strict``: names that only one side has are an error; otherwise they are what is returned.
 
@@ -177,6 +179,7 @@ def load_into(
     require_torch("loading into a module")
     if not is_module(module):
         raise UsageError(f"a {type(module).__name__} is not a torch.nn.Module")
+    module, _ = unwrapped(module)
     state = {name: value for name, value in module.state_dict().items() if is_tensor(value)}
     with open_reader(source, registry=registry, threads=threads) as reader:
         _refuse(("without memory to load into", _without_memory(state)))

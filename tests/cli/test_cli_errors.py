@@ -218,8 +218,8 @@ def test_a_full_disk(model: Home, share: float) -> None:
         assert done.json["error"]["code"] == "disk-full"
         assert done.json["error"]["file"] == file
         assert "free some space" in done.err
-    for arguments in (("push", "model.dcz", "m:2"), ("pull", "m:1", "-o", "new")):
-        done = model.run(*arguments, "--json", code=1, command=command)
+    for verb, *rest in (["push", "model.dcz", "m:2"], ["pull", "m:1", "-o", "new"]):
+        done = model.run(verb, *rest, "--json", code=1, command=command)
         assert done.json["error"]["code"] == "disk-full"
         assert done.err.startswith("dcz: error: ")
     assert model.names() - {"new"} == before

@@ -418,6 +418,14 @@ class _Extra(_Model):
         self.extra = float(state[0])
 
 
+def test_wrapped_modules(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, target = _Model(), _Model()
+    file = _saved(tmp_path, torch.nn.DataParallel(source))
+    dcz.load_into(torch.nn.DataParallel(target), file)
+    assert _equal(source, target)
+
+
 def test_modules_that_load_in_a_way_of_their_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source, target = _Cloning(), _Cloning()

@@ -127,7 +127,9 @@ def _describe(exc: DczError) -> dict[str, Any]:
     if isinstance(exc, FormatError):
         return _error(exc.code, exc.message, exc.file, exc.tensor, exc.offset, exc.hint)
     code, file = exc.code, None
-    if type(exc) in _GENERAL and isinstance(exc.__cause__, OSError):  # the operating system's no, in other words
+    if type(exc) in _GENERAL and isinstance(
+        exc.__cause__, OSError
+    ):  # the operating system's no, in other words
         code = _OS_ERRORS.get(exc.__cause__.errno or 0, (code, None))[0]
         name = exc.__cause__.filename
         file = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else None

@@ -66,6 +66,7 @@ def command(
                 "tensors": done.tensors,
                 "tensor_bytes": done.tensor_bytes,
                 "original": done.original,
+                "headers": done.headers,
                 "seconds": done.seconds,
             }
         )
@@ -75,7 +76,12 @@ def command(
             f"in {done.seconds:.2f} s"
         )
         if not done.original:
-            emit("  the original safetensors headers are not known; names, types, shapes and values are kept")
+            why = (
+                f"the {done.headers} original safetensors headers are of several files, this one has a header of its own"
+                if done.headers > 1
+                else "the original safetensors headers are not known"
+            )
+            emit(f"  {why}; names, types, shapes and values are kept")
         if Path(output).is_dir():
             for name in done.files:
                 emit(f"  {plain(name)}")
