@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ def command(target: str, tensors: bool, file: str | None, registry: Path | None,
 
     source = locate(target, registry, file)
     with Reader(source, threads=1) as reader:
-        report = account(reader, tables=not is_remote(source))
+        # Of an artifact in a registry, what was asked for is shown, not in which blob it lies.
+        report = replace(account(reader, tables=not is_remote(source)), file=target)
     if as_json:
         emit_json(report.to_dict())
         return
