@@ -36,7 +36,8 @@ from dcz import _native
 __all__ = ["Result", "main", "results", "table"]
 
 _PER_SEED: Final = 1_000_000  # mutants of one mutator
-_HANG: Final = 120.0  # seconds, after which a mutant's process gives up
+_BUSY: Final = 60.0  # seconds of processor time, after which a mutant's process is ended by SIGPROF, ...
+_HANG: Final = 900.0  # ... and seconds after which it gives up even if it does nothing
 _ADDRESS_SPACE: Final = 1 << 30  # bytes, beyond what a process has when it begins
 _KEPT: Final = ROOT / "build" / "fuzz"
 _FAILED: Final = "FAILED"
@@ -78,6 +79,7 @@ def _work(args: argparse.Namespace, mutators: Sequence[str]) -> None:
     """Says ``> mutant`` before each mutant and its result afterwards, a line each."""
     warnings.simplefilter("error")
     faulthandler.enable()
+    faulthandler.register(signal.SIGPROF, chain=True)
     mutate("bytes-zero", 0)  # what is loaded once does not count
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + _ADDRESS_SPACE, resource.RLIM_INFINITY))
@@ -86,7 +88,9 @@ def _work(args: argparse.Namespace, mutators: Sequence[str]) -> None:
             name = _name(index, args.seed, mutators)
             print(f"> {name}", flush=True)
             faulthandler.dump_traceback_later(_HANG, exit=True)
+            signal.setitimer(signal.ITIMER_PROF, _BUSY)
             result = _check(name, Path(folder))
+            signal.setitimer(signal.ITIMER_PROF, 0)
             faulthandler.cancel_dump_traceback_later()
             print(f"{result.outcome}\t{result.detail}", flush=True)
 
