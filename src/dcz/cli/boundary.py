@@ -86,7 +86,9 @@ def boundary(ctx: click.Context) -> Generator[None, None, None]:
         _fail(ctx, str(exc), _describe(exc))
     except OSError as exc:
         code, hint = _OS_ERRORS.get(exc.errno or 0, ("os-error", None))
-        hint = None if isinstance(exc, OutputError) else hint
+        if isinstance(exc, OutputError):
+            hint = None
+            silence(sys.stdout)
         message = exc.strerror or str(exc)
         file = None if exc.filename is None else os.fsdecode(exc.filename)
         text = (f"{file}: " if file is not None else "") + message + (f" ({hint})" if hint else "")
