@@ -37,7 +37,7 @@ class Home:
     @property
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if key not in _OURS}
-        return {**kept, "HOME": str(self.path), "LC_ALL": "C.UTF-8"}
+        return {**kept, "HOME": str(self.path), "LC_ALL": "C.UTF-8", "TERM": "xterm"}
 
     @property
     def registry(self) -> Path:
