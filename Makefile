@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test test-slow lint types format coverage vectors fuzz fuzz-native bench clean
+.PHONY: help demo test test-slow newcomer lint types format coverage vectors fuzz fuzz-native bench clean
 
 help:
 	@echo "make demo        convert, push, pull, verify, decode and run a real model, with several recipes"
 	@echo "make test        the tests (make test-slow: the long ones, too; make coverage: with coverage)"
+	@echo "make newcomer    the demo and the tests from a fresh clone, as somebody new to it would run them"
 	@echo "make lint        ruff, import-linter, mypy, pyright"
 	@echo "make bench       the figures of docs/benchmarks.md"
 	@echo "make fuzz        100,000 mutations of whole files; make fuzz-native: the kernels under ASan and UBSan"
@@ -53,6 +54,9 @@ test: $(VENV)/test
 
 test-slow: $(VENV)/test
 	@$(BIN)/python -m pytest --hypothesis-profile=explore -m "slow or not slow"
+
+newcomer:
+	@tests/newcomer.sh
 
 coverage: $(VENV)/test
 	@$(BIN)/python -m coverage run -m pytest
