@@ -209,7 +209,8 @@ def _check_slice(reader: Reader, key: str, whole: np.ndarray | FormatError, atte
     index = (slice(shape[0] // 2, shape[0] // 2 + 2), *(slice(None, None, -1),) * (len(shape) > 1))
     piece = attempt(lambda: reader.tensor(key)[index], key)
     if not isinstance(whole, FormatError):
-        require(not isinstance(piece, FormatError), f"{key!r} is read, but not a slice of it: {piece}")
+        if isinstance(piece, FormatError):
+            raise Violation(f"{key!r} is read, but not a slice of it: {piece}")
         require(piece.tobytes() == whole[index].tobytes(), f"a slice of {key!r} is not that of the whole")
 
 
@@ -218,7 +219,9 @@ def _check_sparse(reader: Reader, key: str, whole: np.ndarray | FormatError, att
         return
     for sparse in (attempt(reader.tensor(key).csr, key), attempt(reader.tensor(key).csc, key)):
         if isinstance(whole, FormatError):
-            require(isinstance(sparse, FormatError), f"{key!r} is read as {sparse}, but not as a whole")
+            require(
+                isinstance(sparse, FormatError), f"{key!r} is read as rows or columns, but not as a whole"
+            )
         elif not isinstance(sparse, FormatError):
             require(_dense(sparse).tobytes() == whole.tobytes(), f"{key!r} is another as {sparse.kind}")
         else:
