@@ -21,7 +21,7 @@ from tests.reference.dcz_reference_writer import Draft, Exact, asset, draft, pac
 from dcz.errors import CorruptStream, DigestMismatch, FormatError, LimitExceeded, ManifestError
 from dcz.format import DEFAULT_LIMITS, Limits, Reader, verify
 
-_EACH = 80
+_EACH = 60
 
 
 @pytest.mark.parametrize("mutator", MUTATORS)
