@@ -20,7 +20,7 @@ from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSink
 from dcz.converters.safetensors_header import Header, build_header, parse_header
 from dcz.errors import ManifestError, SourceError, UsageError
 from dcz.format import DTYPES, Reader, sync_folder
-from dcz.format.atomic import naming
+from dcz.format.atomic import naming, temporary_prefix
 from dcz.format.manifest import check_asset_paths
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _folder_in_place(target: Path) -> Generator[Path]:
     """A folder beside ``target`` that takes its place when the block ends well, and goes away otherwise."""
     parent = target.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:200]}.", suffix=".tmp", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=temporary_prefix(target.name), suffix=".tmp", dir=parent))
     try:
         yield folder
         folder.chmod(0o777 & ~_umask())

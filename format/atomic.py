@@ -11,11 +11,11 @@ import stat
 from collections.abc import Callable, Generator
 from typing import BinaryIO, Final
 
-__all__ = ["WriteBehind", "atomic_file", "naming", "sync_folder"]
+__all__ = ["FULL", "WriteBehind", "atomic_file", "naming", "sync_folder", "temporary_prefix"]
 
 _PIECE: Final = 8 << 20
 _SYNC_FILE_RANGE_WRITE: Final = 2
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
@@ -87,7 +87,8 @@ def _place_of(path: str | os.PathLike[str]) -> str:
     return place
 
 
-def _temporary_prefix(name: str) -> str:
+def temporary_prefix(name: str) -> str:
+    """How the names begin of what is not yet the file or folder ``name``, beside it."""
     return f".{os.fsdecode(os.fsencode(name)[:200])}."  # a name may have 255 bytes
 
 
@@ -96,12 +97,12 @@ def naming(path: str | os.PathLike[str]) -> Generator[None]:
     """Name ``path`` in an OSError inside that names only the temporary file beside it, or no file as the disk is full."""
     given = os.fspath(path)
     folder, name = os.path.split(os.path.realpath(given))
-    temporary = os.path.join(folder, _temporary_prefix(name))
+    temporary = os.path.join(folder, temporary_prefix(name))
     try:
         yield
     except OSError as exc:
         if exc.filename is None:
-            exc.filename = given if exc.errno in _FULL else None
+            exc.filename = given if exc.errno in FULL else None
         elif os.path.realpath(os.fsdecode(exc.filename)).startswith(temporary):
             exc.filename = given
             if exc.errno == errno.ENOENT:
@@ -121,7 +122,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """
     final = _place_of(path)
     folder, name = os.path.split(final)
-    temporary = os.path.join(folder, f"{_temporary_prefix(name)}{secrets.token_hex(6)}.tmp")
+    temporary = os.path.join(folder, f"{temporary_prefix(name)}{secrets.token_hex(6)}.tmp")
     unnamed = _open_unnamed(folder)
     try:
         with open(temporary, "xb") if unnamed is None else os.fdopen(unnamed, "wb") as file:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from dcz.errors import RegistryError
+from dcz.format.atomic import FULL
 
 __all__ = [
     "Staging",
@@ -47,13 +48,12 @@ LOCK_TIMEOUT: Final = (
 )
 
 _FICLONE: Final = 0x40049409  # linux/fs.h: share the extents of another file, copy on write
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def os_hint(exc: OSError) -> str | None:
     """What to do when the operating system refuses, if there is anything."""
-    if exc.errno in _FULL:
+    if exc.errno in FULL:
         return "free some space and try again; nothing was left half-written"
     if exc.errno in _DENIED:
         return "the folder may be read-only, or belong to somebody else"
