@@ -12,7 +12,11 @@ settings.register_profile("explore", derandomize=False)
 settings.load_profile("same")
 
 
+def _nothing_is_local(_path: str) -> bool:
+    return False
+
+
 def pytest_sessionstart() -> None:
     """Keep Hypothesis from drawing the constants of whatever modules happen to be loaded: they differ between machines."""
     if settings.get_current_profile_name() == "same":
-        setattr(providers, "is_local_module_file", lambda _path: False)  # noqa: B010 - it is not exported
+        setattr(providers, "is_local_module_file", _nothing_is_local)  # noqa: B010 - it is not exported
