@@ -1,13 +1,14 @@
 // This file and bindings_clustering.cpp are all that knows Python. Each function takes buffers of bytes, checks their sizes against each other, and
 // works without the GIL. src/dcz/_native.pyi has the types.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -19,7 +20,7 @@
 #include "huffman.h"
 #include "kernels.h"
 #include "messagepack.h"
-#include "planes.h"
+#include "segment.h"
 #include "sparse.h"
 
 namespace nb = nanobind;
@@ -117,20 +118,6 @@ void py_split_planes(nb::handle data, std::size_t itemsize, bool rotated, nb::ha
     kernels().split_planes(in.data(), count, itemsize, rotated, planes.data());
 }
 
-void py_decode_planes(const std::vector<std::pair<bool, nb::object>>& streams, bool rotated, nb::handle out) {
-    std::vector<Buffer> buffers;
-    std::vector<CodedStream> planes;
-    for (const auto& [huffman, stream] : streams) {
-        buffers.emplace_back(stream);
-        planes.push_back({huffman, buffers.back().bytes()});
-    }
-    check_itemsize(planes.size());
-    const Buffer to(out, true);
-    require(to.size() % planes.size() == 0, "the output does not hold whole elements");
-    nb::gil_scoped_release release;
-    if (to.size() > 0) decode_planes(planes, to.size() / planes.size(), rotated, to.data());
-}
-
 nb::bytes py_encode_gaps(nb::handle mask, unsigned bits) {
     check_width(bits);
     const Buffer in(mask);
@@ -155,32 +142,6 @@ nb::list py_count_gaps(nb::handle mask) {
     return out;
 }
 
-void py_gap_positions(nb::handle gaps, unsigned bits, std::size_t elements, nb::handle positions) {
-    check_width(bits);
-    require(elements <= ~u32{0}, "a segment has fewer than 2^32 elements");
-    const Buffer in(gaps), to(positions, true);
-    nb::gil_scoped_release release;
-    gap_positions(in.bytes(), bits, elements, to.as<u32>("positions are 32-bit integers"));
-}
-
-void py_bitmap_positions(nb::handle bitmap, std::size_t elements, nb::handle positions) {
-    require(elements <= ~u32{0}, "a segment has fewer than 2^32 elements");
-    const Buffer in(bitmap), to(positions, true);
-    nb::gil_scoped_release release;
-    bitmap_positions(in.bytes(), elements, to.as<u32>("positions are 32-bit integers"));
-}
-
-void py_scatter(nb::handle positions, nb::handle values, std::size_t itemsize, nb::handle out) {
-    check_itemsize(itemsize);
-    const Buffer at(positions), in(values), to(out, true);
-    const auto where = at.as<const u32>("positions are 32-bit integers");
-    const std::size_t elements = to.size() / itemsize;
-    require(to.size() % itemsize == 0 && in.size() == where.size() * itemsize, "one value for each position");
-    nb::gil_scoped_release release;
-    for (const u32 position : where) require(position < elements, "a position is outside of the output");
-    scatter(where, in.data(), itemsize, elements, to.data());
-}
-
 using GroupTuple = std::tuple<std::string, u64, u64>;  // kind, inner, extent
 
 Groups make_groups(const GroupTuple& groups) {
@@ -192,62 +153,122 @@ Groups make_groups(const GroupTuple& groups) {
     return {Groups::Kind::group, inner, extent};
 }
 
-// The selection of a segment; `positions` is None or a buffer that outlives it.
-Selection make_selection(u64 start, std::size_t count, const std::optional<Buffer>& positions) {
-    require(start < u64{1} << 63, "a tensor has fewer than 2^63 elements");
-    if (!positions) return {start, count, nullptr};
-    const auto where = positions->as<const u32>("positions are 32-bit integers");
-    require(where.size() == count, "one code for each position");
-    return {start, count, where.data()};
-}
-
 std::optional<Buffer> optional_buffer(nb::handle object) {
     if (object.is_none()) return std::nullopt;
     return std::optional<Buffer>(std::in_place, object);
 }
 
-void py_look_up(nb::handle codes, nb::handle centroids, std::size_t size, std::size_t itemsize, const GroupTuple& groups, u64 start,
-                nb::handle positions, nb::handle out) {
-    check_itemsize(itemsize);
-    require(size >= 1 && size <= 256, "a codebook has 1 to 256 centroids");
-    const Buffer in(codes), table(centroids), to(out, true);
-    const std::optional<Buffer> at = optional_buffer(positions);
-    require(to.size() == in.size() * itemsize, "one element for each code");
-    const Groups which = make_groups(groups);
-    const Selection selection = make_selection(start, in.size(), at);
-    nb::gil_scoped_release release;
-    look_up(in.data(), selection, which, table.bytes(), size, itemsize, to.data());
+struct FloatRow {
+    std::string_view name;
+    FloatType type;
+    std::size_t itemsize;
+};
+
+FloatRow float_row(std::string_view dtype) {
+    constexpr FloatRow rows[] = {{"f64", FloatType::f64, 8},   {"f32", FloatType::f32, 4},
+                                 {"f16", FloatType::f16, 2},   {"bf16", FloatType::bf16, 2},
+                                 {"f8_e4m3fn", FloatType::f8_e4m3fn, 1}, {"f8_e5m2", FloatType::f8_e5m2, 1}};
+    for (const FloatRow& row : rows)
+        if (dtype == row.name) return row;
+    throw std::invalid_argument("affine values are for floating-point types");
 }
 
-void py_dequantize(nb::handle codes, nb::handle scales, nb::handle zero_points, unsigned bits, const std::string& dtype,
-                   const GroupTuple& groups, u64 start, nb::handle positions, nb::handle out) {
+Layout make_layout(std::string_view kind, unsigned bits) {
     check_width(bits);
-    const Buffer in(codes), factors(scales), to(out, true);
-    const std::optional<Buffer> at = optional_buffer(positions), points = optional_buffer(zero_points);
-    const Groups which = make_groups(groups);
-    const Selection selection = make_selection(start, in.size(), at);
-    const Bytes zeros = points ? points->bytes() : Bytes{};
-    struct Row {
-        const char* name;
-        FloatType type;
-        std::size_t itemsize;
-    };
-    constexpr Row rows[] = {{"f64", FloatType::f64, 8},   {"f32", FloatType::f32, 4},
-                            {"f16", FloatType::f16, 2},   {"bf16", FloatType::bf16, 2},
-                            {"f8_e4m3fn", FloatType::f8_e4m3fn, 1}, {"f8_e5m2", FloatType::f8_e5m2, 1}};
-    for (const Row& row : rows) {
-        if (dtype != row.name) continue;
-        require(to.size() == in.size() * row.itemsize, "one element for each code");
-        if (row.type == FloatType::f64) {
-            const auto wide = factors.as<const double>("scales are 64-bit floats");
-            nb::gil_scoped_release release;
-            return dequantize(in.data(), selection, which, wide, zeros, bits, to.data());
-        }
+    if (kind == "dense") return {Layout::Kind::dense, bits};
+    if (kind == "bitmap") return {Layout::Kind::bitmap, bits};
+    require(kind == "relative-index", "a layout is dense, relative-index or bitmap");
+    return {Layout::Kind::relative_index, bits};
+}
+
+std::vector<u8> copy_of(nb::handle object) {
+    const Buffer buffer(object);
+    return {buffer.data(), buffer.data() + buffer.size()};
+}
+
+SegmentDecoder exact_decoder(std::string_view layout, unsigned bits, std::size_t itemsize, std::string_view split, bool boolean) {
+    check_itemsize(itemsize);
+    require(split == "whole" || split == "bytes" || split == "rotated", "exact values are whole, bytes or rotated");
+    return {itemsize, make_layout(layout, bits), ExactValues{split != "whole", split == "rotated", boolean}};
+}
+
+SegmentDecoder codebook_decoder(std::string_view layout, unsigned bits, std::size_t itemsize, std::size_t size, const GroupTuple& groups,
+                                nb::handle centroids) {
+    check_itemsize(itemsize);
+    require(size >= 1 && size <= 256, "a codebook has 1 to 256 centroids");
+    return {itemsize, make_layout(layout, bits), CodebookValues{size, make_groups(groups), copy_of(centroids)}};
+}
+
+SegmentDecoder affine_decoder(std::string_view layout, unsigned bits, const std::string& dtype, unsigned code_bits, const GroupTuple& groups,
+                              nb::handle scales, nb::handle zero_points) {
+    check_width(code_bits);
+    const FloatRow row = float_row(dtype);
+    const Buffer factors(scales);
+    AffineValues values{code_bits, make_groups(groups), row.type, {}, {}, {}};
+    if (row.type == FloatType::f64) {
+        const auto wide = factors.as<const double>("scales are 64-bit floats");
+        values.wide_scales.assign(wide.begin(), wide.end());
+    } else {
         const auto single = factors.as<const float>("scales are 32-bit floats");
-        nb::gil_scoped_release release;
-        return dequantize(in.data(), selection, which, single, zeros, bits, row.type, to.data());
+        values.scales.assign(single.begin(), single.end());
     }
-    throw std::invalid_argument("affine values are for floating-point types");
+    if (!zero_points.is_none()) values.zero_points = copy_of(zero_points);
+    return {row.itemsize, make_layout(layout, bits), std::move(values)};
+}
+
+using StreamTuple = std::tuple<unsigned, std::size_t, std::size_t, unsigned>;  // coding, stored bytes, symbols, width
+
+// The streams of a segment, which stand in `part` one behind the other from `start` on; those in `decoded` are taken from
+// there instead.
+struct SegmentStreams {
+    SegmentStreams(nb::handle part, std::size_t start, const std::vector<StreamTuple>& tuples, const std::map<std::size_t, nb::object>& decoded)
+        : part_(part) {
+        std::size_t at = start;
+        for (std::size_t i = 0; i < tuples.size(); ++i) {
+            const auto& [coding, length, count, width] = tuples[i];
+            check_width(width);
+            require(at <= part_.size() && length <= part_.size() - at, "a stream is not in the buffer");
+            if (const auto found = decoded.find(i); found != decoded.end()) {
+                decoded_.emplace_back(found->second);
+                streams.push_back({Coding::symbols, decoded_.back().bytes(), count, width});
+            } else {
+                require(coding <= 1, "streams of other codings are decoded before");
+                streams.push_back({static_cast<Coding>(coding), part_.bytes().subspan(at, length), count, width});
+            }
+            at += length;
+        }
+    }
+
+    std::vector<CodedStream> streams;
+
+  private:
+    Buffer part_;
+    std::vector<Buffer> decoded_;
+};
+
+void py_decode(const SegmentDecoder& decoder, nb::handle part, std::size_t start, const std::vector<StreamTuple>& tuples,
+               const std::map<std::size_t, nb::object>& decoded, u64 first, std::size_t entries, bool streaming, nb::handle out) {
+    require(first < u64{1} << 63, "a tensor has fewer than 2^63 elements");
+    const SegmentStreams streams(part, start, tuples, decoded);
+    const Buffer to(out, true);
+    const std::size_t elements = to.size() / decoder.itemsize();
+    require(to.size() % decoder.itemsize() == 0 && elements <= ~u32{0}, "the output does not hold whole elements, fewer than 2^32");
+    nb::gil_scoped_release release;
+    decoder.decode({first, elements, entries, streams.streams}, streaming, to.data());
+}
+
+void py_decode_entries(const SegmentDecoder& decoder, nb::handle part, std::size_t start, const std::vector<StreamTuple>& tuples,
+                       const std::map<std::size_t, nb::object>& decoded, u64 first, std::size_t elements, nb::handle positions, nb::handle out) {
+    require(first < u64{1} << 63, "a tensor has fewer than 2^63 elements");
+    const SegmentStreams streams(part, start, tuples, decoded);
+    const std::optional<Buffer> at = optional_buffer(positions);
+    const Buffer to(out, true);
+    const std::size_t entries = to.size() / decoder.itemsize();
+    require(to.size() % decoder.itemsize() == 0 && elements <= ~u32{0}, "the output does not hold whole elements, fewer than 2^32");
+    const auto where = at ? at->as<u32>("positions are 32-bit integers") : std::span<u32>();
+    require(decoder.is_dense() ? !at : where.size() == entries, "one position for each entry");
+    nb::gil_scoped_release release;
+    decoder.decode_entries({first, elements, entries, streams.streams}, where, to.data());
 }
 
 std::size_t py_huffman_estimate(nb::handle symbols) {
@@ -289,6 +310,8 @@ nb::tuple py_check_messagepack(nb::handle data, unsigned max_depth) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+    // A reader that is still open when the interpreter ends is no leak.
+    nb::set_leak_warnings(false);
     nb::register_exception_translator([](const std::exception_ptr& p, void*) {
         try {
             std::rethrow_exception(p);
@@ -314,16 +337,18 @@ NB_MODULE(_native, m) {
     m.def("pack", &py_pack, nb::arg("symbols"), nb::arg("width"));
     m.def("unpack", &py_unpack, nb::arg("bits"), nb::arg("width"), nb::arg("out"));
     m.def("split_planes", &py_split_planes, nb::arg("data"), nb::arg("itemsize"), nb::arg("rotated"), nb::arg("out"));
-    m.def("decode_planes", &py_decode_planes, nb::arg("streams"), nb::arg("rotated"), nb::arg("out"));
     m.def("encode_gaps", &py_encode_gaps, nb::arg("mask"), nb::arg("bits"));
     m.def("count_gaps", &py_count_gaps, nb::arg("mask"));
-    m.def("gap_positions", &py_gap_positions, nb::arg("gaps"), nb::arg("bits"), nb::arg("elements"), nb::arg("positions"));
-    m.def("bitmap_positions", &py_bitmap_positions, nb::arg("bitmap"), nb::arg("elements"), nb::arg("positions"));
-    m.def("scatter", &py_scatter, nb::arg("positions"), nb::arg("values"), nb::arg("itemsize"), nb::arg("out"));
-    m.def("look_up", &py_look_up, nb::arg("codes"), nb::arg("centroids"), nb::arg("size"), nb::arg("itemsize"),
-          nb::arg("groups"), nb::arg("start"), nb::arg("positions").none(), nb::arg("out"));
-    m.def("dequantize", &py_dequantize, nb::arg("codes"), nb::arg("scales"), nb::arg("zero_points").none(), nb::arg("bits"),
-          nb::arg("dtype"), nb::arg("groups"), nb::arg("start"), nb::arg("positions").none(), nb::arg("out"));
+    nb::class_<SegmentDecoder>(m, "SegmentDecoder")
+        .def_static("exact", &exact_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("itemsize"), nb::arg("split"), nb::arg("boolean"))
+        .def_static("codebook", &codebook_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("itemsize"), nb::arg("size"),
+                    nb::arg("groups"), nb::arg("centroids"))
+        .def_static("affine", &affine_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("dtype"), nb::arg("bits"), nb::arg("groups"),
+                    nb::arg("scales"), nb::arg("zero_points").none())
+        .def("decode", &py_decode, nb::arg("part"), nb::arg("start"), nb::arg("streams"), nb::arg("decoded"), nb::arg("first"),
+             nb::arg("entries"), nb::arg("streaming"), nb::arg("out"))
+        .def("decode_entries", &py_decode_entries, nb::arg("part"), nb::arg("start"), nb::arg("streams"), nb::arg("decoded"),
+             nb::arg("first"), nb::arg("elements"), nb::arg("positions").none(), nb::arg("out"));
     bind_clustering(m);
     m.def("histogram", &py_histogram, nb::arg("data"), nb::arg("out"));
 }

@@ -14,11 +14,14 @@ void pack(const u8* symbols, std::size_t count, unsigned width, std::vector<u8>&
     writer.finish();
 }
 
+void expect_zero_padding(Bytes bits, std::size_t count, unsigned width) {
+    const auto used = static_cast<unsigned>((count * width) % 8);
+    if (used != 0 && bits.back() >> used) throw Corrupt("padding bits of a packed stream are not zero");
+}
+
 void unpack(Bytes bits, std::size_t count, unsigned width, u8* out) {
     if (bits.size() != packed_bytes(count, width)) throw Corrupt("a packed stream has the wrong length");
-    if (count == 0) return;
-    const unsigned used = static_cast<unsigned>((count * width) % 8);
-    if (used != 0 && bits.back() >> used) throw Corrupt("padding bits of a packed stream are not zero");
+    expect_zero_padding(bits, count, width);
     kernels().unpack(bits.data(), count, width, out);
 }
 

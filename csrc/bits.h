@@ -14,6 +14,9 @@ inline std::size_t packed_bytes(std::size_t count, unsigned width) {
 // Appends symbols, each below 2^width, packed.
 void pack(const u8* symbols, std::size_t count, unsigned width, std::vector<u8>& out);
 
+// Throws Corrupt if bits behind the last of `count` symbols, in packed_bytes(count, width) bytes, are not zero.
+void expect_zero_padding(Bytes bits, std::size_t count, unsigned width);
+
 // Unpacks `count` symbols from exactly packed_bytes(count, width) bytes. Throws Corrupt for padding that is not zero.
 void unpack(Bytes bits, std::size_t count, unsigned width, u8* out);
 

@@ -88,12 +88,13 @@ void expect_group(u64 group, std::size_t groups) {
 
 void look_up(const u8* codes, const Selection& which, const Groups& groups, Bytes table, std::size_t size,
              std::size_t itemsize, u8* out) {
-    if (which.count == 0) return;
-    if (*std::max_element(codes, codes + which.count) >= size) throw Corrupt("a code is not below the size of the codebook");
+    u8 largest = 0;
+    for (std::size_t i = 0; i < which.count; ++i) largest = std::max(largest, codes[i]);
+    if (largest >= size) throw Corrupt("a code is not below the size of the codebook");
     const std::size_t stride = size * itemsize, count = table.size() / stride;
     for_each_run(which, groups, [&](u64 group, std::size_t first, std::size_t n) {
         expect_group(group, count);
-        kernels().look_up(codes + first, n, table.data() + group * stride, itemsize, out + first * itemsize);
+        kernels().look_up(codes + first, n, table.data() + group * stride, size, itemsize, out + first * itemsize);
     });
 }
 

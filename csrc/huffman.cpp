@@ -296,15 +296,17 @@ Lengths code_lengths(const Histogram& histogram, unsigned longest) {
 }
 
 Tree::Tree(const Lengths& lengths) {
-    std::array<u32, kMaxLength + 1> leaves{};
-    std::vector<u8> order;
-    for (unsigned length = 1; length <= kMaxLength; ++length)
-        for (std::size_t s = 0; s < 256; ++s)
-            if (lengths[s] == length) {
-                rank[s] = static_cast<u8>(order.size());
-                order.push_back(static_cast<u8>(s));
-                ++leaves[length];
-            }
+    std::array<u32, kMaxLength + 2> leaves{}, next{};
+    for (const u8 length : lengths) ++leaves[length];
+    leaves[0] = 0;
+    for (unsigned length = 1; length <= kMaxLength; ++length) next[length + 1] = next[length] + leaves[length];
+    std::vector<u8> order(next[kMaxLength + 1]);
+    for (std::size_t s = 0; s < 256; ++s) {
+        if (lengths[s] == 0) continue;
+        const u32 place = next[lengths[s]]++;
+        rank[s] = static_cast<u8>(place);
+        order[place] = static_cast<u8>(s);
+    }
     if (order.empty()) throw Corrupt("a Huffman table has no symbols");
     if (order.size() == 1) {
         only = order[0];
@@ -335,11 +337,12 @@ Tree::Tree(const Lengths& lengths) {
         level_start += level_size;
         level_size = next_node - level_start;
     }
-    // The rank where the right subtree starts is that of its leftmost leaf.
-    for (Node& node : nodes) {
-        u16 leftmost = node.child[1];
-        while (!(leftmost & kLeaf)) leftmost = nodes[leftmost].child[0];
-        node.first_right = rank[leftmost & 0xFF];
+    // The rank where the right subtree starts is that of its leftmost leaf. Children come behind their parents.
+    std::vector<u8> first(nodes.size());
+    for (std::size_t v = nodes.size(); v-- > 0;) {
+        const auto first_of = [&](u16 child) { return child & kLeaf ? rank[child & 0xFF] : first[child]; };
+        first[v] = first_of(nodes[v].child[0]);
+        nodes[v].first_right = first_of(nodes[v].child[1]);
     }
 }
 
@@ -419,7 +422,6 @@ HuffmanDecoder::HuffmanDecoder(Bytes stream, std::size_t count, unsigned width) 
     if (length > stream.size() - at) throw Corrupt("the tables of a Huffman stream are cut off");
     const Bytes tables = stream.subspan(at, length);
     data_ = stream.subspan(at + length);
-    table_bytes_ = at + length;
 
     const std::size_t blocks = (count + kBlock - 1) / kBlock;
     if (blocks > tables.size()) throw Corrupt("a Huffman stream has too few blocks");
@@ -437,40 +439,64 @@ HuffmanDecoder::HuffmanDecoder(Bytes stream, std::size_t count, unsigned width) 
     if (at != tables.size()) throw Corrupt("the tables of a Huffman stream are not used up");
 }
 
-std::size_t HuffmanDecoder::next(u8* out) {
-    const std::size_t count = std::min(kBlock, remaining_);
-    const Block block = blocks_[block_++];
-    if ((block.descriptor & kModeMask) == kStored) {
-        const std::size_t bytes = packed_bytes(count, width_);
-        if (bytes > data_.size() - at_) throw Corrupt("a Huffman stream is cut off");
-        unpack(data_.subspan(at_, bytes), count, width_, out);
-        at_ += bytes;
-    } else {
-        decode(trees_[block.tree], block.descriptor & kPackedBit, count, out);
+void HuffmanDecoder::next(u8* out, std::size_t count) {
+    while (count > 0) {
+        if (left_in_block_ == 0) open_block();
+        const std::size_t n = std::min(count, left_in_block_);
+        switch (mode_) {
+            case Mode::stored: {
+                // A piece of symbols is whole bytes, whatever their width; only the last one of a block has padding.
+                const std::size_t bytes = packed_bytes(n, width_);
+                unpack({bits_, bytes}, n, width_, out);
+                bits_ += bytes;
+                break;
+            }
+            case Mode::single: std::memset(out, single_, n); break;
+            case Mode::tree:
+                kernels().merge(bits_, n, children_[0], children_[1], out);
+                bits_ += n / 8;
+                break;
+        }
+        out += n;
+        count -= n;
+        left_in_block_ -= n;
     }
-    remaining_ -= count;
-    if (remaining_ == 0 && at_ != data_.size()) throw Corrupt("a Huffman stream is longer than its symbols");
-    return count;
+    if (left_in_block_ + remaining_ == 0 && at_ != data_.size()) throw Corrupt("a Huffman stream is longer than its symbols");
 }
 
-void HuffmanDecoder::decode(const Tree& tree, bool packed, std::size_t count, u8* out) {
-    const std::size_t nodes = tree.nodes.size();
-    if (nodes == 0) {
-        std::memset(out, tree.only, count);
-        return;
+void HuffmanDecoder::open_block() {
+    left_in_block_ = std::min(kBlock, remaining_);
+    remaining_ -= left_in_block_;
+    const Block block = blocks_[block_++];
+    if ((block.descriptor & kModeMask) == kStored) {
+        const std::size_t bytes = packed_bytes(left_in_block_, width_);
+        if (bytes > data_.size() - at_) throw Corrupt("a Huffman stream is cut off");
+        mode_ = Mode::stored;
+        bits_ = data_.data() + at_;
+        at_ += bytes;
+    } else if (const Tree& tree = trees_[block.tree]; tree.nodes.empty()) {
+        mode_ = Mode::single;
+        single_ = tree.only;
+    } else {
+        mode_ = Mode::tree;
+        open_tree(tree, block.descriptor & kPackedBit);
     }
+}
+
+void HuffmanDecoder::open_tree(const Tree& tree, bool packed) {
+    const std::size_t nodes = tree.nodes.size();
     const Kernels& k = kernels();
     counts_.assign(nodes, 0);
-    offsets_.assign(nodes, 0);
-    places_.assign(nodes, 0);
+    offsets_.resize(nodes);
+    places_.resize(nodes);
 
     // Down the tree: how many symbols pass through each node, and where its bits and its symbols stand. Every symbol
     // passes through at most kMaxLength nodes, so a hostile stream cannot make the arena larger than that.
     const u8* bits = data_.data() + at_;
     const std::size_t available = data_.size() - at_;
     std::size_t bit = 0, realigned = 0, room = 0;
-    counts_[0] = count;
-    if (packed) realigned_.resize(count * kMaxLength / 8 + 16 * nodes + 16);
+    counts_[0] = left_in_block_;
+    if (packed) realigned_.resize(left_in_block_ * kMaxLength / 8 + 16 * nodes + 16);
     for (std::size_t v = 0; v < nodes; ++v) {
         const std::size_t n = counts_[v], bytes = (n + 7) / 8;
         const u8* here;
@@ -496,8 +522,7 @@ void HuffmanDecoder::decode(const Tree& tree, bool packed, std::size_t count, u8
             offsets_[v] = bit / 8;
             bit += bytes * 8;
         }
-        places_[v] = room;
-        if (v > 0) room += n + kSlack;
+        if (v > 0) room += (tree.is_pair(v) ? bytes : n) + kSlack;
         const auto [left, right] = tree.nodes[v].child;
         if (right & Tree::kLeaf) continue;  // then left is one, too
         const std::size_t ones = k.popcount(here, n);
@@ -505,22 +530,40 @@ void HuffmanDecoder::decode(const Tree& tree, bool packed, std::size_t count, u8
         if (!(left & Tree::kLeaf)) counts_[left] = n - ones;
     }
     if (packed && bit % 8 && bits[bit / 8] >> (bit % 8)) throw Corrupt("padding bits of a Huffman block are not zero");
+    at_ += (bit + 7) / 8;
     if (arena_.size() < room) arena_.resize(room);
 
-    // Up the tree: each node merges what its children hold.
+    // Up the tree: each node merges what its children hold; of a pair, its parent takes the bits.
     const u8* base = packed ? realigned_.data() : bits;
+    const auto child = [&](u16 c) -> Child {
+        if (c & Tree::kLeaf) return {Child::Kind::leaf, static_cast<u8>(c)};
+        if (!tree.is_pair(c)) return {Child::Kind::subtree, 0, 0, places_[c]};
+        const auto [zero, one] = tree.nodes[c].child;
+        return {Child::Kind::pair, static_cast<u8>(zero), static_cast<u8>(one), places_[c]};
+    };
+    u8* place = arena_.data();
     for (std::size_t v = nodes; v-- > 0;) {
-        const auto child = [&](u16 c) {
-            return c & Tree::kLeaf ? Child{nullptr, static_cast<u8>(c)} : Child{arena_.data() + places_[c], 0};
-        };
-        k.merge(base + offsets_[v], counts_[v], child(tree.nodes[v].child[0]), child(tree.nodes[v].child[1]),
-                v == 0 ? out : arena_.data() + places_[v]);
+        const std::size_t n = counts_[v];
+        Child left = child(tree.nodes[v].child[0]), right = child(tree.nodes[v].child[1]);
+        if (v == 0) {
+            bits_ = base + offsets_[v];
+            children_[0] = left;
+            children_[1] = right;
+            break;
+        }
+        places_[v] = place;
+        if (tree.is_pair(v)) {
+            std::memcpy(place, base + offsets_[v], (n + 7) / 8);
+            place += (n + 7) / 8 + kSlack;
+        } else {
+            k.merge(base + offsets_[v], n, left, right, place);
+            place += n + kSlack;
+        }
     }
-    at_ += (bit + 7) / 8;
 }
 
 void huffman_decode(Bytes stream, std::size_t count, unsigned width, u8* out) {
-    for (HuffmanDecoder decoder(stream, count, width); decoder.remaining() > 0;) out += decoder.next(out);
+    HuffmanDecoder(stream, count, width).next(out, count);
 }
 
 std::size_t huffman_table_bytes(Bytes stream) {

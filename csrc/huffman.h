@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "base.h"
+#include "kernels.h"
 
 namespace dcz {
 
 inline constexpr std::size_t kBlock = 65536;       // symbols
+inline constexpr std::size_t kPiece = 64;          // symbols: the decoder works on whole ones
 inline constexpr unsigned kMaxLength = 15;         // bits of a code
 inline constexpr std::size_t kPackedBelow = 8192;  // the encoder packs blocks of fewer symbols
 inline constexpr std::size_t kTunedBelow = 32768;  // ... and looks for tables that are short themselves
@@ -36,6 +38,9 @@ struct Tree {
     std::array<u8, 256> rank{};  // of each symbol, in the order of the codes
     u8 only = 0;                 // the single symbol
 
+    // Are both children leaves? (In a canonical code, the left one is a leaf if the right one is.)
+    bool is_pair(std::size_t node) const { return nodes[node].child[1] & kLeaf; }
+
     // Throws Corrupt unless the lengths are those of a complete prefix code, or there is one symbol only.
     explicit Tree(const Lengths& lengths);
 };
@@ -48,19 +53,15 @@ std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned wi
 // are the same on every machine.
 std::size_t huffman_estimate(const u8* symbols, std::size_t count);
 
-// Decodes a stream block by block, so that a caller can use a block while it is in the cache.
+// Decodes a stream piece by piece, so that a caller can use a piece while it is in the cache.
 class HuffmanDecoder {
   public:
     // `count` symbols (at least 1) of `width` bits. Throws Corrupt if the tables are not valid.
     HuffmanDecoder(Bytes stream, std::size_t count, unsigned width);
 
-    std::size_t remaining() const { return remaining_; }
-
-    // Decodes the next block into out, min(kBlock, remaining()) symbols, and returns their number. The last call checks
-    // that the stream is used up.
-    std::size_t next(u8* out);
-
-    std::size_t table_bytes() const { return table_bytes_; }
+    // Decodes the next `count` symbols, at most as many as are left: a multiple of kPiece, or all of them. The last
+    // call checks that the stream is used up.
+    void next(u8* out, std::size_t count);
 
   private:
     struct Block {
@@ -68,18 +69,26 @@ class HuffmanDecoder {
         u32 tree;  // index into trees_
     };
 
-    void decode(const Tree& tree, bool packed, std::size_t count, u8* out);
+    void open_block();
+    void open_tree(const Tree& tree, bool packed);
 
     Bytes data_;
     std::size_t at_ = 0;
-    std::size_t remaining_;
-    std::size_t table_bytes_;
+    std::size_t remaining_;  // symbols behind the open block
     unsigned width_;
     std::size_t block_ = 0;
     std::vector<Block> blocks_;
     std::vector<Tree> trees_;
+
+    // The open block: its root is merged as its symbols are asked for, what is below the root before that.
+    enum class Mode : u8 { stored, single, tree } mode_ = Mode::stored;
+    std::size_t left_in_block_ = 0;
+    const u8* bits_ = nullptr;  // of the root, or stored symbols
+    Child children_[2]{};
+    u8 single_ = 0;
     std::vector<u8> arena_, realigned_;
-    std::vector<std::size_t> counts_, offsets_, places_;
+    std::vector<std::size_t> counts_, offsets_;
+    std::vector<u8*> places_;
 };
 
 void huffman_decode(Bytes stream, std::size_t count, unsigned width, u8* out);

@@ -11,17 +11,24 @@ namespace dcz {
 // Bytes behind a buffer that a kernel may read, though not use.
 inline constexpr std::size_t kSlack = 64;
 
-// A child of a node of the wavelet tree: the decoded symbols of a subtree, or the one symbol of a leaf.
+// What a node of the wavelet tree takes symbols from: a leaf, which is one symbol; a pair, which is a node with two leaves,
+// as its bits; or a larger subtree, as its decoded symbols.
 struct Child {
-    const u8* symbols;  // null for a leaf; kSlack readable bytes behind them
-    u8 symbol;
+    enum class Kind : u8 { leaf, pair, subtree };
+
+    Kind kind;
+    u8 zero = 0, one = 0;      // leaf: zero; pair: both
+    const u8* data = nullptr;  // pair: bits; subtree: symbols; kSlack readable bytes behind them
+    std::size_t taken = 0;     // of the pair's bits
 };
 
 struct Kernels {
     // Ones among the first `count` bits; bits behind them in the last byte are zero.
     u64 (*popcount)(const u8* bits, std::size_t count);
-    // out[i] = the next symbol of `right` where bit i is 1, of `left` where it is 0. Writes `count` bytes.
-    void (*merge)(const u8* bits, std::size_t count, Child left, Child right, u8* out);
+    // out[i] = the next symbol of `right` where bit i is 1, of `left` where it is 0. Writes `count` bytes, and advances
+    // the children, which are those of a canonical code: the kind of the left one is not above that of the right one.
+    // If there is more to come, `count` is a multiple of 64.
+    void (*merge)(const u8* bits, std::size_t count, Child& left, Child& right, u8* out);
     // The mirror image: bit i = in[i] >= threshold; symbols go to `left` and `right` (null: dropped) in order.
     // `in` has kSlack readable, `left`, `right` and `bits` kSlack writable bytes behind what they hold.
     void (*partition)(const u8* in, std::size_t count, u8 threshold, u8* bits, u8* left, u8* right);
@@ -29,11 +36,16 @@ struct Kernels {
     void (*translate)(const u8* in, std::size_t count, const u8 table[256], u8* out);
     // Symbols of `width` bits, LSB first, to bytes. Reads only ceil(count * width / 8) bytes.
     void (*unpack)(const u8* bits, std::size_t count, unsigned width, u8* out);
-    // Byte planes to elements of `itemsize` bytes and back; `rotated`: section 5.3 of the format.
-    void (*merge_planes)(const u8* const* planes, std::size_t count, std::size_t itemsize, bool rotated, u8* out);
+    // Byte planes to elements of `itemsize` bytes and back; `rotated`: section 5.3 of the format. `streaming`: around the
+    // caches, where the instruction set can and `out` is aligned to 64; a fence is the caller's.
+    void (*merge_planes)(const u8* const* planes, std::size_t count, std::size_t itemsize, bool rotated, bool streaming, u8* out);
     void (*split_planes)(const u8* in, std::size_t count, std::size_t itemsize, bool rotated, u8* const* planes);
-    // out[i] = table[codes[i]] for elements of 1, 2, 4 or 8 bytes.
-    void (*look_up)(const u8* codes, std::size_t count, const u8* table, std::size_t itemsize, u8* out);
+    // out[i] = table[codes[i]] for elements of 1, 2, 4 or 8 bytes; the table has `size` of them, and every code is below.
+    void (*look_up)(const u8* codes, std::size_t count, const u8* table, std::size_t size, std::size_t itemsize, u8* out);
+    // Elements where the bitmap has a one: the next of `values`, which has kSlack readable bytes behind it; zeros elsewhere.
+    void (*expand)(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out);
+    // memcpy, around the caches as merge_planes.
+    void (*copy)(const u8* in, std::size_t size, u8* out);
     // out[i] = scale * (codes[i] - zero) in binary32; the same, rounded to bfloat16.
     void (*dequantize_f32)(const u8* codes, std::size_t count, float scale, int zero, u8* out);
     void (*dequantize_bf16)(const u8* codes, std::size_t count, float scale, int zero, u8* out);

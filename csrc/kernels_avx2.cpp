@@ -1,41 +1,152 @@
 // AVX2 and BMI2: pdep and pext move 8 symbols of a byte each at once.
 #include <immintrin.h>
 
+#include <array>
+
 #include "kernels_impl.h"
 
 namespace dcz {
 namespace {
 
+// For each mask of 8 bits, which of 16 bytes go where: where a bit is 0, the next of the lower 8; where it is 1, the next
+// of the upper 8.
+constexpr std::array<u64, 256> kMerge = [] {
+    std::array<u64, 256> table{};
+    for (unsigned mask = 0; mask < 256; ++mask) {
+        u64 next[2] = {0, 8};
+        for (unsigned i = 0; i < 8; ++i) table[mask] |= next[(mask >> i) & 1]++ << (8 * i);
+    }
+    return table;
+}();
+
 struct Avx2 {
     // A byte of ones for each of 8 bits.
     static u64 spread(u64 bits) { return _pdep_u64(bits, 0x0101010101010101u) * 0xFF; }
 
-    template <bool kLeft, bool kRight>
+    static u64 popcount(const u8* bits, std::size_t bytes) { return popcount_words(bits, bytes); }
+
+    // All ones in each byte whose bit is 1.
+    static __m256i spread32(u32 bits) {
+        const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+        const __m256i bit_of = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
+        const __m256i x = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), byte_of);
+        return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit_of), bit_of);
+    }
+
+    template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
-        const u64 every = 0x0101010101010101u;
-        // Copies, because a store through `out` may change anything that is in memory.
-        const u8 *l = left.symbols, *r = right.symbols;
-        const u64 only_left = left.symbol * every, only_right = right.symbol * every;
-        for (unsigned i = 0; i < 64; i += 8) {
-            const u64 ones = spread((mask >> i) & 0xFF);
-            const u64 count = static_cast<u64>(_mm_popcnt_u64((mask >> i) & 0xFF));
-            u64 a, b;
-            if constexpr (kLeft) {
-                a = _pdep_u64(load<u64>(l), ~ones);
-                l += 8 - count;
-            } else {
-                a = only_left & ~ones;
-            }
-            if constexpr (kRight) {
-                b = _pdep_u64(load<u64>(r), ones);
-                r += count;
-            } else {
-                b = only_right & ones;
-            }
-            store(out + i, a | b);
+        using Kind = Child::Kind;
+        const auto ones = static_cast<std::size_t>(_mm_popcnt_u64(mask));
+        u64 left_bits = 0, right_bits = 0;
+        if constexpr (kLeft == Kind::pair) {
+            left_bits = pair_bits(left);
+            if constexpr (kRight == Kind::pair) left_bits = _pdep_u64(left_bits, ~mask);
+            left.taken += 64 - ones;
         }
-        left.symbols = l;
-        right.symbols = r;
+        if constexpr (kRight == Kind::pair) {
+            right_bits = _pdep_u64(pair_bits(right), mask);
+            right.taken += ones;
+        }
+        if constexpr (kRight != Kind::subtree) {
+            const auto all = [](u8 symbol) { return _mm256_set1_epi8(static_cast<char>(symbol)); };
+            for (unsigned half = 0; half < 64; half += 32) {
+                __m256i a = all(left.zero), b = all(right.zero);
+                if constexpr (kLeft == Kind::pair) a = _mm256_blendv_epi8(a, all(left.one), spread32(static_cast<u32>(left_bits >> half)));
+                if constexpr (kRight == Kind::pair) b = _mm256_blendv_epi8(b, all(right.one), spread32(static_cast<u32>(right_bits >> half)));
+                const __m256i x = _mm256_blendv_epi8(a, b, spread32(static_cast<u32>(mask >> half)));
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + half), x);
+            }
+        } else {
+            const u64 every = 0x0101010101010101u;
+            const u8 *l = left.data, *r = right.data;
+            const u64 zeros = left.zero * every, change = (left.zero ^ left.one) * every;
+            for (unsigned i = 0; i < 64; i += 8) {
+                const unsigned here = (mask >> i) & 0xFF;
+                const auto count = static_cast<std::size_t>(_mm_popcnt_u32(here));
+                __m128i both;
+                if constexpr (kLeft == Kind::subtree) {
+                    both = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(l));
+                    l += 8 - count;
+                } else if constexpr (kLeft == Kind::pair) {
+                    both = _mm_cvtsi64_si128(static_cast<long long>(zeros ^ (change & spread(left_bits & 0xFF))));
+                    left_bits >>= 8 - count;
+                } else {
+                    both = _mm_cvtsi64_si128(static_cast<long long>(zeros));
+                }
+                both = _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(both), reinterpret_cast<const __m64*>(r)));
+                r += count;
+                const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kMerge[here]));
+                _mm_storel_epi64(reinterpret_cast<__m128i*>(out + i), _mm_shuffle_epi8(both, order));
+            }
+            left.data = l;
+            right.data = r;
+        }
+    }
+
+    template <bool kStreaming>
+    static void put(u8* out, __m256i x) {
+        if constexpr (kStreaming)
+            _mm256_stream_si256(reinterpret_cast<__m256i*>(out), x);
+        else
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), x);
+    }
+
+    template <class T, bool kRotated>
+    static std::size_t merge_planes(const u8* const* planes, std::size_t count, bool streaming, u8* out) {
+        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) return merge_planes_to<T, kRotated, true>(planes, count, out);
+        return merge_planes_to<T, kRotated, false>(planes, count, out);
+    }
+
+    // 32 elements at a time. Unpacking works within lanes of 128 bits, so the planes' pieces are put into these first.
+    template <class T, bool kRotated, bool kStreaming>
+    static std::size_t merge_planes_to(const u8* const* p, std::size_t count, u8* out) {
+        std::size_t i = 0;
+        if constexpr (sizeof(T) == 2 || sizeof(T) == 4) {
+            for (; i + 32 <= count; i += 32, out += 32 * sizeof(T)) {
+                __m256i v[sizeof(T)];
+                for (unsigned j = 0; j < sizeof(T); ++j) {
+                    v[j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[j] + i));
+                    if constexpr (sizeof(T) == 2)
+                        v[j] = _mm256_permute4x64_epi64(v[j], 0b11011000);
+                    else
+                        v[j] = _mm256_permutevar8x32_epi32(v[j], _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+                }
+                const __m256i low[2] = {_mm256_unpacklo_epi8(v[0], v[1]), _mm256_unpackhi_epi8(v[0], v[1])};
+                if constexpr (sizeof(T) == 2) {
+                    for (unsigned k = 0; k < 2; ++k) {
+                        __m256i x = low[k];
+                        if constexpr (kRotated) x = _mm256_or_si256(_mm256_srli_epi16(x, 1), _mm256_slli_epi16(x, 15));
+                        put<kStreaming>(out + 32 * k, x);
+                    }
+                } else {
+                    const __m256i high[2] = {_mm256_unpacklo_epi8(v[2], v[3]), _mm256_unpackhi_epi8(v[2], v[3])};
+                    for (unsigned k = 0; k < 4; ++k) {
+                        __m256i x = k % 2 ? _mm256_unpackhi_epi16(low[k / 2], high[k / 2]) : _mm256_unpacklo_epi16(low[k / 2], high[k / 2]);
+                        if constexpr (kRotated) x = _mm256_or_si256(_mm256_srli_epi32(x, 1), _mm256_slli_epi32(x, 31));
+                        put<kStreaming>(out + 32 * k, x);
+                    }
+                }
+            }
+        }
+        return i;
+    }
+
+    template <class T>
+    static std::size_t look_up(const u8*, std::size_t, const u8*, std::size_t, u8*) {
+        return 0;
+    }
+
+    template <class T, bool kStreaming>
+    static void expand(u64 mask, const u8*& values, u8* out) {
+        alignas(64) u8 elements[64 * sizeof(T)];
+        expand_ones<T>(mask, values, kStreaming ? elements : out);
+        if constexpr (kStreaming) copy(elements, sizeof elements, out);
+    }
+
+    static std::size_t copy(const u8* in, std::size_t size, u8* out) {
+        std::size_t i = 0;
+        for (; i + 32 <= size; i += 32) put<true>(out + i, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i)));
+        return i;
     }
 
     static u64 partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right) {

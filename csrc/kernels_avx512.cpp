@@ -7,23 +7,128 @@ namespace dcz {
 namespace {
 
 struct Avx512 {
-    template <bool kLeft, bool kRight>
+    static u64 popcount(const u8* bits, std::size_t bytes) {
+        __m512i ones = _mm512_setzero_si512();
+        std::size_t i = 0;
+        for (; i + 64 <= bytes; i += 64) ones = _mm512_add_epi64(ones, _mm512_popcnt_epi64(_mm512_loadu_si512(bits + i)));
+        ones = _mm512_add_epi64(ones, _mm512_popcnt_epi64(_mm512_maskz_loadu_epi8(low_bits(static_cast<unsigned>(bytes - i)), bits + i)));
+        return static_cast<u64>(_mm512_reduce_add_epi64(ones));
+    }
+
+    template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
+        using Kind = Child::Kind;
         const u64 ones = static_cast<u64>(_mm_popcnt_u64(mask));
+        const auto all = [](u8 symbol) { return _mm512_set1_epi8(static_cast<char>(symbol)); };
         __m512i x;
-        if constexpr (kLeft) {
-            x = _mm512_maskz_expand_epi8(~mask, _mm512_loadu_si512(left.symbols));
-            left.symbols += 64 - ones;
+        if constexpr (kLeft == Kind::subtree) {
+            x = _mm512_maskz_expand_epi8(~mask, _mm512_loadu_si512(left.data));
+            left.data += 64 - ones;
+        } else if constexpr (kLeft == Kind::pair) {
+            x = _mm512_mask_blend_epi8(_pdep_u64(pair_bits(left), ~mask), all(left.zero), all(left.one));
+            left.taken += 64 - ones;
         } else {
-            x = _mm512_set1_epi8(static_cast<char>(left.symbol));
+            x = all(left.zero);
         }
-        if constexpr (kRight) {
-            x = _mm512_mask_expand_epi8(x, mask, _mm512_loadu_si512(right.symbols));
-            right.symbols += ones;
+        if constexpr (kRight == Kind::subtree) {
+            x = _mm512_mask_expand_epi8(x, mask, _mm512_loadu_si512(right.data));
+            right.data += ones;
         } else {
-            x = _mm512_mask_blend_epi8(mask, x, _mm512_set1_epi8(static_cast<char>(right.symbol)));
+            x = _mm512_mask_blend_epi8(mask, x, all(right.zero));
+            if constexpr (kRight == Kind::pair) {
+                x = _mm512_mask_blend_epi8(_pdep_u64(pair_bits(right), mask), x, all(right.one));
+                right.taken += ones;
+            }
         }
         _mm512_storeu_si512(out, x);
+    }
+
+    template <bool kStreaming>
+    static void put(u8* out, __m512i x) {
+        if constexpr (kStreaming)
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(out), x);
+        else
+            _mm512_storeu_si512(out, x);
+    }
+
+    template <class T, bool kRotated>
+    static std::size_t merge_planes(const u8* const* planes, std::size_t count, bool streaming, u8* out) {
+        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) return merge_planes_to<T, kRotated, true>(planes, count, out);
+        return merge_planes_to<T, kRotated, false>(planes, count, out);
+    }
+
+    // 64 elements at a time. Unpacking works within lanes of 128 bits, so the planes' pieces are put into these first.
+    template <class T, bool kRotated, bool kStreaming>
+    static std::size_t merge_planes_to(const u8* const* p, std::size_t count, u8* out) {
+        std::size_t i = 0;
+        if constexpr (sizeof(T) == 2) {
+            const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+            for (; i + 64 <= count; i += 64, out += 128) {
+                const __m512i a = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(p[0] + i));
+                const __m512i b = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(p[1] + i));
+                __m512i x[2] = {_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b)};
+                for (unsigned k = 0; k < 2; ++k) {
+                    if constexpr (kRotated) x[k] = _mm512_shrdi_epi16(x[k], x[k], 1);
+                    put<kStreaming>(out + 64 * k, x[k]);
+                }
+            }
+        } else if constexpr (sizeof(T) == 4) {
+            const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+            for (; i + 64 <= count; i += 64, out += 256) {
+                __m512i v[4];
+                for (unsigned j = 0; j < 4; ++j) v[j] = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(p[j] + i));
+                const __m512i low[2] = {_mm512_unpacklo_epi8(v[0], v[1]), _mm512_unpackhi_epi8(v[0], v[1])};
+                const __m512i high[2] = {_mm512_unpacklo_epi8(v[2], v[3]), _mm512_unpackhi_epi8(v[2], v[3])};
+                for (unsigned k = 0; k < 4; ++k) {
+                    __m512i x = k % 2 ? _mm512_unpackhi_epi16(low[k / 2], high[k / 2]) : _mm512_unpacklo_epi16(low[k / 2], high[k / 2]);
+                    if constexpr (kRotated) x = _mm512_ror_epi32(x, 1);
+                    put<kStreaming>(out + 64 * k, x);
+                }
+            }
+        }
+        return i;
+    }
+
+    // Tables that two registers hold.
+    template <class T>
+    static std::size_t look_up(const u8* codes, std::size_t count, const u8* table, std::size_t size, u8* out) {
+        std::size_t i = 0;
+        if constexpr (sizeof(T) == 2 || sizeof(T) == 4) {
+            constexpr std::size_t kLanes = 64 / sizeof(T);
+            if (size > 2 * kLanes || count < 2 * kLanes) return 0;
+            alignas(64) u8 padded[128] = {};
+            std::memcpy(padded, table, size * sizeof(T));
+            const __m512i low = _mm512_load_si512(padded), high = _mm512_load_si512(padded + 64);
+            for (; i + kLanes <= count; i += kLanes) {
+                __m512i x;
+                if constexpr (sizeof(T) == 4)
+                    x = _mm512_permutex2var_epi32(low, _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i))), high);
+                else
+                    x = _mm512_permutex2var_epi16(low, _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i))), high);
+                _mm512_storeu_si512(out + i * sizeof(T), x);
+            }
+        }
+        return i;
+    }
+
+    template <class T, bool kStreaming>
+    static void expand(u64 mask, const u8*& values, u8* out) {
+        constexpr unsigned kLanes = 64 / sizeof(T);
+        for (unsigned i = 0; i < 64; i += kLanes, out += 64) {
+            const u64 here = mask >> i & low_bits(kLanes);
+            const __m512i x = _mm512_loadu_si512(values);
+            if constexpr (sizeof(T) == 1) put<kStreaming>(out, _mm512_maskz_expand_epi8(here, x));
+            if constexpr (sizeof(T) == 2) put<kStreaming>(out, _mm512_maskz_expand_epi16(static_cast<__mmask32>(here), x));
+            if constexpr (sizeof(T) == 4) put<kStreaming>(out, _mm512_maskz_expand_epi32(static_cast<__mmask16>(here), x));
+            if constexpr (sizeof(T) == 8) put<kStreaming>(out, _mm512_maskz_expand_epi64(static_cast<__mmask8>(here), x));
+            values += static_cast<std::size_t>(_mm_popcnt_u64(here)) * sizeof(T);
+        }
+    }
+
+    static std::size_t copy(const u8* in, std::size_t size, u8* out) {
+        std::size_t i = 0;
+        for (; i + 64 <= size; i += 64) put<true>(out + i, _mm512_loadu_si512(in + i));
+        return i;
     }
 
     static u64 partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right) {

@@ -2,8 +2,13 @@
 // translation unit per set, each in an anonymous namespace of its own, so that no set's code leaks into another's.
 //
 // P has:
-//   static void merge(u64 mask, Child&, Child&, u8* out)          64 symbols; advances the children
+//   static void merge<left kind, right kind>(u64 mask, Child&, Child&, u8* out)    64 symbols; advances the children
+//   static u64  popcount(const u8* bits, std::size_t bytes)
+//   static std::size_t merge_planes<T, rotated>(planes, count, streaming, out)     how many elements it has merged
 //   static u64  partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right)   the mask; advances
+//   static std::size_t look_up<T>(codes, count, table, size, out)                  how many elements it has looked up
+//   static void expand<T, streaming>(u64 mask, const u8*& values, u8* out)         64 elements; advances the values
+//   static std::size_t copy(const u8* in, std::size_t size, u8* out)               how many bytes it has copied
 //   static void unpack8(u64 bits, unsigned width, u8* out)        8 symbols
 #pragma once
 
@@ -12,37 +17,60 @@
 namespace dcz {
 namespace {
 
+// The next 64 bits of a pair.
+[[maybe_unused]] inline u64 pair_bits(const Child& pair) {
+    const u8* p = pair.data + pair.taken / 8;
+    const unsigned shift = pair.taken % 8;
+    return load<u64>(p) >> shift | u64{p[8]} << 1 << (63 - shift);
+}
+
+// Ones among the bits of `bytes` bytes, with the instruction that __builtin_popcountll stands for.
+[[maybe_unused]] inline u64 popcount_words(const u8* bits, std::size_t bytes) {
+    u64 ones = 0;
+    std::size_t i = 0;
+    for (; i + 8 <= bytes; i += 8) ones += static_cast<u64>(__builtin_popcountll(load<u64>(bits + i)));
+    if (i < bytes) ones += static_cast<u64>(__builtin_popcountll(load_partial(bits + i, bytes - i)));
+    return ones;
+}
+
+// 64 elements of which most are zero.
+template <class T>
+inline void expand_ones(u64 mask, const u8*& values, u8* out) {
+    std::memset(out, 0, 64 * sizeof(T));
+    for (; mask; mask &= mask - 1, values += sizeof(T)) store(out + static_cast<unsigned>(std::countr_zero(mask)) * sizeof(T), load<T>(values));
+}
+
 template <class P>
 struct Loops {
-    static u64 popcount(const u8* bits, std::size_t count) {
-        const std::size_t bytes = (count + 7) / 8;
-        u64 ones = 0;
-        std::size_t i = 0;
-        for (; i + 8 <= bytes; i += 8) ones += static_cast<u64>(__builtin_popcountll(load<u64>(bits + i)));
-        if (i < bytes) ones += static_cast<u64>(__builtin_popcountll(load_partial(bits + i, bytes - i)));
-        return ones;
-    }
+    static u64 popcount(const u8* bits, std::size_t count) { return P::popcount(bits, (count + 7) / 8); }
 
-    template <bool kLeft, bool kRight>  // is the child a subtree?
-    static void merge_as(const u8* bits, std::size_t count, Child left, Child right, u8* out) {
+    template <Child::Kind kLeft, Child::Kind kRight>
+    static void merge_as(const u8* bits, std::size_t count, Child& from_left, Child& from_right, u8* out) {
+        // Copies, because a store through `out` may change anything that is in memory.
+        Child left = from_left, right = from_right;
         std::size_t i = 0;
-        for (; i + 64 <= count; i += 64)
-            P::template merge<kLeft, kRight>(load<u64>(bits + i / 8), left, right, out + i);
+        for (; i + 64 <= count; i += 64) P::template merge<kLeft, kRight>(load<u64>(bits + i / 8), left, right, out + i);
         if (i < count) {
             u8 tail[64];
             P::template merge<kLeft, kRight>(load_partial(bits + i / 8, (count - i + 7) / 8), left, right, tail);
             std::memcpy(out + i, tail, count - i);
         }
+        from_left = left;
+        from_right = right;
     }
 
-    static void merge(const u8* bits, std::size_t count, Child left, Child right, u8* out) {
-        // A canonical code has its leaves on the left, so a subtree on the left has one on its right.
-        if (left.symbols)
-            merge_as<true, true>(bits, count, left, right, out);
-        else if (right.symbols)
-            merge_as<false, true>(bits, count, left, right, out);
-        else
-            merge_as<false, false>(bits, count, left, right, out);
+    static void merge(const u8* bits, std::size_t count, Child& left, Child& right, u8* out) {
+        using Kind = Child::Kind;
+        switch (left.kind) {
+            case Kind::leaf:
+                if (right.kind == Kind::leaf) return merge_as<Kind::leaf, Kind::leaf>(bits, count, left, right, out);
+                if (right.kind == Kind::pair) return merge_as<Kind::leaf, Kind::pair>(bits, count, left, right, out);
+                return merge_as<Kind::leaf, Kind::subtree>(bits, count, left, right, out);
+            case Kind::pair:
+                if (right.kind == Kind::pair) return merge_as<Kind::pair, Kind::pair>(bits, count, left, right, out);
+                return merge_as<Kind::pair, Kind::subtree>(bits, count, left, right, out);
+            case Kind::subtree: return merge_as<Kind::subtree, Kind::subtree>(bits, count, left, right, out);
+        }
     }
 
     static void partition(const u8* in, std::size_t count, u8 threshold, u8* bits, u8* left, u8* right) {
@@ -74,10 +102,11 @@ struct Loops {
     }
 
     template <class T, bool kRotated>
-    static void merge_planes_as(const u8* const* planes, std::size_t count, u8* out) {
+    static void merge_planes_as(const u8* const* planes, std::size_t count, bool streaming, u8* out) {
         const u8* p[sizeof(T)];
         for (std::size_t j = 0; j < sizeof(T); ++j) p[j] = planes[j];
-        for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t done = P::template merge_planes<T, kRotated>(p, count, streaming, out);
+        for (std::size_t i = done; i < count; ++i) {
             T value = 0;
             for (std::size_t j = 0; j < sizeof(T); ++j) value = static_cast<T>(value | static_cast<T>(static_cast<T>(p[j][i]) << (8 * j)));
             if constexpr (kRotated) value = static_cast<T>((value >> 1) | (value << (8 * sizeof(T) - 1)));
@@ -96,12 +125,20 @@ struct Loops {
         }
     }
 
-    static void merge_planes(const u8* const* planes, std::size_t count, std::size_t itemsize, bool rotated, u8* out) {
+    template <class T>
+    static void merge_planes_of(const u8* const* planes, std::size_t count, bool rotated, bool streaming, u8* out) {
+        if (rotated)
+            merge_planes_as<T, true>(planes, count, streaming, out);
+        else
+            merge_planes_as<T, false>(planes, count, streaming, out);
+    }
+
+    static void merge_planes(const u8* const* planes, std::size_t count, std::size_t itemsize, bool rotated, bool streaming, u8* out) {
         switch (itemsize) {
-            case 1: return rotated ? merge_planes_as<u8, true>(planes, count, out) : merge_planes_as<u8, false>(planes, count, out);
-            case 2: return rotated ? merge_planes_as<u16, true>(planes, count, out) : merge_planes_as<u16, false>(planes, count, out);
-            case 4: return rotated ? merge_planes_as<u32, true>(planes, count, out) : merge_planes_as<u32, false>(planes, count, out);
-            default: return rotated ? merge_planes_as<u64, true>(planes, count, out) : merge_planes_as<u64, false>(planes, count, out);
+            case 1: return merge_planes_of<u8>(planes, count, rotated, streaming, out);
+            case 2: return merge_planes_of<u16>(planes, count, rotated, streaming, out);
+            case 4: return merge_planes_of<u32>(planes, count, rotated, streaming, out);
+            default: return merge_planes_of<u64>(planes, count, rotated, streaming, out);
         }
     }
 
@@ -115,17 +152,51 @@ struct Loops {
     }
 
     template <class T>
-    static void look_up_as(const u8* codes, std::size_t count, const u8* table, u8* out) {
-        for (std::size_t i = 0; i < count; ++i) store(out + i * sizeof(T), load<T>(table + codes[i] * sizeof(T)));
+    static void look_up_as(const u8* codes, std::size_t count, const u8* table, std::size_t size, u8* out) {
+        for (std::size_t i = P::template look_up<T>(codes, count, table, size, out); i < count; ++i)
+            store(out + i * sizeof(T), load<T>(table + codes[i] * sizeof(T)));
     }
 
-    static void look_up(const u8* codes, std::size_t count, const u8* table, std::size_t itemsize, u8* out) {
+    static void look_up(const u8* codes, std::size_t count, const u8* table, std::size_t size, std::size_t itemsize, u8* out) {
         switch (itemsize) {
-            case 1: return look_up_as<u8>(codes, count, table, out);
-            case 2: return look_up_as<u16>(codes, count, table, out);
-            case 4: return look_up_as<u32>(codes, count, table, out);
-            default: return look_up_as<u64>(codes, count, table, out);
+            case 1: return look_up_as<u8>(codes, count, table, size, out);
+            case 2: return look_up_as<u16>(codes, count, table, size, out);
+            case 4: return look_up_as<u32>(codes, count, table, size, out);
+            default: return look_up_as<u64>(codes, count, table, size, out);
         }
+    }
+
+    template <class T, bool kStreaming>
+    static void expand_as(const u8* bitmap, const u8* values, std::size_t count, u8* out) {
+        std::size_t i = 0;
+        for (; i + 64 <= count; i += 64) P::template expand<T, kStreaming>(load<u64>(bitmap + i / 8), values, out + i * sizeof(T));
+        if (i < count) {
+            alignas(64) u8 tail[64 * sizeof(T)];
+            P::template expand<T, false>(load_partial(bitmap + i / 8, (count - i + 7) / 8), values, tail);
+            std::memcpy(out + i * sizeof(T), tail, (count - i) * sizeof(T));
+        }
+    }
+
+    template <class T>
+    static void expand_of(const u8* bitmap, const u8* values, std::size_t count, bool streaming, u8* out) {
+        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0)
+            expand_as<T, true>(bitmap, values, count, out);
+        else
+            expand_as<T, false>(bitmap, values, count, out);
+    }
+
+    static void expand(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out) {
+        switch (itemsize) {
+            case 1: return expand_of<u8>(bitmap, values, count, streaming, out);
+            case 2: return expand_of<u16>(bitmap, values, count, streaming, out);
+            case 4: return expand_of<u32>(bitmap, values, count, streaming, out);
+            default: return expand_of<u64>(bitmap, values, count, streaming, out);
+        }
+    }
+
+    static void copy(const u8* in, std::size_t size, u8* out) {
+        const std::size_t done = reinterpret_cast<std::uintptr_t>(out) % 64 == 0 ? P::copy(in, size, out) : 0;
+        std::memcpy(out + done, in + done, size - done);
     }
 
     static void dequantize_f32(const u8* codes, std::size_t count, float scale, int zero, u8* out) {
@@ -142,7 +213,7 @@ struct Loops {
 
     static constexpr Kernels table() {
         return {popcount,     merge,   partition,      translate,      unpack, merge_planes,
-                split_planes, look_up, dequantize_f32, dequantize_bf16};
+                split_planes, look_up, expand,         copy,           dequantize_f32, dequantize_bf16};
     }
 };
 

@@ -4,21 +4,63 @@ namespace dcz {
 namespace {
 
 struct Portable {
-    template <bool kLeft, bool kRight>
+    template <Child::Kind kKind>
+    struct Source {
+        explicit Source(const Child& child)
+            : zero(child.zero), change(static_cast<u8>(child.zero ^ child.one)), next(child.data), bits(kKind == Child::Kind::pair ? pair_bits(child) : 0) {}
+
+        u8 peek() const {
+            if constexpr (kKind == Child::Kind::subtree) return *next;
+            if constexpr (kKind == Child::Kind::pair) return static_cast<u8>(zero ^ (change & -(bits & 1)));
+            return zero;
+        }
+
+        void advance(u64 by) {  // 0 or 1
+            if constexpr (kKind == Child::Kind::subtree) next += by;
+            if constexpr (kKind == Child::Kind::pair) bits >>= by;
+        }
+
+        u8 zero, change;
+        const u8* next;
+        u64 bits;
+    };
+
+    static u64 popcount(const u8* bits, std::size_t bytes) { return popcount_words(bits, bytes); }
+
+    template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
-        // Copies, because a store through `out` may change anything that is in memory.
-        const u8 *l = left.symbols, *r = right.symbols;
-        const u8 only_left = left.symbol, only_right = right.symbol;
+        Source<kLeft> l(left);
+        Source<kRight> r(right);
         for (unsigned i = 0; i < 64; ++i) {
             const u64 bit = (mask >> i) & 1;
-            const u8 a = kLeft ? *l : only_left, b = kRight ? *r : only_right;
+            const u8 a = l.peek(), b = r.peek();
             out[i] = static_cast<u8>(a ^ ((a ^ b) & -bit));  // the bits are random: a branch would miss half the time
-            if constexpr (kLeft) l += 1 - bit;
-            if constexpr (kRight) r += bit;
+            l.advance(1 - bit);
+            r.advance(bit);
         }
-        left.symbols = l;
-        right.symbols = r;
+        const auto ones = static_cast<std::size_t>(__builtin_popcountll(mask));
+        left.data = l.next;
+        left.taken += 64 - ones;
+        right.data = r.next;
+        right.taken += ones;
     }
+
+    template <class T, bool kRotated>
+    static std::size_t merge_planes(const u8* const*, std::size_t, bool, u8*) {
+        return 0;
+    }
+
+    template <class T>
+    static std::size_t look_up(const u8*, std::size_t, const u8*, std::size_t, u8*) {
+        return 0;
+    }
+
+    template <class T, bool kStreaming>
+    static void expand(u64 mask, const u8*& values, u8* out) {
+        expand_ones<T>(mask, values, out);
+    }
+
+    static std::size_t copy(const u8*, std::size_t, u8*) { return 0; }
 
     static u64 partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right) {
         u64 mask = 0;

@@ -1,5 +1,9 @@
 #include "sparse.h"
 
+#include <algorithm>
+
+#include "kernels.h"
+
 namespace dcz {
 
 std::vector<u8> encode_gaps(Bytes mask, unsigned bits) {
@@ -33,52 +37,54 @@ GapCounts count_gaps(Bytes mask) {
     return counts;
 }
 
-void gap_positions(Bytes gaps, unsigned bits, std::size_t elements, std::span<u32> positions) {
-    const u8 filler = static_cast<u8>(low_bits(bits));
-    if (!gaps.empty() && gaps.back() == filler) throw Corrupt("a relative index ends with a filler");
-    std::size_t position = 0, entry = 0;
-    for (const u8 gap : gaps) {
+GapMarker::GapMarker(u8* bitmap, unsigned bits, std::size_t elements)
+    : bitmap_(bitmap), filler_(static_cast<u8>(low_bits(bits))), elements_(elements) {}
+
+void GapMarker::mark(Bytes gaps) {
+    std::size_t i = 0, position = position_, entries = entries_;
+    constexpr std::size_t longest = 256;  // also of symbols that are wider than they should be
+    while (i < gaps.size()) {
+        // So many gaps cannot leave the elements, whatever they are.
+        const std::size_t safe = std::min(gaps.size() - i, (elements_ - position) / longest);
+        for (const std::size_t end = i + safe; i < end; ++i) {
+            const u8 gap = gaps[i];
+            const std::size_t stored = gap != filler_;
+            position += gap;
+            bitmap_[position / 8] |= static_cast<u8>(stored << position % 8);
+            position += stored;
+            entries += stored;
+        }
+        if (safe > 0) continue;
+        const u8 gap = gaps[i++];
         position += gap;
-        if (gap == filler) continue;
-        if (position >= elements || entry >= positions.size())
-            throw Corrupt("a relative index leaves the segment or has too many entries");
-        positions[entry++] = static_cast<u32>(position++);
+        if (gap == filler_ ? position > elements_ : position >= elements_) throw Corrupt("a relative index leaves the segment");
+        if (gap == filler_) continue;
+        bitmap_[position / 8] |= static_cast<u8>(1u << position % 8);
+        ++position;
+        ++entries;
     }
-    if (entry != positions.size()) throw Corrupt("a relative index has too few entries");
+    if (!gaps.empty()) filler_last_ = gaps.back() == filler_;
+    position_ = position;
+    entries_ = entries;
 }
 
-void bitmap_positions(Bytes bitmap, std::size_t elements, std::span<u32> positions) {
+void GapMarker::finish(std::size_t entries) const {
+    if (filler_last_) throw Corrupt("a relative index ends with a filler");
+    if (entries_ != entries) throw Corrupt("a relative index has another number of entries than declared");
+}
+
+void check_bitmap(Bytes bitmap, std::size_t elements, std::size_t entries) {
     if (bitmap.size() != (elements + 7) / 8) throw Corrupt("a bitmap has the wrong length");
     if (elements % 8 && bitmap.back() >> (elements % 8)) throw Corrupt("padding bits of a bitmap are not zero");
-    u64 ones = 0;
-    std::size_t byte = 0;
-    for (; byte + 8 <= bitmap.size(); byte += 8) ones += static_cast<u64>(__builtin_popcountll(load<u64>(bitmap.data() + byte)));
-    for (; byte < bitmap.size(); ++byte) ones += static_cast<u64>(__builtin_popcountll(bitmap[byte]));
-    if (ones != positions.size()) throw Corrupt("a bitmap has another number of entries than declared");
+    if (kernels().popcount(bitmap.data(), elements) != entries) throw Corrupt("a bitmap has another number of entries than declared");
+}
+
+void bitmap_positions(Bytes bitmap, std::span<u32> positions) {
     std::size_t entry = 0;
-    for (byte = 0; byte < bitmap.size(); byte += 8) {
-        u64 bits = load_partial(bitmap.data() + byte, bitmap.size() - byte < 8 ? bitmap.size() - byte : 8);
+    for (std::size_t byte = 0; byte < bitmap.size(); byte += 8) {
+        u64 bits = load_partial(bitmap.data() + byte, std::min<std::size_t>(8, bitmap.size() - byte));
         for (; bits; bits &= bits - 1)
             positions[entry++] = static_cast<u32>(8 * byte + static_cast<unsigned>(std::countr_zero(bits)));
-    }
-}
-
-namespace {
-
-template <class T>
-void scatter_as(std::span<const u32> positions, const u8* values, u8* out) {
-    for (std::size_t i = 0; i < positions.size(); ++i) store(out + positions[i] * sizeof(T), load<T>(values + i * sizeof(T)));
-}
-
-}  // namespace
-
-void scatter(std::span<const u32> positions, const u8* values, std::size_t itemsize, std::size_t elements, u8* out) {
-    std::memset(out, 0, elements * itemsize);
-    switch (itemsize) {
-        case 1: return scatter_as<u8>(positions, values, out);
-        case 2: return scatter_as<u16>(positions, values, out);
-        case 4: return scatter_as<u32>(positions, values, out);
-        default: return scatter_as<u64>(positions, values, out);
     }
 }
 

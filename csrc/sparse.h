@@ -18,12 +18,29 @@ struct GapCounts {
 };
 GapCounts count_gaps(Bytes mask);
 
-// Both fill `positions`, whose size is the number of entries, in ascending order, each below `elements`.
-// Both throw Corrupt if the symbols break a rule.
-void gap_positions(Bytes gaps, unsigned bits, std::size_t elements, std::span<u32> positions);
-void bitmap_positions(Bytes bitmap, std::size_t elements, std::span<u32> positions);
+// Sets the bit of each stored element in a bitmap of zeros, as gap symbols come.
+class GapMarker {
+  public:
+    // `bits` of a gap; the bitmap has ceil(elements / 8) bytes.
+    GapMarker(u8* bitmap, unsigned bits, std::size_t elements);
 
-// out[positions[i]] = values[i], all other elements zero. Positions are as above.
-void scatter(std::span<const u32> positions, const u8* values, std::size_t itemsize, std::size_t elements, u8* out);
+    // Throws Corrupt for an entry that is not below `elements`.
+    void mark(Bytes gaps);
+
+    // Throws Corrupt if the last gap was a filler, or there are more or fewer entries.
+    void finish(std::size_t entries) const;
+
+  private:
+    u8* bitmap_;
+    u8 filler_;
+    std::size_t elements_, position_ = 0, entries_ = 0;
+    bool filler_last_ = false;
+};
+
+// Throws Corrupt unless that many of the bits, and none behind the elements, are 1.
+void check_bitmap(Bytes bitmap, std::size_t elements, std::size_t entries);
+
+// The positions of the ones, in ascending order: as many as `positions` has.
+void bitmap_positions(Bytes bitmap, std::span<u32> positions);
 
 }  // namespace dcz

@@ -90,7 +90,7 @@ def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto"
 
 def unzip(stored: Buffer, stream: Stream) -> bytes:
     """The packed symbols of a zstd stream. Raises CorruptStream."""
-    size = packed_bytes(stream.count, stream.width)
+    size = packed_bytes(stream.symbols, stream.width)
     view = view_of(stored)
     try:
         if zstandard.frame_content_size(view) != size:
@@ -123,10 +123,10 @@ _DECODERS: Final[dict[int, Callable[[Buffer, Stream, np.ndarray], None]]] = {
 
 
 def decode_stream(stored: Buffer, stream: Stream, out: np.ndarray | None = None) -> np.ndarray:
-    """The symbols of a stream as uint8, ``stream.count`` of them, in ``out`` if given. Raises CorruptStream."""
+    """The symbols of a stream as uint8, ``stream.symbols`` of them, in ``out`` if given. Raises CorruptStream."""
     if out is None:
-        out = np.empty(stream.count, np.uint8)
-    if stream.count == 0:
+        out = np.empty(stream.symbols, np.uint8)
+    if stream.symbols == 0:
         if stream.coding != spec.RAW or stream.length != 0:
             raise CorruptStream("a stream without symbols is not empty")
         return out

@@ -16,10 +16,11 @@ import numpy as np
 
 from dcz import _native
 from dcz.errors import EncodingError
+from dcz.format import layout as spec
 from dcz.format.coding import Coded, CodingChoice, encode_stream
 from dcz.format.dtypes import DTYPES, DType, dtype_of
-from dcz.format.encodings import groups_of
-from dcz.format.geometry import packed_bytes
+from dcz.format.encodings import segment_decoder
+from dcz.format.geometry import Stream, packed_bytes
 from dcz.format.layout import MAX_SEGMENT_ELEMENTS
 from dcz.format.manifest import (
     Affine,
@@ -295,17 +296,16 @@ class TensorEncoder:
         itemsize = self.dtype.itemsize
         first = segment * self.segment
         count = min(self.segment, self.elements - first)
-        mask, positions, streams, gaps = None, None, [], None
+        mask, entries, streams, gaps = None, None, [], None
         if not isinstance(self.layout, Dense):
             mask = self._segment_mask(first, count)
-            positions = np.flatnonzero(mask).astype(np.uint32)
+            entries = int(np.count_nonzero(mask))
             if isinstance(self.layout, RelativeIndex):
                 symbols = self._gaps(mask, self.layout.bits)
                 gaps = symbols.size
                 streams.append(encode_stream(symbols, self.layout.bits, self._coding))
             else:
                 streams.append(encode_stream(np.packbits(mask, bitorder="little"), 8, self._coding))
-        entries = None if positions is None else positions.size
         if self._codes is not None:
             codes = self._codes[first : first + count]
             if mask is not None:
@@ -314,7 +314,7 @@ class TensorEncoder:
             if codes.size and int(codes.max()) >> bits:
                 raise EncodingError(f"a code does not fit in {bits} bits")
             streams.append(encode_stream(codes, bits, self._coding))
-            return EncodedSegment(streams, entries, gaps, self._decoded(codes, first, count, positions))
+            return EncodedSegment(streams, entries, gaps, self._decoded(codes, first, count, mask))
         content = self._bytes[first * itemsize : (first + count) * itemsize]
         data = content if mask is None else content.reshape(-1, itemsize)[mask].reshape(-1)
         assert isinstance(self.values, Exact)
@@ -333,27 +333,30 @@ class TensorEncoder:
         content = self._bytes[first * itemsize : (first + count) * itemsize]
         return (content.view(f"<u{itemsize}") != 0) if content.size else np.empty(0, np.bool_)
 
-    def _decoded(self, codes: np.ndarray, first: int, count: int, positions: np.ndarray | None) -> np.ndarray:
+    def _decoded(self, codes: np.ndarray, first: int, count: int, mask: np.ndarray | None) -> np.ndarray:
         """What a reader will make of the codes of a segment, as bytes."""
-        tensor, itemsize = self._tensor, self.dtype.itemsize
-        values = np.empty(codes.size * itemsize, np.uint8)
-        if codes.size and isinstance(tensor, CodebookTensor):
-            groups = groups_of(tensor.granularity, self.shape)
-            centroids = np.ascontiguousarray(tensor.centroids).reshape(-1).view(np.uint8)
-            if int(codes.max()) >= tensor.centroids.shape[1]:
+        tensor = self._tensor
+        if isinstance(tensor, CodebookTensor):
+            if codes.size and int(codes.max()) >= tensor.centroids.shape[1]:
                 raise EncodingError(f"a code has no centroid: there are {tensor.centroids.shape[1]}")
-            _native.look_up(
-                codes, centroids, tensor.centroids.shape[1], itemsize, groups, first, positions, values
-            )
-        elif codes.size and isinstance(tensor, AffineTensor):
-            groups = groups_of(tensor.granularity, self.shape)
-            scales = tensor.scales.astype(np.float64 if self.dtype.name == "f64" else np.float32)
-            points = None if tensor.zero_points is None else np.ascontiguousarray(tensor.zero_points)
-            _native.dequantize(
-                codes, scales, points, tensor.bits, self.dtype.name, groups, first, positions, values
-            )
-        if positions is None:
-            return values
-        out = np.empty(count * itemsize, np.uint8)
-        _native.scatter(positions, values, itemsize, out)
+            parameters = [np.ascontiguousarray(tensor.centroids)]
+        else:
+            assert isinstance(tensor, AffineTensor)
+            parameters = [tensor.scales.astype(np.float64 if self.dtype.name == "f64" else np.float32)]
+            if tensor.zero_points is not None:
+                parameters.append(np.ascontiguousarray(tensor.zero_points))
+        layout = Dense() if mask is None else Bitmap()
+        streams = [] if mask is None else [np.packbits(mask, bitorder="little")]
+        streams.append(codes)
+        out = np.empty(count * self.dtype.itemsize, np.uint8)
+        segment_decoder(self.dtype.name, self.shape, layout, self.values, parameters).decode(
+            b"",
+            0,
+            [Stream(spec.RAW, 0, stream.size, 8) for stream in streams],
+            dict(enumerate(streams)),
+            first,
+            codes.size,
+            False,
+            out,
+        )
         return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["AssetGeometry", "Geometry", "PartPlace", "Stream", "TensorGeometry"]
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(NamedTuple):
     """One stream: how it is coded, its stored bytes, and the number and width of its symbols."""
 
     coding: int
     length: int
-    count: int
+    symbols: int
     width: int
 
 
@@ -73,6 +72,9 @@ class TensorGeometry:
             raise LimitExceeded(f"{self.segments} segments, at most {limits.streams} are allowed")
         self._check_entries()
         self.parameters = self._parameter_streams()
+        self.position_streams = 0 if isinstance(tensor.layout, Dense) else 1
+        planes = isinstance(tensor.values, Exact) and tensor.values.split != "whole"
+        self.segment_streams = self.position_streams + (self.dtype.itemsize if planes else 1)
         parameter_bytes = sum(packed_bytes(count, width) for count, width in self.parameters)
         if parameter_bytes > limits.parameter_bytes:
             raise LimitExceeded(
@@ -110,16 +112,6 @@ class TensorGeometry:
             return [(groups * values.size * self.dtype.itemsize, 8)]
         scales = (groups * DTYPES[self.tensor.scale_dtype].itemsize, 8)
         return [scales, (groups, values.bits)] if values.zero_points else [scales]
-
-    @property
-    def position_streams(self) -> int:
-        return 0 if isinstance(self.tensor.layout, Dense) else 1
-
-    @property
-    def segment_streams(self) -> int:
-        values = self.tensor.values
-        planes = self.dtype.itemsize if isinstance(values, Exact) and values.split != "whole" else 1
-        return self.position_streams + planes
 
     def segment_elements(self, segment: int) -> int:
         return min(self.tensor.segment, self.elements - segment * self.tensor.segment)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from dcz import _native
 from dcz.errors import (
     AssetNotFound,
     CorruptStream,
@@ -29,7 +30,7 @@ from dcz.errors import (
 from dcz.format import layout as spec
 from dcz.format.coding import decode_stream
 from dcz.format.digests import Hasher, check_digest, digest, digest_name
-from dcz.format.encodings import Parameters, decode_entries, decode_parameters, decode_segment
+from dcz.format.encodings import decode_entries, decode_segment, tensor_decoder
 from dcz.format.geometry import Geometry, PartPlace, TensorGeometry
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 from dcz.format.manifest import decode_manifest
@@ -44,6 +45,8 @@ __all__ = ["LazyTensor", "Reader", "thread_count"]
 _TAIL: Final = 64 << 10  # read with the footer: most manifests are in it
 _CACHED_CHUNKS: Final = 4
 _CACHED_BYTES: Final = 1 << 20
+# A whole tensor is decoded long before it is used: from this many bytes on, around the caches, which the rest needs.
+_STREAMED: Final = 256 << 10
 
 
 def thread_count(threads: int | None) -> int:
@@ -162,7 +165,7 @@ class Reader:
         self._closed = False
         self._limits = limits
         self._cache: OrderedDict[int, bytes] = OrderedDict()
-        self._parameters: dict[str, Parameters] = {}
+        self._decoders: dict[str, _native.SegmentDecoder] = {}
         self._lock = threading.Lock()
         self._buffers = threading.local()
         try:
@@ -262,11 +265,14 @@ class Reader:
             if not out.flags.writeable:
                 raise UsageError(f"the array for tensor {name!r} is read-only")
             targets.setdefault(self.stored_name(name), []).append(out.reshape(-1).view(np.uint8))
-        jobs: dict[int, list[tuple[str, int]]] = {}  # chunk -> segments in it
+        jobs: dict[int, list[tuple[str, int, int]]] = {}  # chunk -> segments in it, and where they start
         for name in targets:
             for segment in range(self.geometry.tensors[name].segments):
-                jobs.setdefault(self.geometry.segment_place(name, segment).chunk, []).append((name, segment))
-        self._run(self._load_parameters, [name for name in targets if self.geometry.tensors[name].parameters])
+                place = self.geometry.segment_place(name, segment)
+                jobs.setdefault(place.chunk, []).append((name, segment, place.start))
+        for name in targets:
+            if self.geometry.tensors[name].segments:
+                self._decoder(name)
 
         # Who asks for one tensor may ask for its neighbours next; of many, each chunk is needed once.
         cached = len(targets) == 1
@@ -275,12 +281,12 @@ class Reader:
             done = 0
             with located(self._source, jobs[chunk][0][0]):
                 data = self._chunk(chunk, cached=cached)
-            for name, segment in jobs[chunk]:
+            for name, segment, start in jobs[chunk]:
                 geometry = self.geometry.tensors[name]
                 first = segment * geometry.tensor.segment * geometry.dtype.itemsize
                 size = geometry.segment_elements(segment) * geometry.dtype.itemsize
                 piece = targets[name][0][first : first + size]
-                self._decode_segment(name, segment, data, piece)
+                self._decode_segment(name, segment, data, start, piece, streaming=size >= _STREAMED)
                 done += size
             return done
 
@@ -297,8 +303,6 @@ class Reader:
             raise UsageError(f"elements {start} to {stop} of a tensor with {geometry.elements}")
         itemsize, step = geometry.dtype.itemsize, geometry.tensor.segment
         out = np.empty((stop - start) * itemsize, np.uint8)
-        if geometry.parameters and stop > start:
-            self._load_parameters(name)
 
         def decode(segment: int) -> int:
             first = segment * step
@@ -306,14 +310,16 @@ class Reader:
             lo, hi = max(first, start), min(first + count, stop)
             target = out[(lo - start) * itemsize : (hi - start) * itemsize]
             piece = target if hi - lo == count else np.empty(count * itemsize, np.uint8)
+            place = self.geometry.segment_place(name, segment)
             with located(self._source, name):
-                data = self._chunk(self.geometry.segment_place(name, segment).chunk)
-            self._decode_segment(name, segment, data, piece)
+                data = self._chunk(place.chunk)
+            self._decode_segment(name, segment, data, place.start, piece)
             if piece is not target:
                 target[:] = piece[(lo - first) * itemsize : (hi - first) * itemsize]
             return 0
 
         if stop > start:
+            self._decoder(name)  # while no thread holds a chunk
             self._run(decode, range(start // step, -(-stop // step)))
         return out.view(geometry.dtype.numpy)
 
@@ -333,13 +339,13 @@ class Reader:
                 tensor=name,
                 offset=self.geometry.data_end,
             )
-        if geometry.parameters:
-            self._load_parameters(name)
+        decoder = self._decoder(name) if geometry.segments else None
         for segment in range(geometry.segments):
+            assert decoder is not None
             place = self.geometry.segment_place(name, segment)
             with self._located(name, place):
-                part = self._part(self._chunk(place.chunk), place)
-                positions, values = decode_entries(geometry, self._parameters_of(name), segment, part)
+                chunk = self._chunk(place.chunk)
+                positions, values = decode_entries(geometry, decoder, segment, chunk, place.start)
             builder.add(segment * geometry.tensor.segment, positions, values.view(geometry.dtype.numpy))
         return builder.build(axis)
 
@@ -359,7 +365,7 @@ class Reader:
         for segment in range(geometry.segments):
             place = self.geometry.asset_place(index, segment)
             stream = geometry.stream(segment)
-            target = out[segment * spec.ASSET_SEGMENT :][: stream.count]
+            target = out[segment * spec.ASSET_SEGMENT :][: stream.symbols]
             with self._located(None, place):
                 try:
                     decode_stream(self._part(self._chunk(place.chunk), place), stream, target)
@@ -482,21 +488,34 @@ class Reader:
     def _part(self, chunk: memoryview, place: PartPlace) -> memoryview:
         return chunk[place.start : place.start + place.length] if place.chunk >= 0 else memoryview(b"")
 
-    def _load_parameters(self, name: str) -> None:
-        if name not in self._parameters:
-            place = self.geometry.parameter_place(name)
+    def _decoder(self, name: str) -> _native.SegmentDecoder:
+        """What decodes the segments of a tensor, which has some. The chunk that a thread holds is invalid afterwards."""
+        decoder = self._decoders.get(name)
+        if decoder is None:
+            geometry, place = self.geometry.tensors[name], self.geometry.parameter_place(name)
             with self._located(name, place):
-                part = self._part(self._chunk(place.chunk), place)
-                self._parameters[name] = decode_parameters(self.geometry.tensors[name], part)
+                part = self._part(self._chunk(place.chunk), place) if geometry.parameters else memoryview(b"")
+                decoder = self._decoders[name] = tensor_decoder(geometry, part)
+        return decoder
 
-    def _parameters_of(self, name: str) -> Parameters:
-        return self._parameters[name] if self.geometry.tensors[name].parameters else Parameters()
-
-    def _decode_segment(self, name: str, segment: int, chunk: memoryview, out: np.ndarray) -> None:
-        place = self.geometry.segment_place(name, segment)
-        with self._located(name, place):
-            part = self._part(chunk, place)
-            decode_segment(self.geometry.tensors[name], self._parameters_of(name), segment, part, out)
+    def _decode_segment(
+        self,
+        name: str,
+        segment: int,
+        chunk: memoryview,
+        start: int,
+        out: np.ndarray,
+        *,
+        streaming: bool = False,
+    ) -> None:
+        geometry, decoder = self.geometry.tensors[name], self._decoders[name]
+        try:
+            decode_segment(geometry, decoder, segment, chunk, start, out, streaming=streaming)
+        except FormatError as exc:
+            place = self.geometry.segment_place(name, segment)
+            offset = self.geometry.chunk_offsets[place.chunk] if place.chunk >= 0 else self.geometry.data_end
+            exc.locate(file=self.name, tensor=name, offset=offset + place.start)
+            raise
 
     def _check_open(self) -> None:
         if self._closed:
@@ -506,7 +525,7 @@ class Reader:
         self._closed = True
         self._source.close()
         self._cache.clear()
-        self._parameters.clear()
+        self._decoders.clear()
 
     def __enter__(self) -> Self:
         return self

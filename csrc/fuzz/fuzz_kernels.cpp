@@ -21,7 +21,7 @@
 #include "../huffman.h"
 #include "../kernels.h"
 #include "../messagepack.h"
-#include "../planes.h"
+#include "../segment.h"
 #include "../sparse.h"
 
 using namespace dcz;
@@ -75,23 +75,24 @@ std::vector<u8> run(const Input& input) {
             if (stream.bytes().size() < raw || input.count == 0) throw Corrupt("too short");
             std::vector<CodedStream> planes;
             for (std::size_t j = 0; j + 1 < itemsize; ++j)
-                planes.push_back({false, stream.bytes().subspan(j * input.count, input.count)});
-            planes.push_back({true, stream.bytes().subspan(raw)});
+                planes.push_back({Coding::raw, stream.bytes().subspan(j * input.count, input.count), input.count, 8});
+            planes.push_back({Coding::huffman, stream.bytes().subspan(raw), input.count, 8});
             Exact out(itemsize * input.count);
-            decode_planes(planes, input.count, input.parameter & 4, out.data());
+            const SegmentDecoder decoder(itemsize, {}, ExactValues{true, (input.parameter & 4) != 0, false});
+            decoder.decode({0, input.count, input.count, planes}, input.parameter & 8, out.data());
             return out.copy();
         }
         case kGaps:
         case kBitmap: {
             // As many entries as the count says, in a segment of eight times as many elements.
             const std::size_t elements = 8 * input.count + input.parameter % 8;
-            std::vector<u32> positions(input.count);
-            if (input.kernel == kGaps)
-                gap_positions(stream.bytes(), input.width, elements, positions);
-            else
-                bitmap_positions(stream.bytes(), elements, positions);
             Exact values(input.count * itemsize), out(elements * itemsize);
-            scatter(positions, values.data(), itemsize, elements, out.data());
+            const Layout layout{input.kernel == kGaps ? Layout::Kind::relative_index : Layout::Kind::bitmap, input.width};
+            const std::vector<CodedStream> streams = {{Coding::symbols, stream.bytes(), stream.bytes().size(), 8},
+                                                      {Coding::symbols, values.bytes(), input.count * itemsize, 8}};
+            if (input.kernel == kBitmap && stream.bytes().size() != (elements + 7) / 8) throw Corrupt("not that many bytes");
+            const SegmentDecoder decoder(itemsize, layout, ExactValues{false, false, false});
+            decoder.decode({0, elements, input.count, streams}, input.parameter & 8, out.data());
             return out.copy();
         }
         case kLookUp: {

@@ -3,7 +3,7 @@
 Raises dcz.errors.CorruptStream where data breaks a rule of docs/format.md, and ValueError where sizes do not fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -22,33 +22,54 @@ def huffman_table_bytes(stream: Buffer) -> int: ...
 def pack(symbols: Buffer, width: int) -> bytes: ...
 def unpack(bits: Buffer, width: int, out: Buffer) -> None: ...
 def split_planes(data: Buffer, itemsize: int, rotated: bool, out: Buffer) -> None: ...
-def decode_planes(streams: Sequence[tuple[bool, Buffer]], rotated: bool, out: Buffer) -> None: ...
 def encode_gaps(mask: Buffer, bits: int) -> bytes: ...
 def count_gaps(mask: Buffer) -> list[int]: ...
-def gap_positions(gaps: Buffer, bits: int, elements: int, positions: Buffer) -> None: ...
-def bitmap_positions(bitmap: Buffer, elements: int, positions: Buffer) -> None: ...
-def scatter(positions: Buffer, values: Buffer, itemsize: int, out: Buffer) -> None: ...
-def look_up(
-    codes: Buffer,
-    centroids: Buffer,
-    size: int,
-    itemsize: int,
-    groups: tuple[str, int, int],
-    start: int,
-    positions: Buffer | None,
-    out: Buffer,
-) -> None: ...
-def dequantize(
-    codes: Buffer,
-    scales: Buffer,
-    zero_points: Buffer | None,
-    bits: int,
-    dtype: str,
-    groups: tuple[str, int, int],
-    start: int,
-    positions: Buffer | None,
-    out: Buffer,
-) -> None: ...
+
+_Groups: TypeAlias = tuple[str, int, int]
+_Stream: TypeAlias = tuple[int, int, int, int]  # coding, stored bytes, symbols, width
+
+class SegmentDecoder:
+    """Decodes the segments of one tensor (format/encodings.py)."""
+
+    @staticmethod
+    def exact(layout: str, gap_bits: int, itemsize: int, split: str, boolean: bool) -> SegmentDecoder: ...
+    @staticmethod
+    def codebook(
+        layout: str, gap_bits: int, itemsize: int, size: int, groups: _Groups, centroids: Buffer
+    ) -> SegmentDecoder: ...
+    @staticmethod
+    def affine(
+        layout: str,
+        gap_bits: int,
+        dtype: str,
+        bits: int,
+        groups: _Groups,
+        scales: Buffer,
+        zero_points: Buffer | None,
+    ) -> SegmentDecoder: ...
+    def decode(
+        self,
+        part: Buffer,
+        start: int,
+        streams: Sequence[_Stream],
+        decoded: Mapping[int, Buffer],
+        first: int,
+        entries: int,
+        streaming: bool,
+        out: Buffer,
+    ) -> None: ...
+    def decode_entries(
+        self,
+        part: Buffer,
+        start: int,
+        streams: Sequence[_Stream],
+        decoded: Mapping[int, Buffer],
+        first: int,
+        elements: int,
+        positions: Buffer | None,
+        out: Buffer,
+    ) -> None: ...
+
 def histogram(data: Buffer, out: Buffer) -> None: ...
 
 _Points: TypeAlias = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]

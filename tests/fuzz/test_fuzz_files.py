@@ -19,7 +19,7 @@ from tests.reference.dcz_reference_coders import fixed
 from tests.reference.dcz_reference_writer import Draft, Exact, asset, draft, pack_manifest, tensor
 
 from dcz.errors import CorruptStream, DigestMismatch, FormatError, LimitExceeded, ManifestError
-from dcz.format import DEFAULT_LIMITS, Limits, Reader, verify
+from dcz.format import DEFAULT_LIMITS, Limits, Reader, encodings, verify
 
 _EACH = 60
 
@@ -238,7 +238,12 @@ def test_wrong_weights_would_be_noticed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_missing_check_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcz.format.encodings._check_bool", lambda *_: None)
+    make = encodings.segment_decoder
+
+    def forget_bools(dtype: str, *rest: Any) -> Any:
+        return make("u8" if dtype == "bool" else dtype, *rest)
+
+    monkeypatch.setattr(encodings, "segment_decoder", forget_bools)
     found = _first_violation(["reshaped", "refilled"], tmp_path)
     assert found == "only the reference reader refuses it: section 5.1: a bool is not 0 or 1"
 
@@ -247,13 +252,13 @@ def test_too_strict_a_reader_would_be_noticed(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object) -> None:
         raise CorruptStream("no parameters today")
 
-    monkeypatch.setattr("dcz.format.reader.decode_parameters", refuse)
+    monkeypatch.setattr("dcz.format.reader.tensor_decoder", refuse)
     found = _first_violation(["refilled", "symbols"], tmp_path)
     assert found.startswith(("only the native reader refuses it", "the reference reader reads it"))
 
 
 def test_another_exception_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise IndexError("out of range")
 
     monkeypatch.setattr("dcz.format.reader.decode_segment", fail)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.native.isas import SIZES, forced, guarded, on_each_isa
+from tests.native.segments import join_planes as join
 
 from dcz import _native
 from dcz.errors import CorruptStream
@@ -25,12 +26,6 @@ def planes_of(data: bytes, itemsize: int, rotated: bool) -> np.ndarray:
 def split(data: bytes, itemsize: int, rotated: bool) -> bytes:
     with guarded(len(data)) as out:
         _native.split_planes(data, itemsize, rotated, out)
-        return out.tobytes()
-
-
-def join(streams: list[tuple[bool, bytes]], rotated: bool, size: int) -> bytes:
-    with guarded(size) as out:
-        _native.decode_planes(streams, rotated, out)
         return out.tobytes()
 
 
@@ -54,7 +49,9 @@ def test_planes_are_split_and_joined_as_numpy_does(isa: str, itemsize: int, rota
         with forced(isa):
             assert split(data, itemsize, rotated) == planes.tobytes()
             for huffman in ([False] * itemsize, [bool(i % 2) for i in range(itemsize)]):
-                assert join(coded(planes, huffman), rotated, len(data)) == data
+                streams = coded(planes, huffman)
+                assert join(streams, rotated, len(data)) == data
+                assert join(streams, rotated, len(data), streaming=True) == data
 
 
 @on_each_isa

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.native.isas import SIZES, forced, guarded, on_each_isa
+from tests.native.isas import SIZES, forced, on_each_isa
+from tests.native.segments import bitmap_positions, gap_positions, scatter
 from tests.reference.dcz_reference_writer import encode_gaps
 
 from dcz import _native
@@ -31,20 +32,6 @@ def walk(gaps: bytes, bits: int, elements: int, entries: int) -> list[int] | Non
     return None if ends_badly or len(found) != entries else found
 
 
-def by_gaps(gaps: bytes, bits: int, elements: int, entries: int) -> list[int]:
-    with guarded(4 * entries) as out:
-        _native.gap_positions(gaps, bits, elements, out)
-        found: list[int] = out.view(np.uint32).tolist()
-        return found
-
-
-def by_bitmap(bitmap: bytes, elements: int, entries: int) -> list[int]:
-    with guarded(4 * entries) as out:
-        _native.bitmap_positions(bitmap, elements, out)
-        found: list[int] = out.view(np.uint32).tolist()
-        return found
-
-
 @on_each_isa
 @pytest.mark.parametrize("density", DENSITIES)
 def test_gaps_and_bitmaps_lead_back_to_the_positions(isa: str, density: float) -> None:
@@ -57,12 +44,12 @@ def test_gaps_and_bitmaps_lead_back_to_the_positions(isa: str, density: float) -
             counts = [len(positions)]
             for bits in range(1, 9):
                 gaps = _native.encode_gaps(mask.view(np.uint8), bits)
-                assert by_gaps(gaps, bits, size, len(positions)) == positions
+                assert gap_positions(gaps, bits, size, len(positions)) == positions
                 if size < 1000 or (bits == 4 and size < 100_000):
                     assert gaps == bytes(encode_gaps(positions, bits))
                 counts.append(len(gaps))
             assert _native.count_gaps(mask.view(np.uint8)) == counts
-            assert by_bitmap(bitmap, size, len(positions)) == positions
+            assert bitmap_positions(bitmap, size, len(positions)) == positions
 
 
 @on_each_isa
@@ -76,7 +63,7 @@ def test_any_gap_between_entries_can_be_bridged(isa: str, bits: int, between: li
     with forced(isa):
         gaps = _native.encode_gaps(mask, bits)
         assert gaps == bytes(encode_gaps(positions, bits))
-        assert by_gaps(gaps, bits, elements, len(positions)) == positions
+        assert gap_positions(gaps, bits, elements, len(positions)) == positions
 
 
 @on_each_isa
@@ -87,13 +74,14 @@ def test_any_gaps_are_refused_or_walked(isa: str, data: st.DataObject) -> None:
     gaps = bytes(data.draw(st.lists(st.integers(0, (1 << bits) - 1), max_size=12)))
     elements = data.draw(st.integers(0, 20 << bits))
     entries = sum(gap != (1 << bits) - 1 for gap in gaps) + data.draw(st.sampled_from([0, 0, 0, -1, 1]))
+    entries = min(entries, elements)
     expected = walk(gaps, bits, elements, max(0, entries))
     with forced(isa):
         if expected is None:
             with pytest.raises(CorruptStream):
-                by_gaps(gaps, bits, elements, max(0, entries))
+                gap_positions(gaps, bits, elements, max(0, entries))
         else:
-            assert by_gaps(gaps, bits, elements, max(0, entries)) == expected
+            assert gap_positions(gaps, bits, elements, max(0, entries)) == expected
 
 
 @on_each_isa
@@ -104,11 +92,14 @@ def test_any_bitmap_is_refused_or_read_as_numpy_does(isa: str, bitmap: bytes, mo
     ones = np.flatnonzero(np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")).tolist()
     entries = max(0, len(ones) + wrong)
     with forced(isa):
-        if len(bitmap) != (elements + 7) // 8 or entries != len(ones) or any(p >= elements for p in ones):
+        if len(bitmap) != (elements + 7) // 8 or entries > elements:
+            with pytest.raises(ValueError, match="the streams are not those of such a segment"):
+                bitmap_positions(bitmap, elements, entries)
+        elif entries != len(ones) or any(p >= elements for p in ones):
             with pytest.raises(CorruptStream):
-                by_bitmap(bitmap, elements, entries)
+                bitmap_positions(bitmap, elements, entries)
         else:
-            assert by_bitmap(bitmap, elements, entries) == ones
+            assert bitmap_positions(bitmap, elements, entries) == ones
 
 
 @on_each_isa
@@ -121,6 +112,6 @@ def test_values_are_scattered_as_numpy_does(isa: str, itemsize: int) -> None:
             values = np.frombuffer(random.bytes(positions.size * itemsize), f"<u{itemsize}")
             expected = np.zeros(size, f"<u{itemsize}")
             expected[positions] = values
-            with forced(isa), guarded(size * itemsize) as out:
-                _native.scatter(positions, values, itemsize, out)
-                assert out.tobytes() == expected.tobytes()
+            with forced(isa):
+                for streaming in (False, True):
+                    assert scatter(positions, values, size, streaming=streaming) == expected.tobytes()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.compress.oracles import decode_affine, decode_codebook, group_numbers
-from tests.native.isas import SIZES, forced, guarded, on_each_isa
+from tests.native.isas import SIZES, forced, on_each_isa
+from tests.native.segments import dequantize, look_up
 
-from dcz import _native
 from dcz.errors import CorruptStream
 from dcz.format.dtypes import DTYPES
 from dcz.format.encodings import groups_of
@@ -65,18 +65,10 @@ def test_centroids_are_looked_up_by_code_and_group(isa: str, data: st.DataObject
         random.bytes(group_count(granularity, shape) * size * row.itemsize), row.numpy
     ).reshape(-1, size)
     expected = decode_codebook(CodebookTensor(dtype, shape, bits, codes, centroids, granularity))
-    with forced(isa), guarded(chosen.size * row.itemsize) as out:
-        _native.look_up(
-            codes.reshape(-1)[chosen],
-            centroids.reshape(-1).view(np.uint8),
-            size,
-            row.itemsize,
-            groups_of(granularity, shape),
-            start,
-            positions,
-            out,
-        )
-        same_bits(out.tobytes(), expected.reshape(-1)[chosen])
+    groups = groups_of(granularity, shape)
+    with forced(isa):
+        found = look_up(codes.reshape(-1)[chosen], centroids, size, row.itemsize, groups, start, positions)
+        same_bits(found, expected.reshape(-1)[chosen])
 
 
 @on_each_isa
@@ -96,19 +88,10 @@ def test_codes_are_scaled_and_rounded(isa: str, data: st.DataObject) -> None:
     codes = random.integers(0, 1 << bits, shape).astype(np.uint8)
     with np.errstate(over="ignore"):
         expected = decode_affine(AffineTensor(dtype, shape, bits, codes, scales, granularity, points))
-    with forced(isa), guarded(chosen.size * DTYPES[dtype].itemsize) as out:
-        _native.dequantize(
-            codes.reshape(-1)[chosen],
-            scales,
-            points,
-            bits,
-            dtype,
-            groups_of(granularity, shape),
-            start,
-            positions,
-            out,
-        )
-        same_bits(out.tobytes(), expected.reshape(-1)[chosen])
+    kinds = groups_of(granularity, shape)
+    with forced(isa):
+        found = dequantize(codes.reshape(-1)[chosen], scales, points, bits, dtype, kinds, start, positions)
+        same_bits(found, expected.reshape(-1)[chosen])
 
 
 @on_each_isa
@@ -120,15 +103,17 @@ def test_runs_of_every_length_are_decoded_alike(isa: str, dtype: str) -> None:
     for size in SIZES[1:]:
         codes = np.random.default_rng(size).integers(0, 1 << bits, size).astype(np.uint8)
         tensor = AffineTensor(dtype, (size,), bits, codes, scales, PerTensor())
-        with forced(isa), guarded(size * row.itemsize) as out:
-            _native.dequantize(codes, scales, None, bits, dtype, ("tensor", 1, 1), 0, None, out)
-            same_bits(out.tobytes(), decode_affine(tensor))
+        with forced(isa):
+            found = dequantize(codes, scales, None, bits, dtype, ("tensor", 1, 1), 0, None)
+            same_bits(found, decode_affine(tensor))
         centroids = np.frombuffer(np.random.default_rng(size).bytes(256 * row.itemsize), row.numpy)
-        with forced(isa), guarded(size * row.itemsize) as out:
-            _native.look_up(
-                codes, centroids.view(np.uint8), 256, row.itemsize, ("tensor", 1, 1), 0, None, out
+        with forced(isa):
+            same_bits(
+                look_up(codes, centroids, 256, row.itemsize, ("tensor", 1, 1), 0, None), centroids[codes]
             )
-            same_bits(out.tobytes(), centroids[codes])
+            for few in (2, 16, 17, 32, 33, 64):
+                found = look_up(codes % few, centroids[:few], few, row.itemsize, ("tensor", 1, 1), 0, None)
+                same_bits(found, centroids[codes % few])
 
 
 def hard_to_round(dtype: str) -> np.ndarray:
@@ -151,10 +136,7 @@ def hard_to_round(dtype: str) -> np.ndarray:
 def scaled(dtype: str, scales: np.ndarray, difference: int) -> bytes:
     """scale x difference for each of the scales, which is a group of its own."""
     codes = np.full(scales.size, 128 + difference, np.uint8)
-    with guarded(scales.size * DTYPES[dtype].itemsize) as out:
-        groups = ("channel", 1, scales.size)
-        _native.dequantize(codes, scales, None, 8, dtype, groups, 0, None, out)
-        return out.tobytes()
+    return dequantize(codes, scales, None, 8, dtype, ("channel", 1, scales.size), 0, None)
 
 
 @on_each_isa
@@ -193,23 +175,19 @@ def test_overflow_gives_infinity_or_the_one_nan_with_the_sign_of_the_product(isa
 
 @on_each_isa
 def test_codes_and_groups_without_parameters_are_refused(isa: str) -> None:
-    codes, out = np.array([0, 1, 2, 3], np.uint8), np.empty(4, np.uint8)
+    codes = np.array([0, 1, 2, 3], np.uint8)
     with forced(isa):
-        _native.look_up(codes, bytes(4), 4, 1, ("tensor", 1, 1), 0, None, out)
+        look_up(codes, bytes(4), 4, 1, ("tensor", 1, 1), 0, None)
         with pytest.raises(CorruptStream):
-            _native.look_up(codes, bytes(4), 3, 1, ("tensor", 1, 1), 0, None, out)
+            look_up(codes, bytes(4), 3, 1, ("tensor", 1, 1), 0, None)
         for groups, start in ((("channel", 1, 4), 0), (("group", 8, 2), 0), (("group", 2, 2), 1 << 62)):
             with pytest.raises(CorruptStream):
-                _native.look_up(codes, bytes(4), 4, 1, groups, start, None, out)
+                look_up(codes, bytes(4), 4, 1, groups, start, None)
             for points in (None, bytes(1)):
                 with pytest.raises(CorruptStream):
-                    _native.dequantize(
-                        codes, np.ones(1, np.float32), points, 2, "f8_e5m2", groups, start, None, out
-                    )
+                    dequantize(codes, np.ones(1, np.float32), points, 2, "f8_e5m2", groups, start, None)
         with pytest.raises(CorruptStream):  # a scale for each group, but not a zero point
-            _native.dequantize(
-                codes, np.ones(4, np.float32), bytes(2), 2, "f8_e5m2", ("channel", 1, 4), 0, None, out
-            )
+            dequantize(codes, np.ones(4, np.float32), bytes(2), 2, "f8_e5m2", ("channel", 1, 4), 0, None)
 
 
 def test_the_oracle_counts_groups_as_the_specification_does() -> None:

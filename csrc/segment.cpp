@@ -1,0 +1,177 @@
+#include "segment.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+#include "bits.h"
+#include "kernels.h"
+#include "sparse.h"
+
+namespace dcz {
+
+namespace {
+
+// Symbols that are decoded and used at a time: so few that they stay in the first-level cache, and that the memory takes
+// what was written while the next ones are decoded.
+constexpr std::size_t kStrip = 512;
+constexpr std::size_t kMaxPlanes = 8;
+
+// Memory that each thread uses again and again: new pages cost more than what is done in them.
+u8* scratch(std::vector<u8>& held, std::size_t size) {
+    if (held.size() < size + kSlack) held.resize(size + kSlack);
+    return held.data();
+}
+
+thread_local std::vector<u8> bitmap_scratch, value_scratch, code_scratch;
+
+void expect_booleans(const u8* elements, std::size_t count) {
+    u8 all = 0;
+    for (std::size_t i = 0; i < count; ++i) all |= elements[i];
+    if (all > 1) throw Corrupt("a bool is neither 0 nor 1");
+}
+
+void decode_planes(std::span<const CodedStream> planes, std::size_t count, bool rotated, bool streaming, u8* out) {
+    const std::size_t itemsize = planes.size();
+    std::array<std::optional<SymbolReader>, kMaxPlanes> readers;
+    alignas(64) std::array<std::array<u8, kStrip>, kMaxPlanes> strips;
+    std::array<const u8*, kMaxPlanes> pointers;
+    for (std::size_t j = 0; j < itemsize; ++j) readers[j].emplace(planes[j]);
+    const Kernels& k = kernels();
+    for (std::size_t start = 0; start < count; start += kStrip) {
+        const std::size_t n = std::min(kStrip, count - start);
+        for (std::size_t j = 0; j < itemsize; ++j) pointers[j] = readers[j]->next(strips[j].data(), n);
+        k.merge_planes(pointers.data(), n, itemsize, rotated, streaming, out + start * itemsize);
+    }
+}
+
+}  // namespace
+
+SymbolReader::SymbolReader(const CodedStream& stream) : bytes_(stream.bytes.data()), width_(stream.width) {
+    const std::size_t size = stream.bytes.size();
+    switch (stream.coding) {
+        case Coding::huffman:
+            if (stream.count == 0) throw Corrupt("a stream without symbols is not empty");
+            huffman_.emplace(stream.bytes, stream.count, stream.width);
+            return;
+        case Coding::symbols: width_ = 8; [[fallthrough]];
+        case Coding::raw: break;
+    }
+    if (size != packed_bytes(stream.count, width_)) throw Corrupt("a packed stream has the wrong length");
+    expect_zero_padding(stream.bytes, stream.count, width_);
+}
+
+const u8* SymbolReader::next(u8* out, std::size_t count) {
+    if (huffman_ || width_ < 8) {
+        read(out, count);
+        return out;
+    }
+    const u8* here = bytes_;
+    bytes_ += count;
+    return here;
+}
+
+void SymbolReader::read(u8* out, std::size_t count) {
+    if (huffman_) return huffman_->next(out, count);
+    // A piece of symbols is whole bytes, whatever their width.
+    kernels().unpack(bytes_, count, width_, out);
+    bytes_ += packed_bytes(count, width_);
+}
+
+void SegmentDecoder::decode_positions(const CodedStream& stream, std::size_t elements, std::size_t entries, u8* bitmap) const {
+    SymbolReader symbols(stream);
+    if (layout_.kind == Layout::Kind::bitmap) {
+        symbols.read(bitmap, stream.count);
+        check_bitmap({bitmap, stream.count}, elements, entries);
+        return;
+    }
+    std::memset(bitmap, 0, (elements + 7) / 8);
+    GapMarker marker(bitmap, layout_.bits, elements);
+    alignas(64) std::array<u8, 4096> strip;
+    for (std::size_t start = 0; start < stream.count; start += strip.size()) {
+        const std::size_t n = std::min(strip.size(), stream.count - start);
+        marker.mark({symbols.next(strip.data(), n), n});
+    }
+    marker.finish(entries);
+}
+
+void SegmentDecoder::decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const {
+    const Kernels& k = kernels();
+    const std::size_t count = which.count;
+    if (const auto* exact = std::get_if<ExactValues>(&values_)) {
+        if (exact->split) return decode_planes(streams, count, exact->rotated, streaming, out);
+        SymbolReader bytes(streams[0]);
+        alignas(64) std::array<u8, 4096> strip;
+        for (std::size_t start = 0; start < count * itemsize_; start += strip.size()) {
+            const std::size_t n = std::min(strip.size(), count * itemsize_ - start);
+            if (streaming)
+                k.copy(bytes.next(strip.data(), n), n, out + start);
+            else
+                bytes.read(out + start, n);
+        }
+        if (exact->boolean) expect_booleans(out, count);
+        return;
+    }
+    SymbolReader reader(streams[0]);
+    u8* codes = scratch(code_scratch, count);
+    reader.read(codes, count);
+    if (const auto* book = std::get_if<CodebookValues>(&values_))
+        look_up(codes, which, book->groups, book->centroids, book->size, itemsize_, out);
+    else if (const auto& affine = std::get<AffineValues>(values_); affine.type == FloatType::f64)
+        dequantize(codes, which, affine.groups, std::span(affine.wide_scales), affine.zero_points, affine.bits, out);
+    else
+        dequantize(codes, which, affine.groups, std::span(affine.scales), affine.zero_points, affine.bits, affine.type, out);
+}
+
+bool SegmentDecoder::has_groups() const {
+    if (const auto* book = std::get_if<CodebookValues>(&values_)) return book->groups.kind != Groups::Kind::tensor;
+    if (const auto* affine = std::get_if<AffineValues>(&values_)) return affine->groups.kind != Groups::Kind::tensor;
+    return false;
+}
+
+void SegmentDecoder::expect_streams(const Segment& segment) const {
+    const std::size_t positions = position_streams();
+    const auto* exact = std::get_if<ExactValues>(&values_);
+    const std::size_t values = exact && exact->split ? itemsize_ : 1;
+    const std::size_t symbols = exact && !exact->split ? segment.entries * itemsize_ : segment.entries;
+    bool fit = segment.streams.size() == positions + values && segment.entries <= segment.elements;
+    if (is_dense()) fit = fit && segment.entries == segment.elements;
+    if (fit && layout_.kind == Layout::Kind::bitmap) fit = segment.streams[0].count == (segment.elements + 7) / 8;
+    for (std::size_t i = positions; fit && i < segment.streams.size(); ++i) fit = segment.streams[i].count == symbols;
+    if (!fit) throw std::invalid_argument("the streams are not those of such a segment");
+}
+
+void SegmentDecoder::decode(const Segment& segment, bool streaming, u8* out) const {
+    expect_streams(segment);
+    if (is_dense()) {
+        decode_values(segment.streams, {segment.first, segment.elements, nullptr}, streaming, out);
+    } else {
+        u8* bitmap = scratch(bitmap_scratch, (segment.elements + 7) / 8);
+        decode_positions(segment.streams[0], segment.elements, segment.entries, bitmap);
+        u8* values = scratch(value_scratch, segment.entries * itemsize_);
+        std::vector<u32> positions;
+        if (has_groups()) {
+            positions.resize(segment.entries);
+            bitmap_positions({bitmap, (segment.elements + 7) / 8}, positions);
+        }
+        decode_values(segment.streams.subspan(1), {segment.first, segment.entries, positions.empty() ? nullptr : positions.data()}, false,
+                      values);
+        kernels().expand(bitmap, values, segment.elements, itemsize_, streaming, out);
+    }
+    // Whoever is told that this is done must see what went around the caches.
+    if (streaming) std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+void SegmentDecoder::decode_entries(const Segment& segment, std::span<u32> positions, u8* out) const {
+    expect_streams(segment);
+    const u32* where = nullptr;
+    if (!is_dense()) {
+        u8* bitmap = scratch(bitmap_scratch, (segment.elements + 7) / 8);
+        decode_positions(segment.streams[0], segment.elements, segment.entries, bitmap);
+        bitmap_positions({bitmap, (segment.elements + 7) / 8}, positions);
+        where = positions.data();
+    }
+    decode_values(segment.streams.subspan(position_streams()), {segment.first, segment.entries, where}, false, out);
+}
+
+}  // namespace dcz

@@ -1,0 +1,110 @@
+// From the streams of a segment to its elements, in one pass (docs/format.md, section 5): positions, values, and then
+// both together. Neither knows the other's kind.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <variant>
+#include <vector>
+
+#include "base.h"
+#include "dequantize.h"
+#include "huffman.h"
+
+namespace dcz {
+
+enum class Coding : u8 {
+    raw = 0,
+    huffman = 1,
+    symbols = 0xFF,  // decoded already, a byte for each symbol: what other codings are to this file
+};
+
+struct CodedStream {
+    Coding coding;
+    Bytes bytes;
+    std::size_t count;  // symbols
+    unsigned width;     // bits of a symbol
+};
+
+// The symbols of a stream, in order.
+class SymbolReader {
+  public:
+    // Throws Corrupt unless the stored bytes are as many as the symbols need.
+    explicit SymbolReader(const CodedStream& stream);
+
+    // The next `count` symbols: a multiple of kPiece, or all that are left. They are in `out`, unless they stand in the
+    // stream as they are; the result says where.
+    const u8* next(u8* out, std::size_t count);
+
+    // The same, always in `out`.
+    void read(u8* out, std::size_t count);
+
+  private:
+    std::optional<HuffmanDecoder> huffman_;
+    const u8* bytes_;
+    unsigned width_;
+};
+
+struct Layout {
+    enum class Kind : u8 { dense, relative_index, bitmap } kind = Kind::dense;
+    unsigned bits = 8;  // of a gap
+};
+
+struct ExactValues {
+    bool split, rotated, boolean;
+};
+
+struct CodebookValues {
+    std::size_t size;  // centroids of a group
+    Groups groups;
+    std::vector<u8> centroids;
+};
+
+struct AffineValues {
+    unsigned bits;
+    Groups groups;
+    FloatType type;
+    std::vector<float> scales;         // unless type is f64
+    std::vector<double> wide_scales;   // if it is
+    std::vector<u8> zero_points;       // empty: 2^(bits-1) for all
+};
+
+using Values = std::variant<ExactValues, CodebookValues, AffineValues>;
+
+// All segments of one tensor are decoded alike.
+class SegmentDecoder {
+  public:
+    SegmentDecoder(std::size_t itemsize, Layout layout, Values values)
+        : itemsize_(itemsize), layout_(layout), values_(std::move(values)) {}
+
+    std::size_t itemsize() const { return itemsize_; }
+    bool is_dense() const { return layout_.kind == Layout::Kind::dense; }
+
+    struct Segment {
+        u64 first;             // element of the tensor
+        std::size_t elements;  // below 2^32
+        std::size_t entries;   // stored ones
+        std::span<const CodedStream> streams;
+    };
+
+    // All elements. `streaming` as for the kernel merge_planes. Throws Corrupt, and std::invalid_argument if the counts of
+    // the streams are not those of such a segment.
+    void decode(const Segment& segment, bool streaming, u8* out) const;
+
+    // The stored entries: their positions from the segment's start (unless the layout is dense), and their elements, in
+    // entries * itemsize bytes. Throws as decode does.
+    void decode_entries(const Segment& segment, std::span<u32> positions, u8* out) const;
+
+  private:
+    std::size_t position_streams() const { return is_dense() ? 0 : 1; }
+    bool has_groups() const;
+    void expect_streams(const Segment& segment) const;
+    void decode_positions(const CodedStream& stream, std::size_t elements, std::size_t entries, u8* bitmap) const;
+    void decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const;
+
+    std::size_t itemsize_;
+    Layout layout_;
+    Values values_;
+};
+
+}  // namespace dcz
