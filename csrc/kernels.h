@@ -25,6 +25,8 @@ struct Child {
 struct Kernels {
     // Ones among the first `count` bits; bits behind them in the last byte are zero.
     u64 (*popcount)(const u8* bits, std::size_t count);
+    // Bit i = flags[i], which is 0 or 1; bits behind them in the last byte are zero. Writes ceil(count / 8) bytes.
+    void (*pack_flags)(const u8* flags, std::size_t count, u8* bits);
     // out[i] = the next symbol of `right` where bit i is 1, of `left` where it is 0. Writes `count` bytes, and advances
     // the children, which are those of a canonical code: the kind of the left one is not above that of the right one.
     // If there is more to come, `count` is a multiple of 64.
@@ -44,7 +46,7 @@ struct Kernels {
     void (*look_up)(const u8* codes, std::size_t count, const u8* table, std::size_t size, std::size_t itemsize, u8* out);
     // Elements where the bitmap has a one: the next of `values`, which has kSlack readable bytes behind it; zeros elsewhere.
     void (*expand)(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out);
-    // memcpy, around the caches as merge_planes.
+    // memcpy, around the caches where the instruction set can, whatever the alignment.
     void (*copy)(const u8* in, std::size_t size, u8* out);
     // out[i] = scale * (codes[i] - zero) in binary32; the same, rounded to bfloat16.
     void (*dequantize_f32)(const u8* codes, std::size_t count, float scale, int zero, u8* out);

@@ -33,6 +33,15 @@ struct Avx2 {
         return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit_of), bit_of);
     }
 
+    static u64 pack_flags(const u8* flags) {
+        u64 bits = 0;
+        for (unsigned i = 0; i < 64; i += 32) {
+            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(flags + i));
+            bits |= u64{static_cast<u32>(_mm256_movemask_epi8(_mm256_slli_epi16(x, 7)))} << i;
+        }
+        return bits;
+    }
+
     template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
         using Kind = Child::Kind;

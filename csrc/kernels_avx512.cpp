@@ -15,6 +15,11 @@ struct Avx512 {
         return static_cast<u64>(_mm512_reduce_add_epi64(ones));
     }
 
+    static u64 pack_flags(const u8* flags) {
+        const __m512i x = _mm512_loadu_si512(flags);
+        return _mm512_test_epi8_mask(x, x);
+    }
+
     template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
         using Kind = Child::Kind;

@@ -4,6 +4,7 @@
 // P has:
 //   static void merge<left kind, right kind>(u64 mask, Child&, Child&, u8* out)    64 symbols; advances the children
 //   static u64  popcount(const u8* bits, std::size_t bytes)
+//   static u64  pack_flags(const u8* flags)                        64 of them
 //   static std::size_t merge_planes<T, rotated>(planes, count, streaming, out)     how many elements it has merged
 //   static u64  partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right)   the mask; advances
 //   static std::size_t look_up<T>(codes, count, table, size, out)                  how many elements it has looked up
@@ -11,6 +12,8 @@
 //   static std::size_t copy(const u8* in, std::size_t size, u8* out)               how many bytes it has copied
 //   static void unpack8(u64 bits, unsigned width, u8* out)        8 symbols
 #pragma once
+
+#include <algorithm>
 
 #include "kernels.h"
 
@@ -43,6 +46,17 @@ inline void expand_ones(u64 mask, const u8*& values, u8* out) {
 template <class P>
 struct Loops {
     static u64 popcount(const u8* bits, std::size_t count) { return P::popcount(bits, (count + 7) / 8); }
+
+    static void pack_flags(const u8* flags, std::size_t count, u8* bits) {
+        std::size_t i = 0;
+        for (; i + 64 <= count; i += 64) store(bits + i / 8, P::pack_flags(flags + i));
+        if (i < count) {
+            u8 tail[64] = {};
+            std::memcpy(tail, flags + i, count - i);
+            const u64 last = P::pack_flags(tail);
+            std::memcpy(bits + i / 8, &last, (count - i + 7) / 8);
+        }
+    }
 
     template <Child::Kind kLeft, Child::Kind kRight>
     static void merge_as(const u8* bits, std::size_t count, Child& from_left, Child& from_right, u8* out) {
@@ -195,7 +209,9 @@ struct Loops {
     }
 
     static void copy(const u8* in, std::size_t size, u8* out) {
-        const std::size_t done = reinterpret_cast<std::uintptr_t>(out) % 64 == 0 ? P::copy(in, size, out) : 0;
+        const std::size_t head = std::min<std::size_t>(size, -reinterpret_cast<std::uintptr_t>(out) % 64);
+        std::memcpy(out, in, head);
+        const std::size_t done = head + P::copy(in + head, size - head, out + head);
         std::memcpy(out + done, in + done, size - done);
     }
 
@@ -212,7 +228,7 @@ struct Loops {
     }
 
     static constexpr Kernels table() {
-        return {popcount,     merge,   partition,      translate,      unpack, merge_planes,
+        return {popcount,     pack_flags, merge,   partition,      translate,      unpack, merge_planes,
                 split_planes, look_up, expand,         copy,           dequantize_f32, dequantize_bf16};
     }
 };

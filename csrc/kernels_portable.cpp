@@ -27,6 +27,12 @@ struct Portable {
 
     static u64 popcount(const u8* bits, std::size_t bytes) { return popcount_words(bits, bytes); }
 
+    static u64 pack_flags(const u8* flags) {
+        u64 bits = 0;
+        for (unsigned i = 0; i < 64; i += 8) bits |= load<u64>(flags + i) * 0x0102040810204080u >> 56 << i;
+        return bits;
+    }
+
     template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
         Source<kLeft> l(left);

@@ -15,7 +15,7 @@ namespace {
 // Symbols that are decoded and used at a time: so few that they stay in the first-level cache, and that the memory takes
 // what was written while the next ones are decoded.
 constexpr std::size_t kStrip = 512;
-constexpr std::size_t kMaxPlanes = 8;
+constexpr std::size_t kMaxItem = 8;  // bytes of an element
 
 // Memory that each thread uses again and again: new pages cost more than what is done in them.
 u8* scratch(std::vector<u8>& held, std::size_t size) {
@@ -23,7 +23,7 @@ u8* scratch(std::vector<u8>& held, std::size_t size) {
     return held.data();
 }
 
-thread_local std::vector<u8> bitmap_scratch, value_scratch, code_scratch;
+thread_local std::vector<u8> flag_scratch, bitmap_scratch, value_scratch, code_scratch;
 
 void expect_booleans(const u8* elements, std::size_t count) {
     u8 all = 0;
@@ -31,17 +31,58 @@ void expect_booleans(const u8* elements, std::size_t count) {
     if (all > 1) throw Corrupt("a bool is neither 0 nor 1");
 }
 
+// Where a strip of elements is made: in place, or in the cache, if what streams has to be aligned first.
+class Strip {
+  public:
+    Strip(bool streaming, const u8* out) : copies_(streaming && reinterpret_cast<std::uintptr_t>(out) % 64 != 0), streaming_(streaming && !copies_) {}
+
+    u8* begin(u8* out) { return copies_ ? made_.data() : out; }
+    bool streaming() const { return streaming_; }  // what is made at begin()
+    void end(std::size_t size, u8* out) const {
+        if (copies_) kernels().copy(made_.data(), size, out);
+    }
+
+  private:
+    bool copies_, streaming_;
+    alignas(64) std::array<u8, kStrip * kMaxItem> made_;
+};
+
 void decode_planes(std::span<const CodedStream> planes, std::size_t count, bool rotated, bool streaming, u8* out) {
     const std::size_t itemsize = planes.size();
-    std::array<std::optional<SymbolReader>, kMaxPlanes> readers;
-    alignas(64) std::array<std::array<u8, kStrip>, kMaxPlanes> strips;
-    std::array<const u8*, kMaxPlanes> pointers;
+    std::array<std::optional<SymbolReader>, kMaxItem> readers;
+    alignas(64) std::array<std::array<u8, kStrip>, kMaxItem> symbols;
+    std::array<const u8*, kMaxItem> pointers;
     for (std::size_t j = 0; j < itemsize; ++j) readers[j].emplace(planes[j]);
     const Kernels& k = kernels();
-    for (std::size_t start = 0; start < count; start += kStrip) {
+    Strip strip(streaming, out);
+    for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * itemsize) {
         const std::size_t n = std::min(kStrip, count - start);
-        for (std::size_t j = 0; j < itemsize; ++j) pointers[j] = readers[j]->next(strips[j].data(), n);
-        k.merge_planes(pointers.data(), n, itemsize, rotated, streaming, out + start * itemsize);
+        for (std::size_t j = 0; j < itemsize; ++j) pointers[j] = readers[j]->next(symbols[j].data(), n);
+        k.merge_planes(pointers.data(), n, itemsize, rotated, strip.streaming(), strip.begin(out));
+        strip.end(n * itemsize, out);
+    }
+}
+
+void decode_whole(const CodedStream& stream, std::size_t size, bool streaming, u8* out) {
+    SymbolReader bytes(stream);
+    alignas(64) std::array<u8, kStrip * kMaxItem> strip;
+    for (std::size_t start = 0; start < size; start += strip.size()) {
+        const std::size_t n = std::min(strip.size(), size - start);
+        if (streaming)
+            kernels().copy(bytes.next(strip.data(), n), n, out + start);
+        else
+            bytes.read(out + start, n);
+    }
+}
+
+void expand(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out) {
+    const Kernels& k = kernels();
+    Strip strip(streaming, out);
+    for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * itemsize) {
+        const std::size_t n = std::min(kStrip, count - start);
+        k.expand(bitmap + start / 8, values, n, itemsize, strip.streaming(), strip.begin(out));
+        strip.end(n * itemsize, out);
+        values += k.popcount(bitmap + start / 8, n) * itemsize;
     }
 }
 
@@ -85,30 +126,25 @@ void SegmentDecoder::decode_positions(const CodedStream& stream, std::size_t ele
         check_bitmap({bitmap, stream.count}, elements, entries);
         return;
     }
-    std::memset(bitmap, 0, (elements + 7) / 8);
-    GapMarker marker(bitmap, layout_.bits, elements);
+    u8* flags = scratch(flag_scratch, elements);
+    std::memset(flags, 0, elements);
+    GapMarker marker(flags, layout_.bits, elements);
     alignas(64) std::array<u8, 4096> strip;
     for (std::size_t start = 0; start < stream.count; start += strip.size()) {
         const std::size_t n = std::min(strip.size(), stream.count - start);
         marker.mark({symbols.next(strip.data(), n), n});
     }
     marker.finish(entries);
+    kernels().pack_flags(flags, elements, bitmap);
 }
 
 void SegmentDecoder::decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const {
-    const Kernels& k = kernels();
     const std::size_t count = which.count;
     if (const auto* exact = std::get_if<ExactValues>(&values_)) {
-        if (exact->split) return decode_planes(streams, count, exact->rotated, streaming, out);
-        SymbolReader bytes(streams[0]);
-        alignas(64) std::array<u8, 4096> strip;
-        for (std::size_t start = 0; start < count * itemsize_; start += strip.size()) {
-            const std::size_t n = std::min(strip.size(), count * itemsize_ - start);
-            if (streaming)
-                k.copy(bytes.next(strip.data(), n), n, out + start);
-            else
-                bytes.read(out + start, n);
-        }
+        if (exact->split)
+            decode_planes(streams, count, exact->rotated, streaming, out);
+        else
+            decode_whole(streams[0], count * itemsize_, streaming, out);
         if (exact->boolean) expect_booleans(out, count);
         return;
     }
@@ -156,7 +192,7 @@ void SegmentDecoder::decode(const Segment& segment, bool streaming, u8* out) con
         }
         decode_values(segment.streams.subspan(1), {segment.first, segment.entries, positions.empty() ? nullptr : positions.data()}, false,
                       values);
-        kernels().expand(bitmap, values, segment.elements, itemsize_, streaming, out);
+        expand(bitmap, values, segment.elements, itemsize_, streaming, out);
     }
     // Whoever is told that this is done must see what went around the caches.
     if (streaming) std::atomic_thread_fence(std::memory_order_seq_cst);

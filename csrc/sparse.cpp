@@ -37,8 +37,8 @@ GapCounts count_gaps(Bytes mask) {
     return counts;
 }
 
-GapMarker::GapMarker(u8* bitmap, unsigned bits, std::size_t elements)
-    : bitmap_(bitmap), filler_(static_cast<u8>(low_bits(bits))), elements_(elements) {}
+GapMarker::GapMarker(u8* flags, unsigned bits, std::size_t elements)
+    : flags_(flags), filler_(static_cast<u8>(low_bits(bits))), elements_(elements) {}
 
 void GapMarker::mark(Bytes gaps) {
     std::size_t i = 0, position = position_, entries = entries_;
@@ -47,11 +47,10 @@ void GapMarker::mark(Bytes gaps) {
         // So many gaps cannot leave the elements, whatever they are.
         const std::size_t safe = std::min(gaps.size() - i, (elements_ - position) / longest);
         for (const std::size_t end = i + safe; i < end; ++i) {
-            const u8 gap = gaps[i];
-            const std::size_t stored = gap != filler_;
-            position += gap;
-            bitmap_[position / 8] |= static_cast<u8>(stored << position % 8);
-            position += stored;
+            // A filler writes a zero where the next entry can still write its one.
+            const std::size_t gap = gaps[i], stored = gap != filler_;
+            flags_[position + gap] = static_cast<u8>(stored);
+            position += gap + stored;
             entries += stored;
         }
         if (safe > 0) continue;
@@ -59,8 +58,7 @@ void GapMarker::mark(Bytes gaps) {
         position += gap;
         if (gap == filler_ ? position > elements_ : position >= elements_) throw Corrupt("a relative index leaves the segment");
         if (gap == filler_) continue;
-        bitmap_[position / 8] |= static_cast<u8>(1u << position % 8);
-        ++position;
+        flags_[position++] = 1;
         ++entries;
     }
     if (!gaps.empty()) filler_last_ = gaps.back() == filler_;

@@ -18,11 +18,11 @@ struct GapCounts {
 };
 GapCounts count_gaps(Bytes mask);
 
-// Sets the bit of each stored element in a bitmap of zeros, as gap symbols come.
+// Sets the byte of each stored element to 1, in as many zeros as there are elements, as gap symbols come. (Bytes, because
+// they can be written without being read.)
 class GapMarker {
   public:
-    // `bits` of a gap; the bitmap has ceil(elements / 8) bytes.
-    GapMarker(u8* bitmap, unsigned bits, std::size_t elements);
+    GapMarker(u8* flags, unsigned bits, std::size_t elements);
 
     // Throws Corrupt for an entry that is not below `elements`.
     void mark(Bytes gaps);
@@ -31,7 +31,7 @@ class GapMarker {
     void finish(std::size_t entries) const;
 
   private:
-    u8* bitmap_;
+    u8* flags_;
     u8 filler_;
     std::size_t elements_, position_ = 0, entries_ = 0;
     bool filler_last_ = false;

@@ -7,7 +7,6 @@ the number and the width of its symbols.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,8 +36,7 @@ class Stream(NamedTuple):
     width: int
 
 
-@dataclass(frozen=True, slots=True)
-class PartPlace:
+class PartPlace(NamedTuple):
     """Where a part is stored: which chunk, and from which byte of it. An empty part is in no chunk (-1)."""
 
     chunk: int
@@ -126,8 +124,16 @@ class TensorGeometry:
         ]
 
     def segment_part(self, segment: int) -> list[Stream]:
-        tensor, values = self.tensor, self.tensor.values
-        entries = self.segment_entries(segment)
+        tensor, first = self.tensor, len(self.parameters) + segment * self.segment_streams
+        codings, lengths = tensor.codings, tensor.lengths
+        return [
+            Stream(codings[i], lengths[i], symbols, width)
+            for i, (symbols, width) in enumerate(self._segment_symbols(segment), first)
+        ]
+
+    def _segment_symbols(self, segment: int) -> list[tuple[int, int]]:
+        """Number and width of the symbols of each stream of a segment."""
+        tensor, entries = self.tensor, self.segment_entries(segment)
         symbols: list[tuple[int, int]] = []
         match tensor.layout:
             case RelativeIndex(bits=bits):
@@ -136,18 +142,14 @@ class TensorGeometry:
                 symbols.append((-(-self.segment_elements(segment) // 8), 8))
             case Dense():
                 pass
-        match values:
+        match tensor.values:
             case Exact(split="whole"):
                 symbols.append((entries * self.dtype.itemsize, 8))
             case Exact():
                 symbols += [(entries, 8)] * self.dtype.itemsize
             case Affine() | Codebook():
-                symbols.append((entries, values.bits))
-        first = len(self.parameters) + segment * self.segment_streams
-        return [
-            Stream(tensor.codings[first + i], tensor.lengths[first + i], count, width)
-            for i, (count, width) in enumerate(symbols)
-        ]
+                symbols.append((entries, tensor.values.bits))
+        return symbols
 
     def part_lengths(self) -> list[int]:
         """Stored bytes of the parameter part, if there is one, and of each segment."""

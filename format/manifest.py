@@ -295,11 +295,17 @@ class Manifest(_Model):
         return self
 
 
+_NOT_IN_NAMES: Final = re.compile("[\0\ud800-\udfff]")
+
+
 def check_name(name: str) -> None:
     """Raise ValueError unless ``name`` may be a tensor's name."""
-    if not 1 <= len(name.encode(errors="surrogatepass")) <= spec.MAX_NAME_BYTES or re.search(
-        "[\0\ud800-\udfff]", name
-    ):
+    if name.isascii():  # as nearly all are
+        fits = 1 <= len(name) <= spec.MAX_NAME_BYTES and "\0" not in name
+    else:
+        size = len(name.encode(errors="surrogatepass"))
+        fits = size <= spec.MAX_NAME_BYTES and not _NOT_IN_NAMES.search(name)
+    if not fits:
         raise ValueError(
             f"a tensor name has 1 to {spec.MAX_NAME_BYTES} bytes of UTF-8 without NUL, not {name[:80]!r}"
         )

@@ -34,6 +34,7 @@ from dcz.format.encodings import decode_entries, decode_segment, tensor_decoder
 from dcz.format.geometry import Geometry, PartPlace, TensorGeometry
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 from dcz.format.manifest import decode_manifest
+from dcz.format.memory import aligned_bytes
 from dcz.format.source import ByteSource, SourceLike, located, open_source
 from dcz.format.sparse import CompressedSparse, SparseBuilder
 
@@ -238,7 +239,8 @@ class Reader:
         """
         geometry = self._geometry(name)
         if out is None:
-            out = np.empty(geometry.tensor.shape, geometry.dtype.numpy)
+            memory = aligned_bytes(geometry.nbytes)
+            out = memory.view(geometry.dtype.numpy).reshape(geometry.tensor.shape)
         self.read_into({name: out})
         return out
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from dcz.format.memory import CACHE_LINE, aligned_bytes
+
 if TYPE_CHECKING:
     from dcz.format.dtypes import DType
 
@@ -23,14 +25,6 @@ __all__ = ["allocate"]
 _SLAB: Final = 64 << 20
 _LARGE: Final = 16 << 20
 _HUGE_PAGE: Final = 2 << 20
-_ALIGNMENT: Final = 64
-
-
-def _aligned(size: int, alignment: int) -> np.ndarray:
-    """Uninitialized bytes whose address is a multiple of ``alignment``."""
-    memory = np.empty(size + alignment, np.uint8)
-    skip = -memory.ctypes.data % alignment
-    return memory[skip : skip + size]
 
 
 def allocate(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> dict[str, np.ndarray]:
@@ -41,7 +35,7 @@ def allocate(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> dict[str,
 
     def place() -> None:
         nonlocal used
-        slab = _aligned(used, _HUGE_PAGE if used >= _HUGE_PAGE else _ALIGNMENT)
+        slab = aligned_bytes(used, _HUGE_PAGE if used >= _HUGE_PAGE else CACHE_LINE)
         for name, dtype, shape, start in waiting:
             size = math.prod(shape) * dtype.itemsize
             arrays[name] = slab[start : start + size].view(dtype.numpy).reshape(shape)
@@ -52,11 +46,11 @@ def allocate(tensors: Iterable[tuple[str, DType, tuple[int, ...]]]) -> dict[str,
         size = math.prod(shape) * dtype.itemsize
         arrays[name] = np.empty(0)  # keeps the order; replaced below
         if size >= _LARGE:
-            arrays[name] = _aligned(size, _HUGE_PAGE).view(dtype.numpy).reshape(shape)
+            arrays[name] = aligned_bytes(size, _HUGE_PAGE).view(dtype.numpy).reshape(shape)
             continue
         if used + size > _SLAB:
             place()
         waiting.append((name, dtype, shape, used))
-        used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        used += -(-size // CACHE_LINE) * CACHE_LINE
     place()
     return arrays
