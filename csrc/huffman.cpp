@@ -486,6 +486,7 @@ void HuffmanDecoder::open_block() {
 void HuffmanDecoder::open_tree(const Tree& tree, bool packed) {
     const std::size_t nodes = tree.nodes.size();
     const Kernels& k = kernels();
+    const auto is_pair = [&](std::size_t node) { return k.takes_pairs && tree.is_pair(node); };
     counts_.assign(nodes, 0);
     offsets_.resize(nodes);
     places_.resize(nodes);
@@ -522,7 +523,7 @@ void HuffmanDecoder::open_tree(const Tree& tree, bool packed) {
             offsets_[v] = bit / 8;
             bit += bytes * 8;
         }
-        if (v > 0) room += (tree.is_pair(v) ? bytes : n) + kSlack;
+        if (v > 0) room += (is_pair(v) ? bytes : n) + kSlack;
         const auto [left, right] = tree.nodes[v].child;
         if (right & Tree::kLeaf) continue;  // then left is one, too
         const std::size_t ones = k.popcount(here, n);
@@ -537,7 +538,7 @@ void HuffmanDecoder::open_tree(const Tree& tree, bool packed) {
     const u8* base = packed ? realigned_.data() : bits;
     const auto child = [&](u16 c) -> Child {
         if (c & Tree::kLeaf) return {Child::Kind::leaf, static_cast<u8>(c)};
-        if (!tree.is_pair(c)) return {Child::Kind::subtree, 0, 0, places_[c]};
+        if (!is_pair(c)) return {Child::Kind::subtree, 0, 0, places_[c]};
         const auto [zero, one] = tree.nodes[c].child;
         return {Child::Kind::pair, static_cast<u8>(zero), static_cast<u8>(one), places_[c]};
     };
@@ -552,7 +553,7 @@ void HuffmanDecoder::open_tree(const Tree& tree, bool packed) {
             break;
         }
         places_[v] = place;
-        if (tree.is_pair(v)) {
+        if (is_pair(v)) {
             std::memcpy(place, base + offsets_[v], (n + 7) / 8);
             place += (n + 7) / 8 + kSlack;
         } else {

@@ -23,6 +23,8 @@ struct Child {
 };
 
 struct Kernels {
+    // Does `merge` take pairs, or is it quicker to decode their symbols first?
+    bool takes_pairs;
     // Ones among the first `count` bits; bits behind them in the last byte are zero.
     u64 (*popcount)(const u8* bits, std::size_t count);
     // Bit i = flags[i], which is 0 or 1; bits behind them in the last byte are zero. Writes ceil(count / 8) bytes.

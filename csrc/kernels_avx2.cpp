@@ -42,54 +42,40 @@ struct Avx2 {
         return bits;
     }
 
+    // Choosing between two symbols by bits takes as many instructions as merging symbols.
+    static constexpr bool kTakesPairs = false;
+
     template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
         using Kind = Child::Kind;
-        const auto ones = static_cast<std::size_t>(_mm_popcnt_u64(mask));
-        u64 left_bits = 0, right_bits = 0;
-        if constexpr (kLeft == Kind::pair) {
-            left_bits = pair_bits(left);
-            if constexpr (kRight == Kind::pair) left_bits = _pdep_u64(left_bits, ~mask);
-            left.taken += 64 - ones;
-        }
-        if constexpr (kRight == Kind::pair) {
-            right_bits = _pdep_u64(pair_bits(right), mask);
-            right.taken += ones;
-        }
-        if constexpr (kRight != Kind::subtree) {
-            const auto all = [](u8 symbol) { return _mm256_set1_epi8(static_cast<char>(symbol)); };
+        if constexpr (kRight == Kind::leaf) {
+            const __m256i a = _mm256_set1_epi8(static_cast<char>(left.zero)), b = _mm256_set1_epi8(static_cast<char>(right.zero));
             for (unsigned half = 0; half < 64; half += 32) {
-                __m256i a = all(left.zero), b = all(right.zero);
-                if constexpr (kLeft == Kind::pair) a = _mm256_blendv_epi8(a, all(left.one), spread32(static_cast<u32>(left_bits >> half)));
-                if constexpr (kRight == Kind::pair) b = _mm256_blendv_epi8(b, all(right.one), spread32(static_cast<u32>(right_bits >> half)));
                 const __m256i x = _mm256_blendv_epi8(a, b, spread32(static_cast<u32>(mask >> half)));
                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + half), x);
             }
-        } else {
-            const u64 every = 0x0101010101010101u;
-            const u8 *l = left.data, *r = right.data;
-            const u64 zeros = left.zero * every, change = (left.zero ^ left.one) * every;
-            for (unsigned i = 0; i < 64; i += 8) {
-                const unsigned here = (mask >> i) & 0xFF;
-                const auto count = static_cast<std::size_t>(_mm_popcnt_u32(here));
-                __m128i both;
-                if constexpr (kLeft == Kind::subtree) {
-                    both = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(l));
-                    l += 8 - count;
-                } else if constexpr (kLeft == Kind::pair) {
-                    both = _mm_cvtsi64_si128(static_cast<long long>(zeros ^ (change & spread(left_bits & 0xFF))));
-                    left_bits >>= 8 - count;
-                } else {
-                    both = _mm_cvtsi64_si128(static_cast<long long>(zeros));
-                }
-                both = _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(both), reinterpret_cast<const __m64*>(r)));
-                r += count;
-                const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kMerge[here]));
-                _mm_storel_epi64(reinterpret_cast<__m128i*>(out + i), _mm_shuffle_epi8(both, order));
-            }
-            left.data = l;
-            right.data = r;
+            return;
         }
+        // Where the next symbols stand, less the ones that come before them on the other side.
+        const u8 *l = left.data, *r = right.data;
+        const __m128i only_left = _mm_set1_epi8(static_cast<char>(left.zero));
+        u8 masks[8];
+        store(masks, mask);
+        for (unsigned i = 0; i < 8; ++i) {
+            const unsigned here = masks[i];
+            const auto count = static_cast<std::size_t>(_mm_popcnt_u32(here));
+            __m128i both = only_left;
+            if constexpr (kLeft == Kind::subtree) {
+                both = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(l + 8 * i));
+                l -= count;
+            }
+            both = _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(both), reinterpret_cast<const __m64*>(r)));
+            r += count;
+            const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kMerge[here]));
+            _mm_storel_epi64(reinterpret_cast<__m128i*>(out + 8 * i), _mm_shuffle_epi8(both, order));
+        }
+        if constexpr (kLeft == Kind::subtree) left.data = l + 64;
+        right.data = r;
     }
 
     template <bool kStreaming>

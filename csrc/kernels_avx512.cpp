@@ -20,6 +20,8 @@ struct Avx512 {
         return _mm512_test_epi8_mask(x, x);
     }
 
+    static constexpr bool kTakesPairs = true;
+
     template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
         using Kind = Child::Kind;

@@ -2,6 +2,7 @@
 // translation unit per set, each in an anonymous namespace of its own, so that no set's code leaks into another's.
 //
 // P has:
+//   static constexpr bool kTakesPairs                             does merge take pairs?
 //   static void merge<left kind, right kind>(u64 mask, Child&, Child&, u8* out)    64 symbols; advances the children
 //   static u64  popcount(const u8* bits, std::size_t bytes)
 //   static u64  pack_flags(const u8* flags)                        64 of them
@@ -75,16 +76,16 @@ struct Loops {
 
     static void merge(const u8* bits, std::size_t count, Child& left, Child& right, u8* out) {
         using Kind = Child::Kind;
-        switch (left.kind) {
-            case Kind::leaf:
-                if (right.kind == Kind::leaf) return merge_as<Kind::leaf, Kind::leaf>(bits, count, left, right, out);
-                if (right.kind == Kind::pair) return merge_as<Kind::leaf, Kind::pair>(bits, count, left, right, out);
-                return merge_as<Kind::leaf, Kind::subtree>(bits, count, left, right, out);
-            case Kind::pair:
+        if constexpr (P::kTakesPairs) {
+            if (left.kind == Kind::pair) {
                 if (right.kind == Kind::pair) return merge_as<Kind::pair, Kind::pair>(bits, count, left, right, out);
                 return merge_as<Kind::pair, Kind::subtree>(bits, count, left, right, out);
-            case Kind::subtree: return merge_as<Kind::subtree, Kind::subtree>(bits, count, left, right, out);
+            }
+            if (right.kind == Kind::pair) return merge_as<Kind::leaf, Kind::pair>(bits, count, left, right, out);
         }
+        if (left.kind == Kind::subtree) return merge_as<Kind::subtree, Kind::subtree>(bits, count, left, right, out);
+        if (right.kind == Kind::subtree) return merge_as<Kind::leaf, Kind::subtree>(bits, count, left, right, out);
+        merge_as<Kind::leaf, Kind::leaf>(bits, count, left, right, out);
     }
 
     static void partition(const u8* in, std::size_t count, u8 threshold, u8* bits, u8* left, u8* right) {
@@ -228,8 +229,20 @@ struct Loops {
     }
 
     static constexpr Kernels table() {
-        return {popcount,     pack_flags, merge,   partition,      translate,      unpack, merge_planes,
-                split_planes, look_up, expand,         copy,           dequantize_f32, dequantize_bf16};
+        return {.takes_pairs = P::kTakesPairs,
+                .popcount = popcount,
+                .pack_flags = pack_flags,
+                .merge = merge,
+                .partition = partition,
+                .translate = translate,
+                .unpack = unpack,
+                .merge_planes = merge_planes,
+                .split_planes = split_planes,
+                .look_up = look_up,
+                .expand = expand,
+                .copy = copy,
+                .dequantize_f32 = dequantize_f32,
+                .dequantize_bf16 = dequantize_bf16};
     }
 };
 

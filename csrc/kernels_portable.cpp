@@ -33,6 +33,8 @@ struct Portable {
         return bits;
     }
 
+    static constexpr bool kTakesPairs = true;
+
     template <Child::Kind kLeft, Child::Kind kRight>
     static void merge(u64 mask, Child& left, Child& right, u8* out) {
         Source<kLeft> l(left);

@@ -14,7 +14,7 @@ namespace {
 
 // Symbols that are decoded and used at a time: so few that they stay in the first-level cache, and that the memory takes
 // what was written while the next ones are decoded.
-constexpr std::size_t kStrip = 512;
+constexpr std::size_t kStrip = 2048;
 constexpr std::size_t kMaxItem = 8;  // bytes of an element
 
 // Memory that each thread uses again and again: new pages cost more than what is done in them.
