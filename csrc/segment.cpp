@@ -88,7 +88,7 @@ void expand(const u8* bitmap, const u8* values, std::size_t count, std::size_t i
 
 }  // namespace
 
-SymbolReader::SymbolReader(const CodedStream& stream) : bytes_(stream.bytes.data()), width_(stream.width) {
+SymbolReader::SymbolReader(const CodedStream& stream) : bytes_(stream.bytes.data()), end_(bytes_ + stream.bytes.size()), width_(stream.width) {
     const std::size_t size = stream.bytes.size();
     switch (stream.coding) {
         case Coding::huffman:
@@ -109,6 +109,9 @@ const u8* SymbolReader::next(u8* out, std::size_t count) {
     }
     const u8* here = bytes_;
     bytes_ += count;
+    // While these are used and others are decoded, the next ones come.
+    const u8* end = bytes_ + std::min<std::size_t>(count, static_cast<std::size_t>(end_ - bytes_));
+    for (const u8* line = bytes_; line < end; line += 64) __builtin_prefetch(line);
     return here;
 }
 

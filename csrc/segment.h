@@ -41,7 +41,7 @@ class SymbolReader {
 
   private:
     std::optional<HuffmanDecoder> huffman_;
-    const u8* bytes_;
+    const u8 *bytes_, *end_;
     unsigned width_;
 };
 
