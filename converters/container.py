@@ -21,6 +21,7 @@ from dcz.format.manifest import Provenance, SourceFile
 
 if TYPE_CHECKING:
     from dcz.converters.recipes import Recipe
+    from dcz.format.effort import EffortName
     from dcz.format.manifest import Tensor
 
 __all__ = ["DczSink", "DczSource"]
@@ -100,12 +101,14 @@ class DczSink:
         recipe: Recipe,
         *,
         metadata: Mapping[str, str],
+        effort: EffortName = "balanced",
         threads: int | None = None,
     ) -> None:
+        self._effort: EffortName = effort
         self._recipe = recipe
         self._tally = RecipeTally(recipe)
         self._notes: list[str] = []
-        self._writer = Writer(path, metadata=metadata, threads=threads)
+        self._writer = Writer(path, metadata=metadata, effort=effort, threads=threads)
 
     @property
     def digest(self) -> str:
@@ -150,7 +153,9 @@ class DczSink:
         self._writer.add_asset(asset.path, asset.read, role=asset.role)
 
     def commit(self, provenance: Provenance) -> None:
-        self._writer.set_provenance(provenance.model_copy(update={"recipe": self._recipe.describe()}))
+        self._writer.set_provenance(
+            provenance.model_copy(update={"recipe": self._recipe.describe(), "effort": self._effort})
+        )
         self._writer.close()
 
     def abort(self) -> None:

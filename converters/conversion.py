@@ -20,12 +20,14 @@ from dcz.converters.torch_tensors import is_module
 from dcz.errors import SourceError, UsageError
 from dcz.format import Reader
 from dcz.format.atomic import naming
+from dcz.format.effort import effort_of
 from dcz.format.layout import MAGIC
 
 if TYPE_CHECKING:
     import torch
 
     from dcz.converters.recipes import Recipe
+    from dcz.format.effort import EffortName
 
 __all__ = ["Converted", "RecipeLike", "SourceLike", "convert", "open_source"]
 
@@ -43,6 +45,7 @@ class Converted:
     path: str
     digest: str
     recipe: str
+    effort: str
     tensors: int
     aliases: int
     assets: int
@@ -127,6 +130,7 @@ def convert(
     path: str | os.PathLike[str],
     *,
     recipe: RecipeLike = "lossless",
+    effort: EffortName = "balanced",
     threads: int | None = None,
     progress: Progress | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -134,21 +138,25 @@ def convert(
     """Write a .dcz file from a model.
 
     ``source``: see open_source. ``recipe``: how to store each tensor; the name of a built-in one, the path of a TOML
-    file, or a Recipe. ``threads``: how many encode (default: one for each core); the bytes do not depend on
+    file, or a Recipe. ``effort``: what size is weighed against (docs/guides/converting.md); ``fast``, ``balanced`` or
+    ``small``. ``threads``: how many encode (default: one for each core); the bytes do not depend on
     it. ``progress`` is called after each tensor. ``metadata`` is added to that of the source.
 
     Memory holds the largest tensor and a few segments, not the model. Nothing appears at ``path`` before it is whole.
 
     Raises SourceError (or UnsafePickle) if the source cannot be read, RecipeError if the recipe is not valid,
-    UsageError if ``metadata`` is not text, EncodingError if a tensor cannot be stored as the recipe says, OSError if the disk does not take the file.
+    UsageError if ``metadata`` is not text or there is no such effort, EncodingError if a tensor cannot be stored as the recipe says, OSError if the disk does not take the file.
     """
     start = time.perf_counter()
     plan = load_recipe(recipe)
+    effort_of(effort)
     _check_metadata({} if metadata is None else metadata)
     opened = open_source(source, threads=threads)
     try:
         with naming(path):
-            sink = DczSink(path, plan, metadata={**opened.metadata, **(metadata or {})}, threads=threads)
+            sink = DczSink(
+                path, plan, metadata={**opened.metadata, **(metadata or {})}, effort=effort, threads=threads
+            )
             done = transfer(opened, sink, progress)
     finally:
         if not isinstance(source, Reader):
@@ -157,6 +165,7 @@ def convert(
         path=os.fspath(path),
         digest=sink.digest,
         recipe=plan.name,
+        effort=effort,
         tensors=done.tensors,
         aliases=done.aliases,
         assets=done.assets,

@@ -2,6 +2,8 @@
 // works without the GIL. src/dcz/_native.pyi has the types.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
@@ -17,6 +19,7 @@
 #include "bits.h"
 #include "cpu.h"
 #include "dequantize.h"
+#include "exact_codes.h"
 #include "huffman.h"
 #include "kernels.h"
 #include "messagepack.h"
@@ -66,15 +69,16 @@ void check_itemsize(std::size_t itemsize) {
 
 nb::bytes to_bytes(const std::vector<u8>& data) { return nb::bytes(data.data(), data.size()); }
 
-nb::object py_huffman_encode(nb::handle symbols, unsigned width, std::size_t limit) {
+nb::object py_huffman_encode(nb::handle symbols, unsigned width, std::size_t limit, unsigned price) {
     check_width(width);
+    require(price <= 1024, "decoding a bit is worth at most a byte");
     const Buffer in(symbols);
     std::vector<u8> out;
     {
         nb::gil_scoped_release release;
         require(width == 8 || std::all_of(in.data(), in.data() + in.size(), [&](u8 s) { return s >> width == 0; }),
                 "a symbol does not fit in the width");
-        out = huffman_encode(in.data(), in.size(), width, limit);
+        out = huffman_encode(in.data(), in.size(), width, limit, price);
     }
     return out.empty() ? nb::object(nb::none()) : nb::object(to_bytes(out));
 }
@@ -107,7 +111,7 @@ void py_unpack(nb::handle bits, unsigned width, nb::handle out) {
     unpack(in.bytes(), to.size(), width, to.data());
 }
 
-void py_split_planes(nb::handle data, std::size_t itemsize, bool rotated, nb::handle out) {
+void py_split_planes(nb::handle data, std::size_t itemsize, bool rotated, nb::handle out, u8 offset) {
     check_itemsize(itemsize);
     const Buffer in(data), to(out, true);
     require(in.size() % itemsize == 0 && to.size() == in.size(), "planes and elements must have the same size");
@@ -115,7 +119,44 @@ void py_split_planes(nb::handle data, std::size_t itemsize, bool rotated, nb::ha
     const std::size_t count = in.size() / itemsize;
     std::vector<u8*> planes(itemsize);
     for (std::size_t j = 0; j < itemsize; ++j) planes[j] = to.data() + j * count;
-    kernels().split_planes(in.data(), count, itemsize, rotated, planes.data());
+    kernels().split_planes(in.data(), count, itemsize, rotated, offset, planes.data());
+}
+
+Widening make_widening(std::string_view from, std::string_view to) {
+    if (from == "bf16" && to == "f32") return Widening::bf16_f32;
+    if (from == "f16" && to == "f32") return Widening::f16_f32;
+    require(from == "f32" && to == "f64", "bf16 and f16 are widened to f32, and f32 to f64");
+    return Widening::f32_f64;
+}
+
+std::size_t wide_size(Widening which) { return which == Widening::f32_f64 ? 8 : 4; }
+
+void py_widen(nb::handle data, std::string_view from, std::string_view to, nb::handle out) {
+    const Widening which = make_widening(from, to);
+    const Buffer in(data), wide(out, true);
+    require(in.size() * 2 == wide.size() && wide.size() % wide_size(which) == 0, "as many wide elements as narrow ones");
+    nb::gil_scoped_release release;
+    kernels().widen(in.data(), wide.size() / wide_size(which), which, wide.data());
+}
+
+bool py_narrow(nb::handle data, std::string_view to, std::string_view from, nb::handle out) {
+    const Widening which = make_widening(from, to);
+    const Buffer in(data), narrow(out, true);
+    require(narrow.size() * 2 == in.size() && in.size() % wide_size(which) == 0, "as many narrow elements as wide ones");
+    nb::gil_scoped_release release;
+    return kernels().narrow(in.data(), in.size() / wide_size(which), which, narrow.data());
+}
+
+nb::tuple py_best_offset(nb::handle data, std::size_t itemsize) {
+    check_itemsize(itemsize);
+    const Buffer in(data);
+    require(itemsize > 1 && in.size() % itemsize == 0 && in.size() / itemsize < u64{1} << 31, "whole elements of several bytes");
+    Offset found;
+    {
+        nb::gil_scoped_release release;
+        found = best_offset(in.data(), in.size() / itemsize, itemsize);
+    }
+    return nb::make_tuple(found.offset, found.saved);
 }
 
 nb::bytes py_encode_gaps(nb::handle mask, unsigned bits) {
@@ -186,10 +227,16 @@ std::vector<u8> copy_of(nb::handle object) {
     return {buffer.data(), buffer.data() + buffer.size()};
 }
 
-SegmentDecoder exact_decoder(std::string_view layout, unsigned bits, std::size_t itemsize, std::string_view split, bool boolean) {
+SegmentDecoder exact_decoder(std::string_view layout, unsigned bits, std::size_t itemsize, std::string_view split, bool boolean, u8 offset,
+                             const std::optional<std::pair<std::string, std::string>>& widening) {
     check_itemsize(itemsize);
     require(split == "whole" || split == "bytes" || split == "rotated", "exact values are whole, bytes or rotated");
-    return {itemsize, make_layout(layout, bits), ExactValues{split != "whole", split == "rotated", boolean}};
+    ExactValues values{split != "whole", split == "rotated", boolean, offset, {}};
+    if (widening) {
+        values.widening = make_widening(widening->first, widening->second);
+        require(wide_size(*values.widening) == itemsize, "the wider elements have another size");
+    }
+    return {itemsize, make_layout(layout, bits), std::move(values)};
 }
 
 SegmentDecoder codebook_decoder(std::string_view layout, unsigned bits, std::size_t itemsize, std::size_t size, const GroupTuple& groups,
@@ -277,6 +324,41 @@ std::size_t py_huffman_estimate(nb::handle symbols) {
     return huffman_estimate(in.data(), in.size());
 }
 
+Rows make_rows(const Buffer& elements, std::size_t itemsize, std::size_t row, bool skip_zeros, const Buffer& codes) {
+    check_itemsize(itemsize);
+    require(row > 0 && row < u64{1} << 56 && elements.size() % (itemsize * row) == 0, "whole rows of elements");
+    require(codes.size() == elements.size() / itemsize, "one code for each element");
+    return {elements.bytes(), itemsize, row, skip_zeros};
+}
+
+nb::object py_shared_values(nb::handle elements, std::size_t itemsize, std::size_t row, bool skip_zeros, std::size_t limit, nb::handle codes) {
+    const Buffer in(elements), to(codes, true);
+    const Rows rows = make_rows(in, itemsize, row, skip_zeros, to);
+    std::optional<SharedValues> found;
+    {
+        nb::gil_scoped_release release;
+        found = shared_values(rows, limit, to.data());
+    }
+    if (!found) return nb::none();
+    return nb::make_tuple(to_bytes(found->centroids), found->size);
+}
+
+nb::object py_uniform_codes(nb::handle elements, const std::string& dtype, std::size_t row, bool skip_zeros, nb::handle codes) {
+    require(dtype == "f32" || dtype == "f16" || dtype == "bf16", "uniform codes are found of f32, f16 and bf16");
+    const Buffer in(elements), to(codes, true);
+    const Rows rows = make_rows(in, dtype == "f32" ? 4 : 2, row, skip_zeros, to);
+    const auto type = dtype == "f32" ? FloatType::f32 : dtype == "f16" ? FloatType::f16 : FloatType::bf16;
+    std::optional<UniformCodes> found;
+    {
+        nb::gil_scoped_release release;
+        found = uniform_codes(rows, type, to.data());
+    }
+    if (!found) return nb::none();
+    const char* scale = found->scale == FloatType::f32 ? "f32" : found->scale == FloatType::f16 ? "f16" : "bf16";
+    const nb::bytes scales(reinterpret_cast<const char*>(found->scales.data()), found->scales.size() * sizeof(float));
+    return nb::make_tuple(scales, nb::str(scale), to_bytes(found->zero_points), found->bits);
+}
+
 void py_histogram(nb::handle data, nb::handle out) {
     const Buffer in(data), to(out, true);
     const auto counts = to.as<u64>("counts are 64-bit integers");
@@ -329,18 +411,22 @@ NB_MODULE(_native, m) {
     });
     m.def("active_isa", [] { return std::string(isa_name(active_isa())); });
     m.def("force_isa", [](std::string_view name) { return force_isa(name); }, nb::arg("name"));
-    m.def("huffman_encode", &py_huffman_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("limit"));
+    m.def("huffman_encode", &py_huffman_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("limit"), nb::arg("price") = 0);
     m.def("huffman_estimate", &py_huffman_estimate, nb::arg("symbols"));
     m.def("huffman_decode", &py_huffman_decode, nb::arg("stream"), nb::arg("width"), nb::arg("out"));
     m.def("check_messagepack", &py_check_messagepack, nb::arg("data"), nb::arg("max_depth"));
     m.def("huffman_table_bytes", [](nb::handle stream) { return huffman_table_bytes(Buffer(stream).bytes()); }, nb::arg("stream"));
     m.def("pack", &py_pack, nb::arg("symbols"), nb::arg("width"));
     m.def("unpack", &py_unpack, nb::arg("bits"), nb::arg("width"), nb::arg("out"));
-    m.def("split_planes", &py_split_planes, nb::arg("data"), nb::arg("itemsize"), nb::arg("rotated"), nb::arg("out"));
+    m.def("split_planes", &py_split_planes, nb::arg("data"), nb::arg("itemsize"), nb::arg("rotated"), nb::arg("out"), nb::arg("offset") = 0);
+    m.def("best_offset", &py_best_offset, nb::arg("data"), nb::arg("itemsize"));
+    m.def("widen", &py_widen, nb::arg("data"), nb::arg("narrow"), nb::arg("wide"), nb::arg("out"));
+    m.def("narrow", &py_narrow, nb::arg("data"), nb::arg("wide"), nb::arg("narrow"), nb::arg("out"));
     m.def("encode_gaps", &py_encode_gaps, nb::arg("mask"), nb::arg("bits"));
     m.def("count_gaps", &py_count_gaps, nb::arg("mask"));
     nb::class_<SegmentDecoder>(m, "SegmentDecoder")
-        .def_static("exact", &exact_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("itemsize"), nb::arg("split"), nb::arg("boolean"))
+        .def_static("exact", &exact_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("itemsize"), nb::arg("split"), nb::arg("boolean"),
+                    nb::arg("offset") = 0, nb::arg("widening") = nb::none())
         .def_static("codebook", &codebook_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("itemsize"), nb::arg("size"),
                     nb::arg("groups"), nb::arg("centroids"))
         .def_static("affine", &affine_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("dtype"), nb::arg("bits"), nb::arg("groups"),
@@ -349,6 +435,9 @@ NB_MODULE(_native, m) {
              nb::arg("entries"), nb::arg("streaming"), nb::arg("out"))
         .def("decode_entries", &py_decode_entries, nb::arg("part"), nb::arg("start"), nb::arg("streams"), nb::arg("decoded"),
              nb::arg("first"), nb::arg("elements"), nb::arg("positions").none(), nb::arg("out"));
+    m.def("shared_values", &py_shared_values, nb::arg("elements"), nb::arg("itemsize"), nb::arg("row"), nb::arg("skip_zeros"),
+          nb::arg("limit"), nb::arg("codes"));
+    m.def("uniform_codes", &py_uniform_codes, nb::arg("elements"), nb::arg("dtype"), nb::arg("row"), nb::arg("skip_zeros"), nb::arg("codes"));
     bind_clustering(m);
     m.def("histogram", &py_histogram, nb::arg("data"), nb::arg("out"));
 }

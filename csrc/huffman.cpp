@@ -219,12 +219,17 @@ void encode_block(const Tree& tree, const Histogram& histogram, const u8* symbol
     }
     const std::size_t bits_place = total;
     total += count / 8 + 8 + kSlack;
-    if (scratch.size() < total + count + kSlack) scratch.resize(total + count + kSlack);
+    if (scratch.size() < total) scratch.resize(total);
 
-    // The translation reads whole groups, so the symbols are copied to where there is room behind them.
-    u8* source = scratch.data() + total;
-    std::memcpy(source, symbols, count);
-    kernels().translate(source, count, tree.rank.data(), scratch.data() + place[0]);
+    // The translation reads whole groups, so a last one that is not whole is copied to where there is room behind it.
+    const std::size_t groups = count / 64 * 64;
+    u8* ranks = scratch.data() + place[0];
+    kernels().translate(symbols, groups, tree.rank.data(), ranks);
+    if (groups < count) {
+        u8 rest[kSlack] = {};
+        std::memcpy(rest, symbols + groups, count - groups);
+        kernels().translate(rest, count - groups, tree.rank.data(), ranks + groups);
+    }
 
     BitWriter stream(out);
     for (std::size_t v = 0; v < nodes; ++v) {
@@ -244,39 +249,50 @@ void encode_block(const Tree& tree, const Histogram& histogram, const u8* symbol
     stream.finish();
 }
 
-// Whether no code can take four per mille off a large block, from a sample of it: two symbols of the sample are
-// the same hardly more often than two of 256 that are equally likely. (Their collision entropy, which is never above
-// the entropy, is over 7.97 bits.)
-bool looks_uniform(const u8* symbols, std::size_t count) {
-    constexpr std::size_t kPieces = 16, kPiece = 512, kSample = kPieces * kPiece;
+// c * log2(c) for small c, in units of 2^-16, by squaring: from integers only.
+constexpr std::size_t kSample = 4096;
+const std::array<u32, kSample + 1>& weighted_logs() {
+    static const std::array<u32, kSample + 1> table = [] {
+        std::array<u32, kSample + 1> out{};
+        for (u64 c = 2; c <= kSample; ++c) {
+            const unsigned whole = static_cast<unsigned>(std::bit_width(c)) - 1;
+            u64 log = whole, x = c << (31 - whole);  // x in [1, 2), with 31 bits behind the point
+            for (int bit = 0; bit < 16; ++bit) {
+                x = x * x >> 31;
+                log = log << 1 | x >> 32;
+                if (x >> 32) x >>= 1;
+            }
+            out[c] = static_cast<u32>(c * log);
+        }
+        return out;
+    }();
+    return table;
+}
+
+// Whether no code can pay for a block of bytes, from a sample of it: its entropy, with what a sample of this size lacks of
+// that of the block (Miller 1955: half a nat for each symbol but one), leaves no gain beyond the error of that estimate.
+bool looks_dense(const u8* symbols, std::size_t count, unsigned price) {
+    constexpr std::size_t kPieces = 16, kPiece = kSample / kPieces;
     if (count < 4 * kSample) return false;
     std::array<u8, kSample> sample;
     for (std::size_t i = 0; i < kPieces; ++i) std::memcpy(&sample[i * kPiece], symbols + i * (count / kPieces), kPiece);
-    u64 pairs = 0;
-    for (const u64 n : count_symbols(sample.data(), kSample))
-        if (n > 0) pairs += n * (n - 1);
-    return 50 * 256 * pairs < 51 * u64{kSample} * (kSample - 1);
+    const auto& logs = weighted_logs();
+    u64 bits = u64{logs[kSample]}, used = 0;  // in units of 2^-16
+    for (const u64 n : count_symbols(sample.data(), kSample)) {
+        bits -= logs[n];
+        used += n > 0;
+    }
+    bits += used * 47274;  // 1 / (2 ln 2)
+    constexpr u64 error = (kSample << 16) / 50;
+    return bits > error && (bits - error) * (128 + price) > (u64{kSample} << 16) * 1024;
 }
 
 }  // namespace
 
 Histogram count_symbols(const u8* symbols, std::size_t count) {
-    // Four tables, so that equal neighbours do not wait for each other.
-    std::array<std::array<u32, 256>, 4> parts{};
     Histogram histogram{};
-    std::size_t i = 0;
-    while (i < count) {
-        const std::size_t end = std::min(count, i + (std::size_t{1} << 30));
-        for (; i + 8 <= end; i += 8) {
-            const u64 x = load<u64>(symbols + i);
-            for (unsigned j = 0; j < 8; ++j) ++parts[j % 4][(x >> (8 * j)) & 0xFF];
-        }
-        for (; i < end; ++i) ++parts[0][symbols[i]];
-        for (auto& part : parts) {
-            for (std::size_t s = 0; s < 256; ++s) histogram[s] += part[s];
-            part.fill(0);
-        }
-    }
+    for (std::size_t i = 0; i < count; i += std::size_t{1} << 30)
+        kernels().count(symbols + i, std::min(count - i, std::size_t{1} << 30), histogram.data());
     return histogram;
 }
 
@@ -346,7 +362,7 @@ Tree::Tree(const Lengths& lengths) {
     }
 }
 
-std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit) {
+std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit, unsigned price) {
     // First how each block is going to be written, and with it the size, but for some padding of nodes; then, if that is
     // small enough, the bytes.
     struct Plan {
@@ -365,13 +381,13 @@ std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned wi
         const std::size_t n = std::min(kBlock, count - b * kBlock);
         const bool packed = n < kPackedBelow;
         const u64 stored = packed_bytes(n, width);
-        if (width < 8 || !looks_uniform(block, n)) {
+        if (width < 8 || !looks_dense(block, n, price)) {
             plan.histogram = count_symbols(block, n);
             const Table own = best_table(plan.histogram, n, packed);
             const u64 with_same = trees.empty() ? ~u64{0} : data_bytes(plan.histogram, current, packed);
-            // A table that takes less than four per mille off a large block does not pay for the slower decoding.
-            const u64 worth = packed ? 0 : stored / 256;
-            if (std::min(own.cost, with_same) + worth < stored) {
+            const u64 cost = std::min(own.cost, with_same);
+            // The bits of a small block are decoded in no time.
+            if (cost + (packed ? 0 : cost * 8 * price / 1024) < stored) {
                 const bool same = with_same <= own.cost;
                 tables.push_back(static_cast<u8>((same ? kSameTable : kNewTable) | (packed ? kPackedBit : 0)));
                 if (!same) {

@@ -22,6 +22,9 @@ struct Child {
     std::size_t taken = 0;     // of the pair's bits
 };
 
+// From a narrower float to a wider one.
+enum class Widening { bf16_f32, f16_f32, f32_f64 };
+
 struct Kernels {
     // Does `merge` take pairs, or is it quicker to decode their symbols first?
     bool takes_pairs;
@@ -36,14 +39,20 @@ struct Kernels {
     // The mirror image: bit i = in[i] >= threshold; symbols go to `left` and `right` (null: dropped) in order.
     // `in` has kSlack readable, `left`, `right` and `bits` kSlack writable bytes behind what they hold.
     void (*partition)(const u8* in, std::size_t count, u8 threshold, u8* bits, u8* left, u8* right);
+    // Adds to counts[s] how often s is among at most 2^30 symbols.
+    void (*count)(const u8* symbols, std::size_t count, u64 counts[256]);
     // out[i] = table[in[i]], in place if wanted; `in` and `out` have kSlack bytes behind them.
     void (*translate)(const u8* in, std::size_t count, const u8 table[256], u8* out);
     // Symbols of `width` bits, LSB first, to bytes. Reads only ceil(count * width / 8) bytes.
     void (*unpack)(const u8* bits, std::size_t count, unsigned width, u8* out);
-    // Byte planes to elements of `itemsize` bytes and back; `rotated`: section 5.3 of the format. `streaming`: around the
+    // Byte planes to elements of `itemsize` bytes and back; `rotated`, `offset`: section 5.3 of the format. `streaming`: around the
     // caches, where the instruction set can and `out` is aligned to 64; a fence is the caller's.
-    void (*merge_planes)(const u8* const* planes, std::size_t count, std::size_t itemsize, bool rotated, bool streaming, u8* out);
-    void (*split_planes)(const u8* in, std::size_t count, std::size_t itemsize, bool rotated, u8* const* planes);
+    void (*merge_planes)(const u8* const* planes, std::size_t count, std::size_t itemsize, bool rotated, u8 offset, bool streaming, u8* out);
+    void (*split_planes)(const u8* in, std::size_t count, std::size_t itemsize, bool rotated, u8 offset, u8* const* planes);
+    // Floats to wider ones of the same value, and the candidates for the way back (docs/format.md, section 5.3): `narrow` is
+    // exact where `widen` gives the same bits again, and says whether that is everywhere.
+    void (*widen)(const u8* in, std::size_t count, Widening which, u8* out);
+    bool (*narrow)(const u8* in, std::size_t count, Widening which, u8* out);
     // out[i] = table[codes[i]] for elements of 1, 2, 4 or 8 bytes; the table has `size` of them, and every code is below.
     void (*look_up)(const u8* codes, std::size_t count, const u8* table, std::size_t size, std::size_t itemsize, u8* out);
     // Elements where the bitmap has a one: the next of `values`, which has kSlack readable bytes behind it; zeros elsewhere.

@@ -20,6 +20,8 @@ constexpr std::array<u64, 256> kMerge = [] {
 }();
 
 struct Avx2 {
+    static constexpr std::size_t kWindow = 0;
+
     // A byte of ones for each of 8 bits.
     static u64 spread(u64 bits) { return _pdep_u64(bits, 0x0101010101010101u) * 0xFF; }
 
@@ -87,16 +89,17 @@ struct Avx2 {
     }
 
     template <class T, bool kRotated>
-    static std::size_t merge_planes(const u8* const* planes, std::size_t count, bool streaming, u8* out) {
-        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) return merge_planes_to<T, kRotated, true>(planes, count, out);
-        return merge_planes_to<T, kRotated, false>(planes, count, out);
+    static std::size_t merge_planes(const u8* const* planes, std::size_t count, T added, bool streaming, u8* out) {
+        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) return merge_planes_to<T, kRotated, true>(planes, count, added, out);
+        return merge_planes_to<T, kRotated, false>(planes, count, added, out);
     }
 
     // 32 elements at a time. Unpacking works within lanes of 128 bits, so the planes' pieces are put into these first.
     template <class T, bool kRotated, bool kStreaming>
-    static std::size_t merge_planes_to(const u8* const* p, std::size_t count, u8* out) {
+    static std::size_t merge_planes_to(const u8* const* p, std::size_t count, [[maybe_unused]] T added, u8* out) {
         std::size_t i = 0;
         if constexpr (sizeof(T) == 2 || sizeof(T) == 4) {
+            const __m256i taken = sizeof(T) == 2 ? _mm256_set1_epi16(static_cast<short>(added)) : _mm256_set1_epi32(static_cast<int>(added));
             for (; i + 32 <= count; i += 32, out += 32 * sizeof(T)) {
                 __m256i v[sizeof(T)];
                 for (unsigned j = 0; j < sizeof(T); ++j) {
@@ -110,14 +113,20 @@ struct Avx2 {
                 if constexpr (sizeof(T) == 2) {
                     for (unsigned k = 0; k < 2; ++k) {
                         __m256i x = low[k];
-                        if constexpr (kRotated) x = _mm256_or_si256(_mm256_srli_epi16(x, 1), _mm256_slli_epi16(x, 15));
+                        if constexpr (kRotated) {
+                            x = _mm256_sub_epi16(x, taken);
+                            x = _mm256_or_si256(_mm256_srli_epi16(x, 1), _mm256_slli_epi16(x, 15));
+                        }
                         put<kStreaming>(out + 32 * k, x);
                     }
                 } else {
                     const __m256i high[2] = {_mm256_unpacklo_epi8(v[2], v[3]), _mm256_unpackhi_epi8(v[2], v[3])};
                     for (unsigned k = 0; k < 4; ++k) {
                         __m256i x = k % 2 ? _mm256_unpackhi_epi16(low[k / 2], high[k / 2]) : _mm256_unpacklo_epi16(low[k / 2], high[k / 2]);
-                        if constexpr (kRotated) x = _mm256_or_si256(_mm256_srli_epi32(x, 1), _mm256_slli_epi32(x, 31));
+                        if constexpr (kRotated) {
+                            x = _mm256_sub_epi32(x, taken);
+                            x = _mm256_or_si256(_mm256_srli_epi32(x, 1), _mm256_slli_epi32(x, 31));
+                        }
                         put<kStreaming>(out + 32 * k, x);
                     }
                 }

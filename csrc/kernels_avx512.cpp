@@ -59,27 +59,32 @@ struct Avx512 {
     }
 
     template <class T, bool kRotated>
-    static std::size_t merge_planes(const u8* const* planes, std::size_t count, bool streaming, u8* out) {
-        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) return merge_planes_to<T, kRotated, true>(planes, count, out);
-        return merge_planes_to<T, kRotated, false>(planes, count, out);
+    static std::size_t merge_planes(const u8* const* planes, std::size_t count, T added, bool streaming, u8* out) {
+        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) return merge_planes_to<T, kRotated, true>(planes, count, added, out);
+        return merge_planes_to<T, kRotated, false>(planes, count, added, out);
     }
 
     // 64 elements at a time. Unpacking works within lanes of 128 bits, so the planes' pieces are put into these first.
     template <class T, bool kRotated, bool kStreaming>
-    static std::size_t merge_planes_to(const u8* const* p, std::size_t count, u8* out) {
+    static std::size_t merge_planes_to(const u8* const* p, std::size_t count, [[maybe_unused]] T added, u8* out) {
         std::size_t i = 0;
         if constexpr (sizeof(T) == 2) {
+            const __m512i taken = _mm512_set1_epi16(static_cast<short>(added));
             const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
             for (; i + 64 <= count; i += 64, out += 128) {
                 const __m512i a = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(p[0] + i));
                 const __m512i b = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(p[1] + i));
                 __m512i x[2] = {_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b)};
                 for (unsigned k = 0; k < 2; ++k) {
-                    if constexpr (kRotated) x[k] = _mm512_shrdi_epi16(x[k], x[k], 1);
+                    if constexpr (kRotated) {
+                        x[k] = _mm512_sub_epi16(x[k], taken);
+                        x[k] = _mm512_shrdi_epi16(x[k], x[k], 1);
+                    }
                     put<kStreaming>(out + 64 * k, x[k]);
                 }
             }
         } else if constexpr (sizeof(T) == 4) {
+            const __m512i taken = _mm512_set1_epi32(static_cast<int>(added));
             const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
             for (; i + 64 <= count; i += 64, out += 256) {
                 __m512i v[4];
@@ -88,7 +93,7 @@ struct Avx512 {
                 const __m512i high[2] = {_mm512_unpacklo_epi8(v[2], v[3]), _mm512_unpackhi_epi8(v[2], v[3])};
                 for (unsigned k = 0; k < 4; ++k) {
                     __m512i x = k % 2 ? _mm512_unpackhi_epi16(low[k / 2], high[k / 2]) : _mm512_unpacklo_epi16(low[k / 2], high[k / 2]);
-                    if constexpr (kRotated) x = _mm512_ror_epi32(x, 1);
+                    if constexpr (kRotated) x = _mm512_ror_epi32(_mm512_sub_epi32(x, taken), 1);
                     put<kStreaming>(out + 64 * k, x);
                 }
             }
@@ -152,6 +157,30 @@ struct Avx512 {
             right += _mm_popcnt_u64(mask);
         }
         return mask;
+    }
+
+    static constexpr std::size_t kWindow = 16;
+
+    static void count_window(const u8* in, std::size_t groups, u8 first, u64 counts[256]) {
+        const __m512i base = _mm512_set1_epi8(static_cast<char>(first)), width = _mm512_set1_epi8(kWindow);
+        const __m512i one = _mm512_set1_epi8(1), zero = _mm512_setzero_si512();
+        while (groups > 0) {
+            const std::size_t now = groups < 255 ? groups : 255;  // until a byte may overflow
+            __m512i sums[kWindow];
+            for (auto& sum : sums) sum = zero;
+            for (std::size_t g = 0; g < now; ++g, in += 64) {
+                const __m512i x = _mm512_sub_epi8(_mm512_loadu_si512(in), base);
+                for (std::size_t k = 0; k < kWindow; ++k) {
+                    const __mmask64 here = _mm512_cmpeq_epi8_mask(x, _mm512_set1_epi8(static_cast<char>(k)));
+                    sums[k] = _mm512_mask_add_epi8(sums[k], here, sums[k], one);
+                }
+                for (u64 others = _mm512_cmpge_epu8_mask(x, width); others != 0; others &= others - 1)
+                    ++counts[in[__builtin_ctzll(others)]];
+            }
+            for (std::size_t k = 0; k < kWindow; ++k)
+                counts[first + k] += static_cast<u64>(_mm512_reduce_add_epi64(_mm512_sad_epu8(sums[k], zero)));
+            groups -= now;
+        }
     }
 
     static void translate(const u8* in, const u8 table[256], u8* out) {

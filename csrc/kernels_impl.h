@@ -6,12 +6,15 @@
 //   static void merge<left kind, right kind>(u64 mask, Child&, Child&, u8* out)    64 symbols; advances the children
 //   static u64  popcount(const u8* bits, std::size_t bytes)
 //   static u64  pack_flags(const u8* flags)                        64 of them
-//   static std::size_t merge_planes<T, rotated>(planes, count, streaming, out)     how many elements it has merged
+//   static std::size_t merge_planes<T, rotated>(planes, count, added, streaming, out)   how many elements it has merged;
+//                                                     `added` is taken off before they are rotated back
 //   static u64  partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right)   the mask; advances
 //   static std::size_t look_up<T>(codes, count, table, size, out)                  how many elements it has looked up
 //   static void expand<T, streaming>(u64 mask, const u8*& values, u8* out)         64 elements; advances the values
 //   static std::size_t copy(const u8* in, std::size_t size, u8* out)               how many bytes it has copied
 //   static void unpack8(u64 bits, unsigned width, u8* out)        8 symbols
+//   kWindow: so many neighbours are counted at once by, if it is not 0,
+//   static void count_window(const u8* in, std::size_t groups, u8 first, u64 counts[256])
 #pragma once
 
 #include <algorithm>
@@ -95,6 +98,40 @@ struct Loops {
         }
     }
 
+    static void count_each(const u8* symbols, std::size_t count, u64 counts[256]) {
+        // Several tables, so that equal neighbours do not wait for each other.
+        u32 parts[8][256] = {};
+        std::size_t i = 0;
+        for (; i + 8 <= count; i += 8) {
+            const u64 x = load<u64>(symbols + i);
+            for (unsigned j = 0; j < 8; ++j) ++parts[j][(x >> (8 * j)) & 0xFF];
+        }
+        for (; i < count; ++i) ++parts[0][symbols[i]];
+        for (std::size_t s = 0; s < 256; ++s)
+            for (const auto& part : parts) counts[s] += part[s];
+    }
+
+    // Exponents are nearly all in a few neighbours. Those are counted by comparing, the others one by one.
+    static void count(const u8* symbols, std::size_t count, u64 counts[256]) {
+        std::size_t done = 0;
+        if constexpr (P::kWindow > 0) {
+            constexpr std::size_t kSample = 256;
+            if (count >= 16 * kSample) {
+                u32 below[257] = {};
+                for (std::size_t i = 0; i < kSample; ++i) ++below[symbols[i * (count / kSample)] + 1];
+                for (std::size_t s = 0; s < 256; ++s) below[s + 1] += below[s];
+                std::size_t first = 0;
+                for (std::size_t s = 0; s + P::kWindow <= 256; ++s)
+                    if (below[s + P::kWindow] - below[s] > below[first + P::kWindow] - below[first]) first = s;
+                if (below[first + P::kWindow] - below[first] >= kSample - kSample / 32) {
+                    P::count_window(symbols, count / 64, static_cast<u8>(first), counts);
+                    done = count / 64 * 64;
+                }
+            }
+        }
+        count_each(symbols + done, count - done, counts);
+    }
+
     static void translate(const u8* in, std::size_t count, const u8 table[256], u8* out) {
         for (std::size_t i = 0; i < count; i += 64) P::translate(in + i, table, out + i);
     }
@@ -116,54 +153,142 @@ struct Loops {
         }
     }
 
+    // What is added to a rotated element: `offset` in the byte below the highest one.
+    template <class T>
+    static T shifted(u8 offset) {
+        if constexpr (sizeof(T) == 1)
+            return 0;
+        else
+            return static_cast<T>(static_cast<T>(offset) << (8 * (sizeof(T) - 2)));
+    }
+
     template <class T, bool kRotated>
-    static void merge_planes_as(const u8* const* planes, std::size_t count, bool streaming, u8* out) {
+    static void merge_planes_as(const u8* const* planes, std::size_t count, u8 offset, bool streaming, u8* out) {
         const u8* p[sizeof(T)];
         for (std::size_t j = 0; j < sizeof(T); ++j) p[j] = planes[j];
-        const std::size_t done = P::template merge_planes<T, kRotated>(p, count, streaming, out);
+        const T added = shifted<T>(offset);
+        const std::size_t done = P::template merge_planes<T, kRotated>(p, count, added, streaming, out);
         for (std::size_t i = done; i < count; ++i) {
             T value = 0;
             for (std::size_t j = 0; j < sizeof(T); ++j) value = static_cast<T>(value | static_cast<T>(static_cast<T>(p[j][i]) << (8 * j)));
-            if constexpr (kRotated) value = static_cast<T>((value >> 1) | (value << (8 * sizeof(T) - 1)));
+            if constexpr (kRotated) {
+                value = static_cast<T>(value - added);
+                value = static_cast<T>((value >> 1) | (value << (8 * sizeof(T) - 1)));
+            }
             store(out + i * sizeof(T), value);
         }
     }
 
     template <class T, bool kRotated>
-    static void split_planes_as(const u8* in, std::size_t count, u8* const* planes) {
+    static void split_planes_as(const u8* in, std::size_t count, u8 offset, u8* const* planes) {
         u8* p[sizeof(T)];
         for (std::size_t j = 0; j < sizeof(T); ++j) p[j] = planes[j];
+        const T added = shifted<T>(offset);
         for (std::size_t i = 0; i < count; ++i) {
             T value = load<T>(in + i * sizeof(T));
-            if constexpr (kRotated) value = static_cast<T>((value << 1) | (value >> (8 * sizeof(T) - 1)));
+            if constexpr (kRotated) value = static_cast<T>(static_cast<T>((value << 1) | (value >> (8 * sizeof(T) - 1))) + added);
             for (std::size_t j = 0; j < sizeof(T); ++j) p[j][i] = static_cast<u8>(value >> (8 * j));
         }
     }
 
     template <class T>
-    static void merge_planes_of(const u8* const* planes, std::size_t count, bool rotated, bool streaming, u8* out) {
+    static void merge_planes_of(const u8* const* planes, std::size_t count, bool rotated, u8 offset, bool streaming, u8* out) {
         if (rotated)
-            merge_planes_as<T, true>(planes, count, streaming, out);
+            merge_planes_as<T, true>(planes, count, offset, streaming, out);
         else
-            merge_planes_as<T, false>(planes, count, streaming, out);
+            merge_planes_as<T, false>(planes, count, offset, streaming, out);
     }
 
-    static void merge_planes(const u8* const* planes, std::size_t count, std::size_t itemsize, bool rotated, bool streaming, u8* out) {
+    static void merge_planes(const u8* const* planes, std::size_t count, std::size_t itemsize, bool rotated, u8 offset, bool streaming,
+                             u8* out) {
         switch (itemsize) {
-            case 1: return merge_planes_of<u8>(planes, count, rotated, streaming, out);
-            case 2: return merge_planes_of<u16>(planes, count, rotated, streaming, out);
-            case 4: return merge_planes_of<u32>(planes, count, rotated, streaming, out);
-            default: return merge_planes_of<u64>(planes, count, rotated, streaming, out);
+            case 1: return merge_planes_of<u8>(planes, count, rotated, offset, streaming, out);
+            case 2: return merge_planes_of<u16>(planes, count, rotated, offset, streaming, out);
+            case 4: return merge_planes_of<u32>(planes, count, rotated, offset, streaming, out);
+            default: return merge_planes_of<u64>(planes, count, rotated, offset, streaming, out);
         }
     }
 
-    static void split_planes(const u8* in, std::size_t count, std::size_t itemsize, bool rotated, u8* const* planes) {
+    static void split_planes(const u8* in, std::size_t count, std::size_t itemsize, bool rotated, u8 offset, u8* const* planes) {
         switch (itemsize) {
-            case 1: return rotated ? split_planes_as<u8, true>(in, count, planes) : split_planes_as<u8, false>(in, count, planes);
-            case 2: return rotated ? split_planes_as<u16, true>(in, count, planes) : split_planes_as<u16, false>(in, count, planes);
-            case 4: return rotated ? split_planes_as<u32, true>(in, count, planes) : split_planes_as<u32, false>(in, count, planes);
-            default: return rotated ? split_planes_as<u64, true>(in, count, planes) : split_planes_as<u64, false>(in, count, planes);
+            case 1: return rotated ? split_planes_as<u8, true>(in, count, offset, planes) : split_planes_as<u8, false>(in, count, offset, planes);
+            case 2: return rotated ? split_planes_as<u16, true>(in, count, offset, planes) : split_planes_as<u16, false>(in, count, offset, planes);
+            case 4: return rotated ? split_planes_as<u32, true>(in, count, offset, planes) : split_planes_as<u32, false>(in, count, offset, planes);
+            default: return rotated ? split_planes_as<u64, true>(in, count, offset, planes) : split_planes_as<u64, false>(in, count, offset, planes);
         }
+    }
+
+    // Of a binary float, sign aside: below `kNormal` it is a multiple of the smallest number, which is exact in the wider
+    // type; otherwise the exponent moves, and the mantissa gets zeros behind it.
+    static u32 wide_of(u16 narrow_bits, bool half) {
+        if (!half) return static_cast<u32>(narrow_bits) << 16;
+        const u32 bits = narrow_bits & 0x7FFFu, sign = static_cast<u32>(narrow_bits & 0x8000u) << 16;
+        const u32 normal = (bits << 13) + (bits >= 0x7C00 ? 0x70000000u : 0x38000000u);
+        const u32 small = std::bit_cast<u32>(static_cast<float>(static_cast<int>(bits)) * 0x1p-24f);
+        return sign | (bits < 0x400 ? small : normal);
+    }
+
+    static u64 wide_of(u32 narrow_bits) {
+        const u64 bits = narrow_bits & 0x7FFFFFFFu, sign = static_cast<u64>(narrow_bits & 0x80000000u) << 32;
+        const u64 normal = (bits << 29) + (bits >= 0x7F800000 ? u64{1792} << 52 : u64{896} << 52);
+        const u64 small = std::bit_cast<u64>(static_cast<double>(static_cast<int>(bits)) * 0x1p-149);
+        return sign | (bits < 0x800000 ? small : normal);
+    }
+
+    // What is too large or too precise becomes anything whose wide form differs.
+    static u16 narrow_of(u32 wide, bool half) {
+        if (!half) return static_cast<u16>(wide >> 16);
+        const u32 bits = wide & 0x7FFFFFFFu, sign = wide >> 16 & 0x8000u;
+        const u32 normal = (bits >= 0x7F800000 ? 0x7C00 | (bits >> 13 & 0x3FF) : (bits - 0x38000000u) >> 13) & 0x7FFF;
+        const float tiny = std::bit_cast<float>(bits < 0x38800000 ? bits : 0);
+        const u32 small = static_cast<u32>(static_cast<int>(tiny * 0x1p24f));
+        return static_cast<u16>(sign | (bits < 0x38800000 ? small : normal));
+    }
+
+    static u32 narrow_of(u64 wide) {
+        const u64 bits = wide & ~(u64{1} << 63), sign = wide >> 32 & 0x80000000u;
+        constexpr u64 smallest_normal = u64{897} << 52, infinity = u64{2047} << 52;
+        const u64 normal = (bits >= infinity ? 0x7F800000 | (bits >> 29 & 0x7FFFFF) : (bits - (u64{896} << 52)) >> 29) & 0x7FFFFFFF;
+        const double tiny = std::bit_cast<double>(bits < smallest_normal ? bits : u64{0});
+        const u64 small = static_cast<u64>(static_cast<int>(tiny * 0x1p149));
+        return static_cast<u32>(sign | (bits < smallest_normal ? small : normal));
+    }
+
+    static void widen(const u8* in, std::size_t count, Widening which, u8* out) {
+        switch (which) {
+            case Widening::bf16_f32:
+                for (std::size_t i = 0; i < count; ++i) store(out + 4 * i, wide_of(load<u16>(in + 2 * i), false));
+                return;
+            case Widening::f16_f32:
+                for (std::size_t i = 0; i < count; ++i) store(out + 4 * i, wide_of(load<u16>(in + 2 * i), true));
+                return;
+            case Widening::f32_f64:
+                for (std::size_t i = 0; i < count; ++i) store(out + 8 * i, wide_of(load<u32>(in + 4 * i)));
+        }
+    }
+
+    static bool narrow(const u8* in, std::size_t count, Widening which, u8* out) {
+        u64 lost = 0;
+        if (which == Widening::f32_f64) {
+            for (std::size_t i = 0; i < count; ++i) {
+                const u64 wide = load<u64>(in + 8 * i);
+                const u32 bits = narrow_of(wide);
+                lost |= wide_of(bits) ^ wide;
+                store(out + 4 * i, bits);
+            }
+            return lost == 0;
+        }
+        const bool half = which == Widening::f16_f32;
+        const auto all = [&](bool is_half) {
+            for (std::size_t i = 0; i < count; ++i) {
+                const u32 wide = load<u32>(in + 4 * i);
+                const u16 bits = narrow_of(wide, is_half);
+                lost |= wide_of(bits, is_half) ^ wide;
+                store(out + 2 * i, bits);
+            }
+        };
+        half ? all(true) : all(false);
+        return lost == 0;
     }
 
     template <class T>
@@ -234,10 +359,13 @@ struct Loops {
                 .pack_flags = pack_flags,
                 .merge = merge,
                 .partition = partition,
+                .count = count,
                 .translate = translate,
                 .unpack = unpack,
                 .merge_planes = merge_planes,
                 .split_planes = split_planes,
+                .widen = widen,
+                .narrow = narrow,
                 .look_up = look_up,
                 .expand = expand,
                 .copy = copy,

@@ -4,6 +4,8 @@ namespace dcz {
 namespace {
 
 struct Portable {
+    static constexpr std::size_t kWindow = 0;
+
     template <Child::Kind kKind>
     struct Source {
         explicit Source(const Child& child)
@@ -54,7 +56,7 @@ struct Portable {
     }
 
     template <class T, bool kRotated>
-    static std::size_t merge_planes(const u8* const*, std::size_t, bool, u8*) {
+    static std::size_t merge_planes(const u8* const*, std::size_t, T, bool, u8*) {
         return 0;
     }
 

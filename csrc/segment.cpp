@@ -47,29 +47,38 @@ class Strip {
     alignas(64) std::array<u8, kStrip * kMaxItem> made_;
 };
 
-void decode_planes(std::span<const CodedStream> planes, std::size_t count, bool rotated, bool streaming, u8* out) {
-    const std::size_t itemsize = planes.size();
+void decode_planes(std::span<const CodedStream> planes, std::size_t count, const ExactValues& exact, bool streaming, u8* out) {
+    const std::size_t itemsize = planes.size(), size = exact.widening ? 2 * itemsize : itemsize;
     std::array<std::optional<SymbolReader>, kMaxItem> readers;
     alignas(64) std::array<std::array<u8, kStrip>, kMaxItem> symbols;
+    alignas(64) std::array<u8, kStrip * kMaxItem / 2> narrow;
     std::array<const u8*, kMaxItem> pointers;
     for (std::size_t j = 0; j < itemsize; ++j) readers[j].emplace(planes[j]);
     const Kernels& k = kernels();
     Strip strip(streaming, out);
-    for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * itemsize) {
+    for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * size) {
         const std::size_t n = std::min(kStrip, count - start);
         for (std::size_t j = 0; j < itemsize; ++j) pointers[j] = readers[j]->next(symbols[j].data(), n);
-        k.merge_planes(pointers.data(), n, itemsize, rotated, strip.streaming(), strip.begin(out));
-        strip.end(n * itemsize, out);
+        if (exact.widening) {
+            k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, false, narrow.data());
+            k.widen(narrow.data(), n, *exact.widening, strip.begin(out));
+        } else {
+            k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, strip.streaming(), strip.begin(out));
+        }
+        strip.end(n * size, out);
     }
 }
 
-void decode_whole(const CodedStream& stream, std::size_t size, bool streaming, u8* out) {
+void decode_whole(const CodedStream& stream, std::size_t size, const ExactValues& exact, bool streaming, u8* out) {
     SymbolReader bytes(stream);
+    const Kernels& k = kernels();
     alignas(64) std::array<u8, kStrip * kMaxItem> strip;
     for (std::size_t start = 0; start < size; start += strip.size()) {
         const std::size_t n = std::min(strip.size(), size - start);
-        if (streaming)
-            kernels().copy(bytes.next(strip.data(), n), n, out + start);
+        if (exact.widening)
+            k.widen(bytes.next(strip.data(), n), n / (*exact.widening == Widening::f32_f64 ? 4 : 2), *exact.widening, out + 2 * start);
+        else if (streaming)
+            k.copy(bytes.next(strip.data(), n), n, out + start);
         else
             bytes.read(out + start, n);
     }
@@ -141,13 +150,18 @@ void SegmentDecoder::decode_positions(const CodedStream& stream, std::size_t ele
     kernels().pack_flags(flags, elements, bitmap);
 }
 
+std::size_t SegmentDecoder::entry_size() const {
+    const auto* exact = std::get_if<ExactValues>(&values_);
+    return exact && exact->widening ? itemsize_ / 2 : itemsize_;
+}
+
 void SegmentDecoder::decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const {
     const std::size_t count = which.count;
     if (const auto* exact = std::get_if<ExactValues>(&values_)) {
         if (exact->split)
-            decode_planes(streams, count, exact->rotated, streaming, out);
+            decode_planes(streams, count, *exact, streaming, out);
         else
-            decode_whole(streams[0], count * itemsize_, streaming, out);
+            decode_whole(streams[0], count * entry_size(), *exact, streaming, out);
         if (exact->boolean) expect_booleans(out, count);
         return;
     }
@@ -171,8 +185,8 @@ bool SegmentDecoder::has_groups() const {
 void SegmentDecoder::expect_streams(const Segment& segment) const {
     const std::size_t positions = position_streams();
     const auto* exact = std::get_if<ExactValues>(&values_);
-    const std::size_t values = exact && exact->split ? itemsize_ : 1;
-    const std::size_t symbols = exact && !exact->split ? segment.entries * itemsize_ : segment.entries;
+    const std::size_t values = exact && exact->split ? entry_size() : 1;
+    const std::size_t symbols = exact && !exact->split ? segment.entries * entry_size() : segment.entries;
     bool fit = segment.streams.size() == positions + values && segment.entries <= segment.elements;
     if (is_dense()) fit = fit && segment.entries == segment.elements;
     if (fit && layout_.kind == Layout::Kind::bitmap) fit = segment.streams[0].count == (segment.elements + 7) / 8;

@@ -10,6 +10,7 @@
 #include "base.h"
 #include "dequantize.h"
 #include "huffman.h"
+#include "kernels.h"
 
 namespace dcz {
 
@@ -52,6 +53,8 @@ struct Layout {
 
 struct ExactValues {
     bool split, rotated, boolean;
+    u8 offset = 0;                     // only if rotated
+    std::optional<Widening> widening;  // of entries that are stored narrower than they are
 };
 
 struct CodebookValues {
@@ -98,6 +101,7 @@ class SegmentDecoder {
   private:
     std::size_t position_streams() const { return is_dense() ? 0 : 1; }
     bool has_groups() const;
+    std::size_t entry_size() const;  // bytes of an exact entry in the streams
     void expect_streams(const Segment& segment) const;
     void decode_positions(const CodedStream& stream, std::size_t elements, std::size_t entries, u8* bitmap) const;
     void decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const;

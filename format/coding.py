@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -13,26 +14,27 @@ from dcz import _native
 from dcz.errors import CorruptStream
 from dcz.format import layout as spec
 from dcz.format.dtypes import view_of
+from dcz.format.effort import EFFORTS, Effort
 from dcz.format.geometry import Stream, packed_bytes
 
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
 
-__all__ = ["Coded", "CodingChoice", "decode_stream", "encode_stream", "encode_zstd", "unzip"]
+__all__ = ["BALANCED", "Coded", "CodingChoice", "decode_stream", "encode_stream", "encode_zstd", "unzip"]
 
 CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd"]
 Coded: TypeAlias = tuple[int, bytes | np.ndarray]
 """The id of a coding, and the stored bytes: for a raw stream perhaps the symbols themselves, not a copy."""
 
+BALANCED: Final = EFFORTS["balanced"]
 _NO_LIMIT: Final = 1 << 62
-_ZSTD_LEVEL: Final = 3
 # Entropy coding below this many bytes saves less than it costs to look at.
 _TINY: Final = 8
-# A few kilobytes from the middle of a stream tell whether it repeats itself. zstd decodes several times slower than a
-# wavelet tree, so it has to be better by a tenth.
+# A few kilobytes from the middle of a stream tell whether it repeats itself, which no code of single symbols sees.
 _ZSTD_SAMPLE: Final = 8 << 10
-_ZSTD_WORTH: Final = 0.9
 _ZSTD_PROBE_LEVEL: Final = 1
+_ZSTD_PROBE_WORTH: Final = 0.9
+_PACKED_LEVEL: Final = 3  # if the caller insists on zstd
 
 
 def _raw(symbols: np.ndarray, width: int) -> bytes | np.ndarray:
@@ -54,38 +56,65 @@ class _Compressors(threading.local):
 _compressors: Final = _Compressors()
 
 
-def encode_zstd(packed: Buffer, level: int = _ZSTD_LEVEL) -> bytes:
+def encode_zstd(packed: Buffer, level: int) -> bytes:
     """One Zstandard frame as section 6.3 wants it."""
     return _compressors[level].compress(view_of(packed))
 
 
-def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto") -> Coded:
+def encode_stream(
+    symbols: np.ndarray, width: int, choice: CodingChoice = "auto", effort: Effort = BALANCED
+) -> Coded:
     """Code ``symbols`` (uint8, contiguous, each below 2**width).
 
-    ``auto`` is Huffman where it pays and zstd where there is repetition, which no code of single symbols sees; otherwise
-    raw.
+    ``auto`` takes, of raw and the codings in ``_CANDIDATES``, the one whose bytes, with what its decoding is worth at this
+    effort, are least.
     """
     if symbols.size == 0:
         return spec.RAW, b""
-    size = packed_bytes(symbols.size, width)
     if choice == "zstd":
-        return spec.ZSTD, encode_zstd(_raw(symbols, width))
+        return spec.ZSTD, encode_zstd(_raw(symbols, width), _PACKED_LEVEL)
     if choice == "huffman":
         coded = _native.huffman_encode(symbols, width, _NO_LIMIT)
         assert coded is not None
         return spec.HUFFMAN, coded
+    size = packed_bytes(symbols.size, width)
     best: Coded | None = None
     if choice == "auto" and size > _TINY:
-        # A large stream must gain half a percent, or decoding it is time for nothing.
-        coded = _native.huffman_encode(symbols, width, size - size // 200 if size > 4096 else size)
-        best = None if coded is None else (spec.HUFFMAN, coded)
-        piece = symbols[symbols.size // 2 :][:_ZSTD_SAMPLE]
-        share = (size if best is None else len(best[1])) / symbols.size
-        if len(encode_zstd(_raw(piece, width), _ZSTD_PROBE_LEVEL)) < _ZSTD_WORTH * share * piece.size:
-            zipped = encode_zstd(_raw(symbols, width))
-            if len(zipped) < _ZSTD_WORTH * share * symbols.size:
-                best = spec.ZSTD, zipped
+        cost = float(size)
+        for candidate in _CANDIDATES[effort.name]:
+            found = candidate(symbols, width, cost, effort)
+            if found is not None:
+                best, cost = found
     return best or (spec.RAW, _raw(symbols, width))
+
+
+def _try_huffman(symbols: np.ndarray, width: int, cost: float, effort: Effort) -> tuple[Coded, float] | None:
+    price = effort.huffman_price
+    coded = _native.huffman_encode(symbols, width, math.ceil(cost), price)
+    if coded is None:
+        return None
+    # The blocks were weighed one by one; most of the stream may be stored.
+    return (spec.HUFFMAN, coded), len(coded) * (1 + price / 128)
+
+
+def _try_zstd(symbols: np.ndarray, width: int, cost: float, effort: Effort) -> tuple[Coded, float] | None:
+    piece = symbols[symbols.size // 2 :][:_ZSTD_SAMPLE]
+    share = piece.size / symbols.size
+    if len(encode_zstd(_raw(piece, width), _ZSTD_PROBE_LEVEL)) > _ZSTD_PROBE_WORTH * cost * share:
+        return None
+    coded = encode_zstd(_raw(symbols, width), effort.zstd_level)
+    # What repeats itself is copied, in next to no time; what does not is decoded byte by byte.
+    decoding = effort.zstd_price * len(coded)
+    return ((spec.ZSTD, coded), len(coded) + decoding) if len(coded) + decoding < cost else None
+
+
+_Candidate: TypeAlias = "Callable[[np.ndarray, int, float, Effort], tuple[Coded, float] | None]"
+_CANDIDATES: Final[dict[str, tuple[_Candidate, ...]]] = {
+    "fast": (_try_huffman, _try_zstd),
+    "balanced": (_try_huffman, _try_zstd),
+    "small": (_try_huffman, _try_zstd),
+}
+"""What each effort tries, in this order: the stream if it costs less than the cost given, and its cost."""
 
 
 def unzip(stored: Buffer, stream: Stream) -> bytes:

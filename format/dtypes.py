@@ -10,7 +10,7 @@ import numpy as np
 
 from dcz.errors import EncodingError
 
-__all__ = ["DTYPES", "Buffer", "DType", "dtype_of", "view_of"]
+__all__ = ["DTYPES", "NARROWER", "Buffer", "DType", "dtype_of", "view_of"]
 
 # numpy's arrays have the buffer protocol for type checkers only from Python 3.12 on.
 Buffer: TypeAlias = bytes | bytearray | memoryview | np.ndarray
@@ -60,6 +60,9 @@ DTYPES: Final[dict[str, DType]] = {
         _row("bool", np.bool_, False, "BOOL"),
     )
 }
+
+NARROWER: Final[dict[str, tuple[str, ...]]] = {"f64": ("f32",), "f32": ("f16", "bf16")}
+"""The types as which the elements of a type may be stored, if they all have the values of one (docs/format.md, 5.3)."""
 
 _BY_NUMPY: Final[dict[np.dtype[np.generic], DType]] = {row.numpy: row for row in DTYPES.values()}
 

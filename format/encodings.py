@@ -47,8 +47,11 @@ def segment_decoder(
     gap_bits = layout.bits if isinstance(layout, RelativeIndex) else 8
     itemsize = DTYPES[dtype].itemsize
     match values:
-        case Exact(split=split):
-            return _native.SegmentDecoder.exact(layout.kind, gap_bits, itemsize, split, dtype == "bool")
+        case Exact(split=split, offset=offset, stored_dtype=stored):
+            widening = None if stored is None else (stored, dtype)
+            return _native.SegmentDecoder.exact(
+                layout.kind, gap_bits, itemsize, split, dtype == "bool", offset, widening
+            )
         case Codebook(size=size):
             groups = groups_of(values.granularity, shape)
             return _native.SegmentDecoder.codebook(

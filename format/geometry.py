@@ -55,6 +55,7 @@ class TensorGeometry:
     def __init__(self, tensor: Tensor, limits: Limits) -> None:
         self.tensor = tensor
         self.dtype: DType = DTYPES[tensor.dtype]
+        self.entry_size = DTYPES[tensor.stored_dtype].itemsize  # bytes of an exact entry in the streams
         self.elements = math.prod(tensor.shape)
         self.nbytes = self.elements * self.dtype.itemsize
         self.segments = -(-self.elements // tensor.segment)
@@ -72,7 +73,7 @@ class TensorGeometry:
         self.parameters = self._parameter_streams()
         self.position_streams = 0 if isinstance(tensor.layout, Dense) else 1
         planes = isinstance(tensor.values, Exact) and tensor.values.split != "whole"
-        self.segment_streams = self.position_streams + (self.dtype.itemsize if planes else 1)
+        self.segment_streams = self.position_streams + (self.entry_size if planes else 1)
         parameter_bytes = sum(packed_bytes(count, width) for count, width in self.parameters)
         if parameter_bytes > limits.parameter_bytes:
             raise LimitExceeded(
@@ -144,9 +145,9 @@ class TensorGeometry:
                 pass
         match tensor.values:
             case Exact(split="whole"):
-                symbols.append((entries * self.dtype.itemsize, 8))
+                symbols.append((entries * self.entry_size, 8))
             case Exact():
-                symbols += [(entries, 8)] * self.dtype.itemsize
+                symbols += [(entries, 8)] * self.entry_size
             case Affine() | Codebook():
                 symbols.append((entries, tensor.values.bits))
         return symbols

@@ -27,7 +27,7 @@ from pydantic import (
 from dcz import _native
 from dcz.errors import CorruptStream, EncodingError, LimitExceeded, ManifestError, UnsupportedVersion
 from dcz.format import layout as spec
-from dcz.format.dtypes import DTYPES
+from dcz.format.dtypes import DTYPES, NARROWER
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 
 __all__ = [
@@ -150,6 +150,8 @@ Granularity: TypeAlias = Annotated[PerTensor | PerChannel | PerGroup, Field(disc
 class Exact(_Model):
     kind: Literal["exact"] = "exact"
     split: Literal["whole", "bytes", "rotated"]
+    offset: Annotated[int, Field(ge=0, le=255)] = 0
+    stored_dtype: Literal["f32", "f16", "bf16"] | None = None  # None: the tensor's type
 
 
 class Affine(_Model):
@@ -203,6 +205,10 @@ class Tensor(_Model):
         if isinstance(values, Exact):
             if values.split == "rotated" and not row.is_float:
                 raise ValueError(f"the split 'rotated' is for floating-point types, not for {self.dtype}")
+            if values.offset and (values.split != "rotated" or row.itemsize == 1):
+                raise ValueError(f"an offset is for rotated elements of several bytes, not for {self.dtype}")
+            if values.stored_dtype not in (None, *NARROWER.get(self.dtype, ())):
+                raise ValueError(f"elements of {self.dtype} are not stored as {values.stored_dtype}")
         else:
             granularity = values.granularity
             if isinstance(granularity, PerChannel) and granularity.axis >= len(self.shape):
@@ -213,6 +219,11 @@ class Tensor(_Model):
             if values.scale_dtype is not None and (values.scale_dtype == "f64") != (self.dtype == "f64"):
                 raise ValueError(f"scales of {values.scale_dtype} for a tensor of {self.dtype}")
         return self
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type of exact entries in the streams: narrower than the tensor's if all elements fit."""
+        return (isinstance(self.values, Exact) and self.values.stored_dtype) or self.dtype
 
     @property
     def scale_dtype(self) -> str:
@@ -260,6 +271,7 @@ class Provenance(_Model):
     revision: str | None = None
     files: Array[SourceFile] = ()
     recipe: Json = Field(default_factory=dict)
+    effort: str | None = None
     metrics: Floats = Field(default_factory=dict)
 
 

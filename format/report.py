@@ -319,7 +319,9 @@ def _granularity_words(granularity: Granularity) -> Iterable[str]:
 
 def _values_words(values: Values) -> str:
     if isinstance(values, Exact):
-        return "exact" if values.split == "whole" else f"exact ({values.split})"
+        details: list[str] = [values.stored_dtype] if values.stored_dtype is not None else []
+        details += [values.split] if values.split != "whole" else []
+        return f"exact ({', '.join(details)})" if details else "exact"
     details = [f"{values.size} shared" if isinstance(values, Codebook) else f"{values.bits} bits"]
     details += _granularity_words(values.granularity)
     return f"{values.kind} ({', '.join(details)})"
@@ -333,6 +335,7 @@ def _provenance_dict(provenance: Provenance) -> dict[str, Any]:
             {"path": file.path, "size": file.size, "sha256": file.sha256.hex()} for file in provenance.files
         ],
         "recipe": _finite(provenance.recipe),
+        "effort": provenance.effort,
         "metrics": _finite(provenance.metrics),
     }
 

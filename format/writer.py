@@ -20,6 +20,7 @@ from dcz.format.atomic import WriteBehind, atomic_file
 from dcz.format.coding import Coded, CodingChoice, encode_stream, encode_zstd
 from dcz.format.digests import Hasher, digest, digest_name
 from dcz.format.dtypes import view_of
+from dcz.format.effort import effort_of
 from dcz.format.encoder import BufferPool, EncodedSegment, LayoutChoice, SplitChoice, TensorEncoder
 from dcz.format.manifest import (
     Asset,
@@ -35,6 +36,7 @@ from dcz.format.reader import thread_count
 
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
+    from dcz.format.effort import EffortName
     from dcz.format.tensors import TensorData
 
 __all__ = ["Writer"]
@@ -50,10 +52,11 @@ class Writer:
     the file in the order in which they are added; each is encoded and written before ``add_tensor`` returns, so memory
     holds one tensor and a few segments.
 
-    ``path``: the file to write. ``metadata``: free text of the model's authors. ``threads`` encode in parallel
-    (default: one for each core); the bytes do not depend on it.
+    ``path``: the file to write. ``metadata``: free text of the model's authors. ``effort``: what size is weighed against
+    (dcz.format.effort). ``threads`` encode in parallel (default: one for each core); the bytes do not depend on it.
 
-    Raises EncodingError for what the format cannot hold, and OSError if the disk does not take it.
+    Raises EncodingError for what the format cannot hold, UsageError for an unknown effort, and OSError if the disk does
+    not take it.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Writer:
         *,
         metadata: Mapping[str, str] | None = None,
         provenance: Provenance | None = None,
+        effort: EffortName = "balanced",
         threads: int | None = None,
     ) -> None:
+        self._effort = effort_of(effort)
         workers = thread_count(threads)
         self._transaction = atomic_file(path)
         self._file = self._transaction.__enter__()
@@ -107,7 +112,9 @@ class Writer:
         ``layout``, ``split`` and ``coding`` are chosen by size unless they are given. ``progress`` is called with the
         number of decoded bytes after each segment. Returns the tensor's entry in the manifest.
         """
-        encoder = TensorEncoder(tensor, layout=layout, split=split, coding=coding, pool=self._buffers)
+        encoder = TensorEncoder(
+            tensor, layout=layout, split=split, coding=coding, effort=self._effort, pool=self._buffers
+        )
         self._claim(name)
         whole, self._whole = self._whole, False
         codings, lengths = bytearray(), list[int]()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from dcz.converters.conversion import Converted, RecipeLike
+    from dcz.format.effort import EffortName
     from dcz.registry import Store
 
 __all__ = ["LoadedInto", "load", "load_into", "open", "open_reader", "save"]
@@ -138,6 +139,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     recipe: RecipeLike = "lossless",
+    effort: EffortName = "balanced",
     metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
 ) -> Converted:
@@ -145,7 +147,7 @@ def save(
 
     What shares its memory entirely is stored once. Arguments and errors as for dcz.convert.
     """
-    return convert(tensors, path, recipe=recipe, metadata=metadata, threads=threads)
+    return convert(tensors, path, recipe=recipe, effort=effort, metadata=metadata, threads=threads)
 
 
 class LoadedInto(NamedTuple):

@@ -77,8 +77,12 @@ std::vector<u8> run(const Input& input) {
             for (std::size_t j = 0; j + 1 < itemsize; ++j)
                 planes.push_back({Coding::raw, stream.bytes().subspan(j * input.count, input.count), input.count, 8});
             planes.push_back({Coding::huffman, stream.bytes().subspan(raw), input.count, 8});
-            Exact out(itemsize * input.count);
-            const SegmentDecoder decoder(itemsize, {}, ExactValues{true, (input.parameter & 4) != 0, false});
+            const bool rotated = (input.parameter & 4) != 0, wide = (input.parameter & 16) != 0 && (itemsize == 2 || itemsize == 4);
+            ExactValues values{true, rotated, false, static_cast<u8>(input.count), {}};
+            if (wide) values.widening = itemsize == 4 ? Widening::f32_f64 : rotated ? Widening::f16_f32 : Widening::bf16_f32;
+            const std::size_t size = wide ? 2 * itemsize : itemsize;
+            Exact out(size * input.count);
+            const SegmentDecoder decoder(size, {}, values);
             decoder.decode({0, input.count, input.count, planes}, input.parameter & 8, out.data());
             return out.copy();
         }
@@ -91,7 +95,7 @@ std::vector<u8> run(const Input& input) {
             const std::vector<CodedStream> streams = {{Coding::symbols, stream.bytes(), stream.bytes().size(), 8},
                                                       {Coding::symbols, values.bytes(), input.count * itemsize, 8}};
             if (input.kernel == kBitmap && stream.bytes().size() != (elements + 7) / 8) throw Corrupt("not that many bytes");
-            const SegmentDecoder decoder(itemsize, layout, ExactValues{false, false, false});
+            const SegmentDecoder decoder(itemsize, layout, ExactValues{false, false, false, 0, {}});
             decoder.decode({0, elements, input.count, streams}, input.parameter & 8, out.data());
             return out.copy();
         }
@@ -220,7 +224,7 @@ Case valid(Random& random) {
         case kHuffman:
         case kTableBytes: {
             auto plain = symbols(random, count, input.width);
-            input.stream = huffman_encode(plain.data(), count, input.width, ~std::size_t{0});
+            input.stream = huffman_encode(plain.data(), count, input.width, ~std::size_t{0}, 0);
             if (input.kernel == kHuffman) out.decoded = std::move(plain);
             break;
         }
@@ -234,7 +238,7 @@ Case valid(Random& random) {
             input.count = count % 2000 + 1;
             const auto plain = symbols(random, input.count, 8);
             input.stream = symbols(random, (itemsize - 1) * input.count, 8);
-            const auto coded = huffman_encode(plain.data(), plain.size(), 8, ~std::size_t{0});
+            const auto coded = huffman_encode(plain.data(), plain.size(), 8, ~std::size_t{0}, 0);
             input.stream.insert(input.stream.end(), coded.begin(), coded.end());
             break;
         }

@@ -7,11 +7,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
+from tests.reference.dcz_reference import widened
 from tests.reference.dcz_reference_coders import Block, Coder, huffman, raw, zstd, zstd_library
 from tests.reference.dcz_reference_manifest import DTYPES, FLOAT_DTYPES
 from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, tensor
 
-__all__ = ["NUMPY", "any_tensors", "coders", "streams"]
+__all__ = ["NARROWER", "NUMPY", "any_tensors", "coders", "streams"]
+
+NARROWER = {"f64": ("f32",), "f32": ("f16", "bf16")}
 
 NUMPY = {
     "f64": np.dtype(np.float64),
@@ -57,7 +60,14 @@ def any_tensors(draw: st.DrawFn, name: str) -> Tensor:
     splits = ["whole", "bytes", *(["rotated"] if dtype in FLOAT_DTYPES else [])]
     kind = draw(st.sampled_from([*splits, "codebook", *(["affine"] if dtype in FLOAT_DTYPES else [])]))
     if kind in splits:
-        values: Exact | Affine | Codebook = Exact(data(count), kind)
+        narrow = draw(st.sampled_from([None, *NARROWER.get(dtype, ())]))
+        offset = draw(st.integers(0, 255)) if kind == "rotated" and width > 1 else 0
+        content = data(count)
+        if narrow is not None:
+            size = DTYPES[narrow]
+            entries = (content[i * width : i * width + size] for i in range(count))
+            content = b"".join(widened(entry, narrow, dtype) for entry in entries)
+        values: Exact | Affine | Codebook = Exact(content, kind, offset, narrow)
     else:
         bits = draw(st.integers(1, 8))
         granularity, groups = draw(granularities(shape))

@@ -117,7 +117,9 @@ def run_layout(example: Example) -> None:
 
 def run_rotated(example: Example) -> None:
     elements, dtype = example.bytes("elements"), example.text("dtype")
-    one = tensor("t", dtype, [len(elements) // DTYPES[dtype]], Exact(elements, "rotated"))
+    offset = example.numbers("offset")[0] if "offset" in example.lines else 0
+    stored = example.text("stored_dtype") if "stored_dtype" in example.lines else None
+    one = tensor("t", dtype, [len(elements) // DTYPES[dtype]], Exact(elements, "rotated", offset, stored))
     planes = split(one)
     assert planes == [example.bytes(f"= plane {i}") for i in range(len(planes))]
     assert content_by_both(one) == elements

@@ -19,7 +19,13 @@ from typing import Any
 
 from blake3 import blake3
 from tests.reference.dcz_reference_manifest import DTYPES, FLOAT_DTYPES, Limits, parse_manifest, unpack
-from tests.reference.dcz_reference_streams import Refused, affine_element, decode_stream, decode_zstd_frame
+from tests.reference.dcz_reference_streams import (
+    FLOATS,
+    Refused,
+    affine_element,
+    decode_stream,
+    decode_zstd_frame,
+)
 
 __all__ = ["Limits", "ReferenceFile", "ReferenceTensor", "Refused", "decode_stream", "read", "verify"]
 
@@ -214,7 +220,9 @@ def tensor_parts(tensor: dict[str, Any], limits: type[Limits]) -> list[Part]:
     segment = tensor["segment"]
     if min(segment, count) * width > 1 << 24:
         raise Refused("5", "a segment holds more than 2^24 bytes")
-    if count == 0 and (layout != {"kind": "dense"} or values != {"kind": "exact", "split": "whole"}):
+    if count == 0 and (
+        layout != {"kind": "dense"} or values != {"kind": "exact", "split": "whole", "offset": 0}
+    ):
         raise Refused("5", "a tensor without elements has the default layout and values")
     check_values(tensor)
 
@@ -227,7 +235,9 @@ def tensor_parts(tensor: dict[str, Any], limits: type[Limits]) -> list[Part]:
         raise Refused("5", "the number of gaps is not that of segments")
 
     parameters = parameter_sizes(tensor)
-    each = (layout["kind"] != "dense") + (width if values.get("split") in ("bytes", "rotated") else 1)
+    each = (layout["kind"] != "dense") + (
+        entry_size(tensor) if values.get("split") in ("bytes", "rotated") else 1
+    )
     check_counts("5", tensor["codings"], tensor["lengths"], len(parameters) + segments * each)
     if sum(-(-number * bits // 8) for number, bits in parameters) > limits.parameter_bytes:
         raise Refused("9", f"the parameters of a tensor have more than {limits.parameter_bytes} bytes")
@@ -320,6 +330,11 @@ def check_values(tensor: dict[str, Any]) -> None:
     if kind == "exact":
         if values["split"] == "rotated" and dtype not in FLOAT_DTYPES:
             raise Refused("5.3", f"{dtype} elements cannot be rotated")
+        narrower = {"f64": ["f32"], "f32": ["f16", "bf16"]}.get(dtype, [])
+        if "stored_dtype" in values and values["stored_dtype"] not in narrower:
+            raise Refused("5.3", f"{dtype} elements cannot be stored as {values['stored_dtype']}")
+        if values["offset"] and (values["split"] != "rotated" or entry_size(tensor) == 1):
+            raise Refused("5.3", "an offset is for rotated entries of several bytes")
         return
     if kind == "affine":
         if dtype not in FLOAT_DTYPES:
@@ -331,6 +346,11 @@ def check_values(tensor: dict[str, Any]) -> None:
     granularity = values["granularity"]
     if granularity["kind"] == "channel" and granularity["axis"] >= len(tensor["shape"]):
         raise Refused("5.4", "there is no such axis")
+
+
+def entry_size(tensor: dict[str, Any]) -> int:
+    """The bytes of an exact entry."""
+    return DTYPES[tensor["values"].get("stored_dtype", tensor["dtype"])]
 
 
 def scale_dtype(tensor: dict[str, Any]) -> str:
@@ -352,9 +372,10 @@ def parameter_sizes(tensor: dict[str, Any]) -> list[tuple[int, int]]:
 def value_sizes(tensor: dict[str, Any], i: int, elements: int) -> list[tuple[int, int]]:
     """Number and width of symbols of the value streams of segment ``i``."""
     entries = elements if tensor["layout"]["kind"] == "dense" else tensor["entries"][i]
-    values, width = tensor["values"], DTYPES[tensor["dtype"]]
+    values = tensor["values"]
     if values["kind"] != "exact":
         return [(entries, values["bits"])]
+    width = entry_size(tensor)
     return [(entries * width, 8)] if values["split"] == "whole" else [(entries, 8)] * width
 
 
@@ -370,12 +391,16 @@ def stored_entries(
     values, dtype, width = tensor["values"], tensor["dtype"], DTYPES[tensor["dtype"]]
 
     if values["kind"] == "exact":
+        size = entry_size(tensor)
         if values["split"] == "whole":
-            return [bytes(symbols[0][i * width : (i + 1) * width]) for i in range(len(indices))]
-        entries = [bytes(planes) for planes in zip(*symbols, strict=True)]
-        if values["split"] == "bytes":
-            return entries
-        return [rotate_right(entry) for entry in entries]
+            entries = [bytes(symbols[0][i * size : (i + 1) * size]) for i in range(len(indices))]
+        else:
+            entries = [bytes(planes) for planes in zip(*symbols, strict=True)]
+        if values["split"] == "rotated":
+            entries = [rotate_right(entry, values["offset"]) for entry in entries]
+        if "stored_dtype" in values:
+            entries = [widened(entry, values["stored_dtype"], dtype) for entry in entries]
+        return entries
 
     codes = symbols[0]
     if values["kind"] == "codebook":
@@ -396,10 +421,25 @@ def stored_entries(
     return entries
 
 
-def rotate_right(entry: bytes) -> bytes:
+def rotate_right(entry: bytes, offset: int) -> bytes:
+    bits = 8 * len(entry)
     value = int.from_bytes(entry, "little")
-    top = 8 * len(entry) - 1
-    return (value >> 1 | (value & 1) << top).to_bytes(len(entry), "little")
+    if offset:
+        value = (value - offset * 2 ** (bits - 16)) % 2**bits
+    return (value >> 1 | (value & 1) << (bits - 1)).to_bytes(len(entry), "little")
+
+
+def widened(entry: bytes, narrow: str, wide: str) -> bytes:
+    bits = int.from_bytes(entry, "little")
+    source, target = FLOATS[narrow], FLOATS[wide]
+    number = source.value(bits)
+    if number is not None:
+        result = target.round(*number)
+    else:  # an infinity or a NaN
+        sign = bits >> (source.exponent + source.mantissa)
+        mantissa = bits % (1 << source.mantissa) << (target.mantissa - source.mantissa)
+        result = sign << (target.exponent + target.mantissa) | target.overflow | mantissa
+    return result.to_bytes(DTYPES[wide], "little")
 
 
 def little_endian(data: list[int], width: int) -> list[int]:

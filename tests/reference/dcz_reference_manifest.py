@@ -269,6 +269,7 @@ class Fields:
             "revision": a(str, section),
             "files": an_array(section, file),
             "recipe": lambda value: recipe(a(dict, section)(value)),
+            "effort": a(str, section),
             "metrics": a_map(section, a(float, section)),
         }
         return self.of(section, value, {name: (check, OPTIONAL) for name, check in fields.items()})
@@ -291,7 +292,7 @@ class Fields:
                 "shape": (an_array("5", an_int("5")), REQUIRED),
                 "digest": (a_digest("5"), REQUIRED),
                 "layout": (self.layout, {"kind": "dense"}),
-                "values": (self.values, {"kind": "exact", "split": "whole"}),
+                "values": (self.values, {"kind": "exact", "split": "whole", "offset": 0}),
                 "segment": (an_int("5", 1, 1 << 24), 1),
                 "entries": (an_array("5", an_int("5")), []),
                 "gaps": (an_array("5", an_int("5")), []),
@@ -315,7 +316,11 @@ class Fields:
         bits = (an_int("5.3", 1, 8), REQUIRED)
         granularity = (self.granularity, {"kind": "tensor"})
         further = {
-            "exact": {"split": (one_of("5.3", "whole", "bytes", "rotated"), REQUIRED)},
+            "exact": {
+                "split": (one_of("5.3", "whole", "bytes", "rotated"), REQUIRED),
+                "offset": (an_int("5.3", 0, 255), 0),
+                "stored_dtype": (one_of("5.3", "f32", "f16", "bf16"), OPTIONAL),
+            },
             "affine": {
                 "bits": bits,
                 "granularity": granularity,

@@ -22,9 +22,10 @@ from typing import Any
 
 import msgpack
 from blake3 import blake3
-from tests.reference.dcz_reference import END_MAGIC, MAGIC, stored_entries
+from tests.reference.dcz_reference import END_MAGIC, MAGIC, stored_entries, widened
 from tests.reference.dcz_reference_coders import Coder, Stream, pack_bits, raw, zstd_frame
 from tests.reference.dcz_reference_manifest import DTYPES
+from tests.reference.dcz_reference_streams import FLOATS
 
 __all__ = [
     "Affine",
@@ -45,10 +46,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Exact:
-    """The bytes of all elements, stored or not."""
+    """The bytes of all elements, stored or not, also where the entries are of a narrower type."""
 
     data: bytes
     split: str = "whole"
+    offset: int = 0
+    stored_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def tensor(
             streams.append((symbols, layout["bits"]))
         if isinstance(values, Exact):
             kept_entries = [values.data[i * width : (i + 1) * width] for i in (start + p for p in positions)]
-            streams += exact_streams(kept_entries, values.split, width)
+            streams += exact_streams(kept_entries, values, dtype)
         else:
             codes = values.codes[used : used + len(positions)]
             streams.append((codes, values.bits))
@@ -179,9 +182,15 @@ def encode(coder: Coder, symbols: Sequence[int], width: int) -> Stream:
 
 
 def describe_values(values: Exact | Affine | Codebook) -> dict[str, Any]:
+    described: dict[str, Any]
     if isinstance(values, Exact):
-        return {"kind": "exact", "split": values.split}
-    described: dict[str, Any] = {"bits": values.bits}
+        described = {"kind": "exact", "split": values.split}
+        if values.offset:
+            described["offset"] = values.offset
+        if values.stored_dtype is not None:
+            described["stored_dtype"] = values.stored_dtype
+        return described
+    described = {"bits": values.bits}
     if values.granularity is not None and values.granularity["kind"] != "tensor":
         described["granularity"] = dict(values.granularity)
     if isinstance(values, Codebook):
@@ -202,14 +211,37 @@ def parameter_streams(values: Exact | Affine | Codebook) -> list[tuple[Sequence[
     return scales if values.zero_points is None else [*scales, (values.zero_points, values.bits)]
 
 
-def exact_streams(entries: list[bytes], split: str, width: int) -> list[tuple[Sequence[int], int]]:
-    if split == "whole":
+def exact_streams(entries: list[bytes], values: Exact, dtype: str) -> list[tuple[Sequence[int], int]]:
+    if values.stored_dtype is not None:
+        entries = [narrowed(entry, dtype, values.stored_dtype) for entry in entries]
+    if values.split == "whole":
         return [(list(b"".join(entries)), 8)]
-    if split == "rotated":
+    width = DTYPES[values.stored_dtype or dtype]
+    if values.split == "rotated":
         numbers = [int.from_bytes(entry, "little") for entry in entries]
+        added = values.offset << (8 * width - 16) if values.offset else 0
         mask = (1 << 8 * width) - 1
-        entries = [((n << 1 | n >> (8 * width - 1)) & mask).to_bytes(width, "little") for n in numbers]
+        entries = [
+            (((n << 1 | n >> (8 * width - 1)) + added) & mask).to_bytes(width, "little") for n in numbers
+        ]
     return [([entry[plane] for entry in entries], 8) for plane in range(width)]
+
+
+def narrowed(element: bytes, wide: str, narrow: str) -> bytes:
+    """The entry whose wide form is ``element``, found among those that could be it."""
+    bits = int.from_bytes(element, "little")
+    source, target = FLOATS[wide], FLOATS[narrow]
+    number = source.value(bits)
+    if number is not None:
+        entry = target.round(*number)
+    else:
+        sign = bits >> (source.exponent + source.mantissa)
+        mantissa = bits % (1 << source.mantissa) >> (source.mantissa - target.mantissa)
+        entry = sign << (target.exponent + target.mantissa) | target.overflow | mantissa
+    found = entry.to_bytes(DTYPES[narrow], "little")
+    if widened(found, narrow, wide) != element:
+        raise TypeError(f"{bits:#x} of {wide} is not a number of {narrow}")
+    return found
 
 
 def encode_gaps(positions: Iterable[int], bits: int) -> list[int]:

@@ -102,6 +102,22 @@ def combination_cases() -> Iterator[Case]:
         rotated = draft([tensor("t", dtype, [1], Exact(bytes(size), "bytes"))])
         rotated.manifest["tensors"][0]["values"] = {"kind": "exact", "split": "rotated"}
         yield built(f"rotated-{dtype}", "5.3", rotated)
+    for name, dtype, size, exact in (
+        ("offset-of-bytes", "f32", 4, {"split": "bytes", "offset": 1}),
+        ("offset-of-whole", "f16", 2, {"split": "whole", "offset": 1}),
+        ("offset-of-one-byte", "f8_e5m2", 1, {"split": "rotated", "offset": 1}),
+        ("offset-too-large", "f32", 4, {"split": "rotated", "offset": 256}),
+        ("offset-negative", "f32", 4, {"split": "rotated", "offset": -1}),
+        ("stored-as-itself", "f32", 4, {"split": "whole", "stored_dtype": "f32"}),
+        ("stored-wider", "f16", 2, {"split": "whole", "stored_dtype": "f32"}),
+        ("stored-as-sibling", "f16", 2, {"split": "whole", "stored_dtype": "bf16"}),
+        ("stored-too-narrow", "f64", 8, {"split": "whole", "stored_dtype": "f16"}),
+        ("stored-as-float8", "f32", 4, {"split": "whole", "stored_dtype": "f8_e5m2"}),
+        ("stored-integers", "u32", 4, {"split": "whole", "stored_dtype": "f16"}),
+    ):
+        file = draft([tensor("t", dtype, [1], Exact(bytes(size), str(exact["split"])))])
+        file.manifest["tensors"][0]["values"] = {"kind": "exact", **exact}
+        yield built(f"exact-{name}", "5.3", file)
     for name, dtype, scale_dtype in (("f32-of-f64", "f64", "f32"), ("f64-of-f32", "f32", "f64")):
         other = 8 if scale_dtype == "f64" else 4
         file = draft([tensor("t", dtype, [1], Affine(1, [1], bytes(8 if dtype == "f64" else 4)))])

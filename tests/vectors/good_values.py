@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tests.reference.dcz_reference import widened
 from tests.reference.dcz_reference_coders import Coder, huffman, raw, zstd
 from tests.reference.dcz_reference_writer import Affine, Codebook, Draft, Exact, draft, tensor
 
@@ -109,6 +110,38 @@ def shapes_and_types() -> Iterator[tuple[str, Draft]]:
             tensor(dtype, dtype, elements(dtype)[0], Exact(elements(dtype)[1], split)) for dtype in dtypes
         ]
         yield f"dtypes-{split}", draft(tensors)
+    yield (
+        "dtypes-rotated-offset",
+        draft(
+            [
+                tensor(dtype, dtype, elements(dtype)[0], Exact(elements(dtype)[1], "rotated", offset))
+                for dtype, offset in (("f64", 1), ("f32", 128), ("f16", 255), ("bf16", 16))
+            ]
+        ),
+    )
+    for narrow, wide in (("f16", "f32"), ("bf16", "f32"), ("f32", "f64")):
+        shape, content = elements(narrow)
+        size = len(content) // shape[0]
+        entries = [content[i : i + size] for i in range(0, len(content), size)]
+        wider = b"".join(widened(entry, narrow, wide) for entry in entries)
+        splits = {"whole": 0, "bytes": 0, "rotated": 77}
+        yield (
+            f"stored-{narrow}-as-{wide}",
+            draft(
+                [
+                    tensor(
+                        f"{split} {layout['kind']}",
+                        wide,
+                        shape,
+                        Exact(wider, split, offset, narrow),
+                        layout=layout,
+                        segment=4,
+                    )
+                    for split, offset in splits.items()
+                    for layout in (DENSE, BITMAP)
+                ]
+            ),
+        )
     yield (
         "dtypes-bitmap",
         draft(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, plural, ratio, size
 from dcz.cli.progress import bars
+
+if TYPE_CHECKING:
+    from dcz.format.effort import EffortName
 
 __all__ = ["command"]
 
@@ -28,6 +33,13 @@ __all__ = ["command"]
     help="lossless, int8, int4, codebook, deep-compression, or a TOML file.",
 )
 @click.option(
+    "--effort",
+    type=click.Choice(["fast", "balanced", "small"]),
+    default="balanced",
+    show_default=True,
+    help="Weigh size against the speed of reading, or look for size alone.",
+)
+@click.option(
     "--threads",
     metavar="N",
     type=click.IntRange(1, 1024),
@@ -35,7 +47,15 @@ __all__ = ["command"]
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
-def command(source: str, output: str, recipe: str, threads: int | None, quiet: bool, as_json: bool) -> None:
+def command(
+    source: str,
+    output: str,
+    recipe: str,
+    effort: EffortName,
+    threads: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Make a .dcz file from a model.
 
     SOURCE is a Hugging Face folder, a safetensors file or the index of its shards, a PyTorch checkpoint, or a .dcz file.
@@ -50,6 +70,7 @@ def command(source: str, output: str, recipe: str, threads: int | None, quiet: b
             source,
             output,
             recipe=recipe,
+            effort=effort,
             threads=threads,
             progress=update and (lambda now, total: update(f"convert {source}", now, total)),
         )
@@ -59,6 +80,7 @@ def command(source: str, output: str, recipe: str, threads: int | None, quiet: b
                 "file": done.path,
                 "digest": done.digest,
                 "recipe": done.recipe,
+                "effort": done.effort,
                 "tensors": done.tensors,
                 "aliases": done.aliases,
                 "assets": done.assets,

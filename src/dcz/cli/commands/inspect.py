@@ -69,6 +69,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "from", f"{plain(read.path)}, {size(read.size)}"
     if provenance.recipe:
         yield "recipe", plain(str(provenance.recipe.get("name", "without a name")))
+    if provenance.effort is not None:
+        yield "effort", plain(provenance.effort)
     for name, value in sorted(provenance.metrics.items()):
         yield "metric", f"{plain(name)} {value:g}"
     for key, text in sorted(report.metadata.items()):
