@@ -17,6 +17,7 @@ import numpy as np
 from dcz import _native
 from dcz.errors import EncodingError
 from dcz.format import layout as spec
+from dcz.format.bases import difference_kind
 from dcz.format.coding import Coded, CodingChoice, encode_stream
 from dcz.format.dtypes import DTYPES, DType, dtype_of
 from dcz.format.encodings import segment_decoder
@@ -26,11 +27,12 @@ from dcz.format.manifest import (
     Affine,
     Bitmap,
     Codebook,
+    Delta,
     Dense,
     Exact,
     RelativeIndex,
 )
-from dcz.format.tensors import AffineTensor, CodebookTensor, TensorData
+from dcz.format.tensors import AffineTensor, CodebookTensor, TensorBase, TensorData
 
 if TYPE_CHECKING:
     from dcz.format.manifest import Layout, Values
@@ -47,6 +49,9 @@ _SAMPLES: Final = 8
 _EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because in so few the table counts
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
+_DELTA_SAMPLES: Final = 64
+_DELTA_COST: Final = 128.0  # bytes of the manifest: a little for each tensor, most of it once for the base
+_DELTA_WORTH: Final = 0.98  # what needs another file to be read must save two percent
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ class TensorEncoder:
     """One tensor, and how it is going to be stored.
 
     ``tensor``: a numpy array (exact values), AffineTensor or CodebookTensor. ``layout``, ``split`` and ``coding``:
-    ``auto`` lets the smallest be chosen. Raises EncodingError if the tensor cannot be stored so.
+    ``auto`` lets the smallest be chosen. ``base``: a tensor to which an array may be stored as differences, if that is
+    smaller. Raises EncodingError if the tensor cannot be stored so.
     """
 
     def __init__(
@@ -110,6 +116,7 @@ class TensorEncoder:
         layout: LayoutChoice = "auto",
         split: SplitChoice = "auto",
         coding: CodingChoice = "auto",
+        base: TensorBase | None = None,
         pool: BufferPool | None = None,
     ) -> None:
         _expect_tensor(tensor)
@@ -144,9 +151,16 @@ class TensorEncoder:
         if self._codes is not None and self._mask is None and layout not in ("auto", "dense", Dense()):
             self._mask = np.ones(self.elements, np.bool_)
         self.values = self._describe_values()
+        self._base: np.ndarray | None = None
+        self._kind = ""
         if self._codes is None:
-            self.layout, self.values = self._choose_exact(layout, split)
+            sample = self._sample(self._bytes, self.dtype.itemsize)
+            self.layout, self.values, _ = self._choose_exact(layout, split, sample)
+            if base is not None:
+                self._choose_delta(base, layout, split)
         else:
+            if base is not None:
+                raise EncodingError("only exact values can be stored as differences")
             self.layout = self._choose_coded(layout)
 
     # -- choices
@@ -192,9 +206,11 @@ class TensorEncoder:
             )
         return costs
 
-    def _choose_exact(self, layout: LayoutChoice, split: SplitChoice) -> tuple[Layout, Values]:
+    def _choose_exact(
+        self, layout: LayoutChoice, split: SplitChoice, sample: np.ndarray
+    ) -> tuple[Layout, Exact, float]:
+        """Layout and split for values of which ``sample`` holds some, and the estimated bytes of those."""
         itemsize = self.dtype.itemsize
-        sample = self._sample(self._bytes, itemsize)
         nonzero: np.ndarray = sample.view(f"<u{itemsize}") != 0
         stored = int(np.count_nonzero(nonzero))
         chosen_layout = self._fixed_layout(layout, nonzero)
@@ -208,22 +224,75 @@ class TensorEncoder:
                 best = min(self._position_costs(nonzero), key=lambda item: item[0])
                 if best[0] + sparse_values < dense * _WORTH:
                     chosen_layout = best[1]
-        if split != "auto":
-            if split == "rotated" and not self.dtype.is_float:
-                raise EncodingError(
-                    f"the split 'rotated' is for floating-point types, not for {self.dtype.name}"
-                )
-            return chosen_layout, Exact(split=split)
+        if split == "rotated" and not self.dtype.is_float:
+            raise EncodingError(f"the split 'rotated' is for floating-point types, not for {self.dtype.name}")
+        sparse = not isinstance(chosen_layout, Dense)
+        kept = sample.reshape(-1, itemsize)[nonzero].reshape(-1) if sparse else sample
+        positions = min(cost for cost, _ in self._position_costs(nonzero)) if sparse else 0.0
         if self._coding == "raw":
-            return chosen_layout, Exact(split="whole")
-        kept = (
-            sample if isinstance(chosen_layout, Dense) else sample.reshape(-1, itemsize)[nonzero].reshape(-1)
-        )
+            return chosen_layout, Exact(split="whole" if split == "auto" else split), positions + kept.size
         costs = self._plane_costs(kept)
-        best_split = min(costs, key=lambda name: costs[name])
-        if costs[best_split] > kept.size * _WORTH:
+        best_split = min(costs, key=lambda name: costs[name]) if split == "auto" else split
+        if split == "auto" and costs[best_split] > kept.size * _WORTH:
             best_split = "whole"
-        return chosen_layout, Exact(split=best_split)
+        return chosen_layout, Exact(split=best_split), positions + min(costs.values())
+
+    def _choose_delta(self, base: TensorBase, layout: LayoutChoice, split: SplitChoice) -> None:
+        """Take the differences to ``base`` instead of the elements if they are smaller, or if that was asked for."""
+        if dtype_of(base.content).name != self.dtype.name or base.content.shape != self.shape:
+            raise EncodingError(
+                f"differences of {self.dtype.name} {list(self.shape)} to "
+                f"{dtype_of(base.content).name} {list(base.content.shape)}"
+            )
+        itemsize, forced = self.dtype.itemsize, base.operation != "auto"
+        operations: list[Literal["xor", "difference"]] = []
+        if base.operation != "xor" and self.dtype.name != "bool":
+            operations.append("difference")
+        if base.operation != "difference":
+            operations.append("xor")
+        if split == "rotated" or not operations:
+            if forced:
+                raise EncodingError(f"no {base.operation} of {self.dtype.name} with the split {split!r}")
+            return
+        before = np.ascontiguousarray(base.content, self.dtype.numpy).reshape(-1).view(np.uint8)
+        sample, of_base = self._delta_samples(before)
+        differences = np.empty_like(sample)
+        best = self._choose_exact(layout, split, sample)[2] * _DELTA_WORTH
+        best -= _DELTA_COST * sample.size / self._bytes.size
+        for operation in operations:
+            kind = difference_kind(self.dtype, operation)
+            _native.encode_delta(kind, of_base, sample, itemsize, differences)
+            chosen_layout, values, cost = self._choose_exact(layout, split, differences)
+            if values.split == "rotated":  # which is not for differences, and hardly ever better
+                values = Exact(split="bytes")
+            if cost < best or forced:
+                best = cost
+                self._base, self._kind, self.layout = before, kind, chosen_layout
+                delta = Delta(base=base.index, tensor=base.name, operation=operation)
+                self.values = values.model_copy(update={"delta": delta})
+
+    def _delta_samples(self, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pieces of the tensor and the same ones of the base (bytes): of those that changed and of the others as many as
+        there are in all, in proportion. What changed may lie in few places, which pieces at random would not meet."""
+        size = _SAMPLE * self.dtype.itemsize
+        if self._bytes.size <= _DELTA_SAMPLES * size:
+            return self._bytes, base
+        whole = self._bytes.size // size
+        changed = np.empty(whole, np.bool_)
+        step = SEGMENT_BYTES // size
+        for start in range(0, whole, step):
+            stop = min(start + step, whole)
+            ours, theirs = (data[start * size : stop * size].view(np.uint64) for data in (self._bytes, base))
+            changed[start:stop] = (ours != theirs).reshape(stop - start, -1).any(axis=1)
+        pieces = []
+        count = int(np.count_nonzero(changed))
+        of_changed = max(round(_DELTA_SAMPLES * count / whole), min(count, _SAMPLES))
+        for which, wanted in ((changed, of_changed), (~changed, _DELTA_SAMPLES - of_changed)):
+            found = np.flatnonzero(which)
+            wanted = min(wanted, found.size)
+            pieces += found[np.arange(wanted) * found.size // max(1, wanted)].tolist()
+        cut = [slice(piece * size, (piece + 1) * size) for piece in sorted(pieces)]
+        return np.concatenate([self._bytes[c] for c in cut]), np.concatenate([base[c] for c in cut])
 
     def _fixed_layout(self, layout: LayoutChoice, mask: np.ndarray) -> Layout | None:
         if layout == "auto":
@@ -296,9 +365,19 @@ class TensorEncoder:
         itemsize = self.dtype.itemsize
         first = segment * self.segment
         count = min(self.segment, self.elements - first)
+        content = stored = np.empty(0, np.uint8)
+        differences: np.ndarray | None = None
+        if self._codes is None:
+            content = stored = self._bytes[first * itemsize : (first + count) * itemsize]
+            if self._base is not None:
+                stored = differences = self._pool.take(content.size)
+                before = self._base[first * itemsize : (first + count) * itemsize]
+                _native.encode_delta(self._kind, before, content, itemsize, differences)
         mask, entries, streams, gaps = None, None, [], None
         if not isinstance(self.layout, Dense):
-            mask = self._segment_mask(first, count)
+            mask = (
+                stored.view(f"<u{itemsize}") != 0 if self._mask is None else self._mask[first : first + count]
+            )
             entries = int(np.count_nonzero(mask))
             if isinstance(self.layout, RelativeIndex):
                 symbols = self._gaps(mask, self.layout.bits)
@@ -315,23 +394,17 @@ class TensorEncoder:
                 raise EncodingError(f"a code does not fit in {bits} bits")
             streams.append(encode_stream(codes, bits, self._coding))
             return EncodedSegment(streams, entries, gaps, self._decoded(codes, first, count, mask))
-        content = self._bytes[first * itemsize : (first + count) * itemsize]
-        data = content if mask is None else content.reshape(-1, itemsize)[mask].reshape(-1)
+        data = stored if mask is None else stored.reshape(-1, itemsize)[mask].reshape(-1)
         assert isinstance(self.values, Exact)
         if self.values.split == "whole":
             streams.append(encode_stream(data, 8, self._coding))
-            return EncodedSegment(streams, entries, gaps, content)
+            return EncodedSegment(streams, entries, gaps, content, differences)
         planes = self._pool.take(data.size)
         _native.split_planes(data, itemsize, self.values.split == "rotated", planes)
+        if differences is not None:
+            self._pool.give(differences)
         streams += [encode_stream(plane, 8, self._coding) for plane in planes.reshape(itemsize, -1)]
         return EncodedSegment(streams, entries, gaps, content, planes)
-
-    def _segment_mask(self, first: int, count: int) -> np.ndarray:
-        if self._mask is not None:
-            return self._mask[first : first + count]
-        itemsize = self.dtype.itemsize
-        content = self._bytes[first * itemsize : (first + count) * itemsize]
-        return (content.view(f"<u{itemsize}") != 0) if content.size else np.empty(0, np.bool_)
 
     def _decoded(self, codes: np.ndarray, first: int, count: int, mask: np.ndarray | None) -> np.ndarray:
         """What a reader will make of the codes of a segment, as bytes."""
