@@ -14,13 +14,13 @@ import numpy as np
 from dcz.converters.base import AssetData, sha256_of_file
 from dcz.converters.recipe_notes import RecipeTally
 from dcz.converters.safetensors_header import METADATA_NAME
-from dcz.errors import EncodingError
-from dcz.format import Reader, Writer
-from dcz.format.dtypes import DTYPES
-from dcz.format.manifest import Provenance, SourceFile
+from dcz.errors import EncodingError, UsageError
+from dcz.format import DEFAULT_LIMITS, DTYPES, Reader, TensorBase, Writer, dtype_of
+from dcz.format.manifest import Exact, Provenance, SourceFile
 
 if TYPE_CHECKING:
     from dcz.converters.recipes import Recipe
+    from dcz.format import TensorData
     from dcz.format.effort import EffortName
     from dcz.format.manifest import Tensor
 
@@ -103,12 +103,23 @@ class DczSink:
         metadata: Mapping[str, str],
         effort: EffortName = "balanced",
         threads: int | None = None,
+        base: Reader | None = None,
+        base_hint: str | None = None,
     ) -> None:
+        """``base``: to whose tensors of the same names those that are kept exactly are stored as differences, where that is
+        smaller; ``base_hint``: what it is called in the file."""
+        self._path = os.fspath(path)
         self._effort: EffortName = effort
         self._recipe = recipe
         self._tally = RecipeTally(recipe)
         self._notes: list[str] = []
+        self._base = base
+        self._check_not_needed()
+        self._too_far = 0
+        self.differences = 0
+        """How many tensors are stored as differences."""
         self._writer = Writer(path, metadata=metadata, effort=effort, threads=threads)
+        self._base_index = 0 if base is None else self._writer.add_base(base.digest, base_hint)
 
     @property
     def digest(self) -> str:
@@ -125,18 +136,44 @@ class DczSink:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the author of the recipe, or of the model, should know. Only once everything was added."""
-        return (*self._notes, *self._tally.notes())
+        notes = list(self._notes)
+        if self._too_far:
+            many = "1 tensor is" if self._too_far == 1 else f"{self._too_far} tensors are"
+            notes.append(
+                f"{many} stored without the base: there would be more than {DEFAULT_LIMITS.chain} bases behind each other"
+            )
+        elif self._base is not None and not self.differences:
+            notes.append("the base is not used: no tensor is smaller as a difference to it")
+        return (*notes, *self._tally.notes())
 
     def add_tensor(self, name: str, tensor: np.ndarray) -> None:
         try:
             prepared = self._recipe.apply(name, tensor)
             self._tally.add(name, tensor, prepared)
-            self._writer.add_tensor(name, prepared.tensor, layout=prepared.layout, coding=prepared.coding)
+            entry = self._writer.add_tensor(
+                name,
+                prepared.tensor,
+                layout=prepared.layout,
+                coding=prepared.coding,
+                base=self._of_base(name, prepared.tensor),
+            )
+            self.differences += isinstance(entry.values, Exact) and entry.values.delta is not None
         except EncodingError as exc:
             place = f"tensor {name!r}"
             message = exc.message if exc.message.startswith(place) else f"{place}: {exc.message}"
             raise EncodingError(message, hint=exc.hint) from exc
         self._check_decoding(name)
+
+    def _of_base(self, name: str, tensor: TensorData) -> TensorBase | None:
+        base = self._base
+        if base is None or not isinstance(tensor, np.ndarray) or name not in base or not tensor.size:
+            return None
+        if (base.dtype(name), base.shape(name)) != (dtype_of(tensor).name, tensor.shape):
+            return None
+        if base.prepare(name) >= DEFAULT_LIMITS.chain:
+            self._too_far += 1
+            return None
+        return TensorBase(base.read(name), self._base_index)
 
     def _check_decoding(self, name: str) -> None:
         if name == METADATA_NAME:
@@ -152,7 +189,18 @@ class DczSink:
     def add_asset(self, asset: AssetData) -> None:
         self._writer.add_asset(asset.path, asset.read, role=asset.role)
 
+    def _check_not_needed(self) -> None:
+        """The new file must not take the place of one that is needed to read it."""
+        needed = set[str]() if self._base is None else {self._base.name} | self._base.needed_files()
+        for name in needed:
+            if os.path.exists(self._path) and os.path.exists(name) and os.path.samefile(self._path, name):
+                raise UsageError(
+                    f"{self._path} is the base, or a base of it: the new file cannot be read without",
+                    hint="write to another file",
+                )
+
     def commit(self, provenance: Provenance) -> None:
+        self._check_not_needed()
         self._writer.set_provenance(
             provenance.model_copy(update={"recipe": self._recipe.describe(), "effort": self._effort})
         )

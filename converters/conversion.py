@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -18,7 +18,7 @@ from dcz.converters.recipes import load_recipe
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource
 from dcz.converters.torch_tensors import is_module
 from dcz.errors import SourceError, UsageError
-from dcz.format import Reader
+from dcz.format import BaseLike, Reader
 from dcz.format.atomic import naming
 from dcz.format.effort import effort_of
 from dcz.format.layout import MAGIC
@@ -40,7 +40,8 @@ _PICKLE: Final = 0x80  # the opcode that starts every pickle since protocol 2
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion did. Bytes are those of the tensors as they were, and of the file; ``seconds`` of wall clock."""
+    """What a conversion did. Bytes are those of the tensors as they were, and of the file; ``seconds`` of wall clock.
+    ``differences``: how many tensors are stored as differences to the base."""
 
     path: str
     digest: str
@@ -53,6 +54,7 @@ class Converted:
     file_bytes: int
     seconds: float
     notes: tuple[str, ...]
+    differences: int = 0
 
     @property
     def ratio(self) -> float:
@@ -60,7 +62,7 @@ class Converted:
         return self.file_bytes / self.tensor_bytes if self.tensor_bytes else 1.0
 
 
-def _open_file(path: Path, threads: int | None) -> TensorSource:
+def _open_file(path: Path, threads: int | None, bases: Sequence[BaseLike]) -> TensorSource:
     """By what is in the file; its name only decides between the two kinds of index."""
     if path.name.endswith(INDEX_SUFFIX):
         return SafetensorsSource.from_index(path)
@@ -74,7 +76,7 @@ def _open_file(path: Path, threads: int | None) -> TensorSource:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return SafetensorsSource.from_file(path)
     if start.startswith(MAGIC):
-        return DczSource(Reader(path, threads=threads))
+        return DczSource(Reader(path, threads=threads, base=bases))
     if start.startswith(_ZIP) or start[:1] == bytes([_PICKLE]):
         return PyTorchSource.from_file(path)
     raise SourceError(
@@ -83,9 +85,12 @@ def _open_file(path: Path, threads: int | None) -> TensorSource:
     )
 
 
-def open_source(source: SourceLike, *, threads: int | None = None) -> TensorSource:
+def open_source(
+    source: SourceLike, *, threads: int | None = None, bases: Sequence[BaseLike] = ()
+) -> TensorSource:
     """Whatever holds a model: a file or folder, a module, a mapping of names to tensors or arrays, an open .dcz.
 
+    ``bases``: where a .dcz that holds differences finds its bases, as for dcz.format.Reader.
     Raises SourceError if it is none of these or cannot be read, UnsafePickle if reading it would run code.
     """
     if isinstance(source, Reader):
@@ -103,7 +108,7 @@ def open_source(source: SourceLike, *, threads: int | None = None) -> TensorSour
         if path.is_dir():
             return HuggingFaceSource(path)
         if path.is_file():
-            return _open_file(path, threads)
+            return _open_file(path, threads, bases)
         if path.exists():
             raise SourceError(f"{source}: neither a regular file nor a folder")
     except OSError as exc:
@@ -134,15 +139,20 @@ def convert(
     threads: int | None = None,
     progress: Progress | None = None,
     metadata: Mapping[str, str] | None = None,
+    base: Reader | None = None,
+    base_hint: str | None = None,
+    bases: Sequence[BaseLike] = (),
 ) -> Converted:
     """Write a .dcz file from a model.
 
     ``source``: see open_source. ``recipe``: how to store each tensor; the name of a built-in one, the path of a TOML
     file, or a Recipe. ``effort``: what size is weighed against (docs/guides/converting.md); ``fast``, ``balanced`` or
-    ``small``. ``threads``: how many encode (default: one for each core); the bytes do not depend on
-    it. ``progress`` is called after each tensor. ``metadata`` is added to that of the source.
+    ``small``. ``threads``: how many encode (default: one for each core); the bytes do not depend on it. ``progress`` is
+    called after each tensor. ``metadata`` is added to that of the source. ``base``: an open .dcz file,
+    to whose tensors those of the same name, type and shape are stored as differences where that is smaller; ``base_hint``:
+    what the new file calls it. ``bases``: where a source that holds differences itself finds its bases.
 
-    Memory holds the largest tensor and a few segments, not the model. Nothing appears at ``path`` before it is whole.
+    Memory holds the largest tensor, its base if there is one, and a few segments, not the model. Nothing appears at ``path`` before it is whole.
 
     Raises SourceError (or UnsafePickle) if the source cannot be read, RecipeError if the recipe is not valid,
     UsageError if ``metadata`` is not text or there is no such effort, EncodingError if a tensor cannot be stored as the recipe says, OSError if the disk does not take the file.
@@ -151,11 +161,17 @@ def convert(
     plan = load_recipe(recipe)
     effort_of(effort)
     _check_metadata({} if metadata is None else metadata)
-    opened = open_source(source, threads=threads)
+    opened = open_source(source, threads=threads, bases=bases)
     try:
         with naming(path):
             sink = DczSink(
-                path, plan, metadata={**opened.metadata, **(metadata or {})}, effort=effort, threads=threads
+                path,
+                plan,
+                metadata={**opened.metadata, **(metadata or {})},
+                effort=effort,
+                threads=threads,
+                base=base,
+                base_hint=base_hint,
             )
             done = transfer(opened, sink, progress)
     finally:
@@ -170,6 +186,7 @@ def convert(
         aliases=done.aliases,
         assets=done.assets,
         tensor_bytes=done.tensor_bytes,
+        differences=sink.differences,
         file_bytes=sink.size,
         seconds=time.perf_counter() - start,
         notes=(*opened.notes, *sink.notes),

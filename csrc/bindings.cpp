@@ -18,6 +18,7 @@
 #include "bindings_clustering.h"
 #include "bits.h"
 #include "cpu.h"
+#include "delta.h"
 #include "dequantize.h"
 #include "exact_codes.h"
 #include "huffman.h"
@@ -318,6 +319,31 @@ void py_decode_entries(const SegmentDecoder& decoder, nb::handle part, std::size
     decoder.decode_entries({first, elements, entries, streams.streams}, where, to.data());
 }
 
+Difference difference_of(const std::string& kind) {
+    if (kind == "bits") return Difference::bits;
+    if (kind == "integers") return Difference::integers;
+    require(kind == "floats", "a difference is one of bits, integers or floats");
+    return Difference::floats;
+}
+
+void py_encode_delta(const std::string& kind, nb::handle base, nb::handle elements, std::size_t itemsize, nb::handle out) {
+    check_itemsize(itemsize);
+    const Difference difference = difference_of(kind);
+    const Buffer before(base), in(elements), to(out, true);
+    require(in.size() % itemsize == 0 && before.size() == in.size() && to.size() == in.size(), "one element for each of the base");
+    nb::gil_scoped_release release;
+    encode_delta(difference, before.data(), in.data(), in.size() / itemsize, itemsize, to.data());
+}
+
+void py_decode_delta(const std::string& kind, nb::handle base, std::size_t itemsize, nb::handle data) {
+    check_itemsize(itemsize);
+    const Difference difference = difference_of(kind);
+    const Buffer before(base), to(data, true);
+    require(to.size() % itemsize == 0 && before.size() == to.size(), "one element for each of the base");
+    nb::gil_scoped_release release;
+    decode_delta(difference, before.data(), to.size() / itemsize, itemsize, to.data());
+}
+
 std::size_t py_huffman_estimate(nb::handle symbols) {
     const Buffer in(symbols);
     nb::gil_scoped_release release;
@@ -438,6 +464,9 @@ NB_MODULE(_native, m) {
     m.def("shared_values", &py_shared_values, nb::arg("elements"), nb::arg("itemsize"), nb::arg("row"), nb::arg("skip_zeros"),
           nb::arg("limit"), nb::arg("codes"));
     m.def("uniform_codes", &py_uniform_codes, nb::arg("elements"), nb::arg("dtype"), nb::arg("row"), nb::arg("skip_zeros"), nb::arg("codes"));
+    m.def("encode_delta", &py_encode_delta, nb::arg("kind"), nb::arg("base"), nb::arg("elements"), nb::arg("itemsize"),
+          nb::arg("out"));
+    m.def("decode_delta", &py_decode_delta, nb::arg("kind"), nb::arg("base"), nb::arg("itemsize"), nb::arg("data"));
     bind_clustering(m);
     m.def("histogram", &py_histogram, nb::arg("data"), nb::arg("out"));
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "LayoutChoice",
     "Split",
     "SplitChoice",
+    "cheapest_integers",
     "choose_exact",
     "choose_positions",
     "gaps_of",
@@ -57,11 +58,13 @@ _OFFSET_WORTH: Final = (
 
 @dataclass(frozen=True)
 class ExactChoice:
-    """``codes``: what the tensor was recognized as, or None if ``values`` are Exact."""
+    """``codes``: what the tensor was recognized as, or None if ``values`` are Exact. ``cost``: the bytes that it is
+    estimated to take."""
 
     layout: Layout
     values: Values | None
     codes: AffineTensor | CodebookTensor | None = None
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,14 @@ def choose_positions(mask: np.ndarray, layout: LayoutChoice, coding: CodingChoic
 # -- exact values
 
 
-def _plane_costs(data: np.ndarray, dtype: DType) -> dict[Split, float]:
-    """Estimated bytes of exact entries (uint8) under each split."""
+def _plane_costs(data: np.ndarray, dtype: DType, *, rotated: bool) -> dict[Split, float]:
+    """Estimated bytes of exact entries (uint8) under each split, also the rotated one if it is allowed."""
     itemsize = dtype.itemsize
     if data.size == 0:
         return {"whole": 0.0}
     costs: dict[Split, float] = {"whole": _native.huffman_estimate(data) + _STREAM_COST}
     planes = np.empty_like(data)
-    splits: tuple[tuple[Split, bool], ...] = (("bytes", itemsize > 1), ("rotated", dtype.is_float))
+    splits: tuple[tuple[Split, bool], ...] = (("bytes", itemsize > 1), ("rotated", rotated))
     for split, possible in splits:
         if not possible:
             continue
@@ -168,7 +171,7 @@ def _split(data: np.ndarray, dtype: DType, coding: CodingChoice) -> tuple[float,
     """The split that takes the least space for the entries ``data``, and its bytes."""
     if coding == "raw":
         return float(data.size), Exact(split="whole")
-    costs = _plane_costs(data, dtype)
+    costs = _plane_costs(data, dtype, rotated=dtype.is_float)
     best = min(costs, key=lambda name: costs[name])
     if costs[best] > data.size * _WORTH:
         best = "whole"
@@ -190,11 +193,18 @@ def _kept(data: np.ndarray, itemsize: int, mask: np.ndarray | None) -> np.ndarra
 
 
 class _Chooser:
-    def __init__(self, data: np.ndarray, dtype: DType, shape: tuple[int, ...], coding: CodingChoice) -> None:
+    def __init__(
+        self,
+        data: np.ndarray,
+        dtype: DType,
+        shape: tuple[int, ...],
+        coding: CodingChoice,
+        sample: np.ndarray | None = None,
+    ) -> None:
         self.data, self.dtype, self.shape = data, dtype, shape
         self.coding: CodingChoice = coding
         self.elements = data.size // dtype.itemsize
-        self.sample = sample_of(data, dtype.itemsize)
+        self.sample = sample_of(data, dtype.itemsize) if sample is None else sample
         self.share = data.size / self.sample.size
         self.nonzero = _nonzero(self.sample, dtype.itemsize)
 
@@ -321,6 +331,25 @@ def choose_exact(
         if choice is None:
             continue
         if split != "auto":
-            return ExactChoice(choice.layout, Exact(split=split))
-        return choice
+            return ExactChoice(choice.layout, Exact(split=split), cost=candidate.cost)
+        return replace(choice, cost=candidate.cost)
     raise AssertionError("exact entries fit every tensor")
+
+
+def cheapest_integers(
+    sample: np.ndarray, dtype: DType, *, layout: LayoutChoice, split: SplitChoice, coding: CodingChoice
+) -> tuple[float, Layout, Exact]:
+    """The layout and the split that take the least space for unsigned integers of the type's size, such as differences, of
+    which ``sample`` (uint8) holds some; and the bytes of those."""
+    chooser = _Chooser(sample, dtype, (sample.size // dtype.itemsize,), coding, sample=sample)
+    found: list[tuple[float, Layout, Exact]] = []
+    for positions, kind, mask in chooser.layouts(layout):
+        entries = _kept(sample, dtype.itemsize, mask)
+        cost, best = float(entries.size), Exact(split="whole")
+        if coding != "raw":
+            costs = _plane_costs(entries, dtype, rotated=False)
+            name = min(costs, key=lambda one: costs[one])
+            if costs[name] <= entries.size * _WORTH:
+                cost, best = costs[name], Exact(split=name)
+        found.append((_weighed(positions + cost, mask), kind, best if split == "auto" else Exact(split=split)))
+    return min(found, key=lambda one: one[0])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
@@ -12,7 +13,9 @@ from dcz.format.dtypes import view_of
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
 
-__all__ = ["Hasher", "check_digest", "digest", "digest_name"]
+__all__ = ["Hasher", "check_digest", "digest", "digest_bytes", "digest_name"]
+
+_NAME: Final = re.compile(r"blake3:([0-9a-f]{64})")
 
 
 class Hasher:
@@ -36,6 +39,14 @@ def digest(data: Buffer) -> bytes:
 def digest_name(value: bytes) -> str:
     """The text form: ``blake3:`` and 64 hexadecimal digits."""
     return f"blake3:{value.hex()}"
+
+
+def digest_bytes(name: str) -> bytes:
+    """The digest of which ``name`` is the text form. Raises ValueError."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name[:100]!r} is not blake3: and 64 lower-case hexadecimal digits")
+    return bytes.fromhex(found[1])
 
 
 def check_digest(actual: bytes, expected: bytes, what: str) -> None:

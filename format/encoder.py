@@ -14,13 +14,14 @@ from dcz.errors import EncodingError
 from dcz.format import layout as spec
 from dcz.format.choices import LayoutChoice, SplitChoice, choose_exact, choose_positions, gaps_of
 from dcz.format.coding import BALANCED, Coded, CodingChoice, encode_stream
+from dcz.format.differences import Differences, choose_differences
 from dcz.format.dtypes import DTYPES, DType, dtype_of
 from dcz.format.encodings import segment_decoder
 from dcz.format.geometry import Stream
 from dcz.format.layout import MAX_SEGMENT_ELEMENTS
 from dcz.format.manifest import Affine, Bitmap, Codebook, Dense, Exact, RelativeIndex
 from dcz.format.recognition import narrowed
-from dcz.format.tensors import AffineTensor, CodebookTensor, TensorData
+from dcz.format.tensors import AffineTensor, CodebookTensor, TensorBase, TensorData
 
 if TYPE_CHECKING:
     from dcz.format.effort import Effort
@@ -85,7 +86,8 @@ class TensorEncoder:
     """One tensor, and how it is going to be stored.
 
     ``tensor``: a numpy array (exact values), AffineTensor or CodebookTensor. ``layout``, ``split`` and ``coding``:
-    ``auto`` lets the smallest be chosen, as the effort weighs it. Raises EncodingError if the tensor cannot be stored so.
+    ``auto`` lets the smallest be chosen, as the effort weighs it. ``base``: a tensor to which an array may be stored as
+    differences, if that is smaller. Raises EncodingError if the tensor cannot be stored so.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class TensorEncoder:
         split: SplitChoice = "auto",
         coding: CodingChoice = "auto",
         effort: Effort = BALANCED,
+        base: TensorBase | None = None,
         pool: BufferPool | None = None,
     ) -> None:
         _expect_tensor(tensor)
@@ -124,14 +127,23 @@ class TensorEncoder:
         self._tensor: AffineTensor | CodebookTensor | None = None
         self._codes: np.ndarray | None = None
         self._mask: np.ndarray | None = None
+        self._differences: Differences | None = None
         if self.elements == 0:
             return
         if self._bytes is not None:
             choice = choose_exact(
                 self._bytes, self.dtype, self.shape, layout=layout, split=split, coding=coding
             )
+            if base is not None:
+                self._differences = choose_differences(
+                    self._bytes, self.dtype, self.shape, base, choice, layout=layout, split=split, coding=coding
+                )
+            if self._differences is not None:
+                choice = self._differences.choice
             self.layout, codes = choice.layout, choice.codes
             self.values = choice.values or self.values
+        elif base is not None:
+            raise EncodingError("only exact values can be stored as differences")
         else:
             assert not isinstance(tensor, np.ndarray)
             codes = tensor
@@ -173,12 +185,14 @@ class TensorEncoder:
         itemsize = self.dtype.itemsize
         first = segment * self.segment
         count = min(self.segment, self.elements - first)
-        content = None
+        content = stored = None
         if self._bytes is not None:
-            content = self._bytes[first * itemsize : (first + count) * itemsize]
+            content = stored = self._bytes[first * itemsize : (first + count) * itemsize]
+            if self._differences is not None:
+                stored = self._differences.encode(first * itemsize, content, self._pool.take(content.size))
         mask, entries, streams, gaps = None, None, [], None
         if not isinstance(self.layout, Dense):
-            mask = self._segment_mask(first, count, content)
+            mask = self._segment_mask(first, count, stored)
             entries = int(np.count_nonzero(mask))
             if isinstance(self.layout, RelativeIndex):
                 symbols = gaps_of(mask, self.layout.bits)
@@ -198,8 +212,14 @@ class TensorEncoder:
                 content = self._decoded(codes, first, count, mask)
             return EncodedSegment(streams, entries, gaps, content)
         assert content is not None
-        data = content if mask is None else content.reshape(-1, itemsize)[mask].reshape(-1)
+        assert stored is not None
+        data = stored if mask is None else stored.reshape(-1, itemsize)[mask].reshape(-1)
         planes, buffer = self._encode_exact(data)
+        if stored is not content:
+            # What the streams do not live in is not needed any more.
+            buffer, unused = (stored, None) if buffer is None else (buffer, stored)
+            if unused is not None:
+                self._pool.give(unused)
         return EncodedSegment(streams + planes, entries, gaps, content, buffer)
 
     def _encode_exact(self, data: np.ndarray) -> tuple[list[Coded], np.ndarray | None]:

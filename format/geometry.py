@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dcz.format.layout import Limits
-    from dcz.format.manifest import Asset, Manifest, Tensor
+    from dcz.format.manifest import Asset, Delta, Manifest, Tensor
 
 __all__ = ["AssetGeometry", "Geometry", "PartPlace", "Stream", "TensorGeometry"]
 
@@ -111,6 +111,11 @@ class TensorGeometry:
             return [(groups * values.size * self.dtype.itemsize, 8)]
         scales = (groups * DTYPES[self.tensor.scale_dtype].itemsize, 8)
         return [scales, (groups, values.bits)] if values.zero_points else [scales]
+
+    @property
+    def delta(self) -> Delta | None:
+        """Of what the stored entries are differences; None where they are elements."""
+        return self.tensor.values.delta if isinstance(self.tensor.values, Exact) else None
 
     def segment_elements(self, segment: int) -> int:
         return min(self.tensor.segment, self.elements - segment * self.tensor.segment)

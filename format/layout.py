@@ -18,6 +18,8 @@ FOOTER: Final = struct.Struct("<QII32sHHI8s")
 
 # Section 3
 MAX_DEPTH: Final = 32
+MAX_BASES: Final = 16
+MAX_HINT_BYTES: Final = 1024
 
 # Section 4
 DIGEST_BYTES: Final = 32
@@ -61,6 +63,7 @@ class Limits:
     parameter_bytes: int = 1 << 30
     asset_bytes: int = 1 << 32
     chunk_bytes: int = 1 << 31
+    chain: int = 8  # bases behind each other
 
 
 DEFAULT_LIMITS: Final = Limits()

@@ -33,9 +33,11 @@ from dcz.format.layout import DEFAULT_LIMITS, Limits
 __all__ = [
     "Affine",
     "Asset",
+    "Base",
     "Bitmap",
     "Chunks",
     "Codebook",
+    "Delta",
     "Dense",
     "Exact",
     "Granularity",
@@ -147,11 +149,34 @@ class PerGroup(_Model):
 Granularity: TypeAlias = Annotated[PerTensor | PerChannel | PerGroup, Field(discriminator="kind")]
 
 
+class Delta(_Model):
+    """The stored values are differences to a tensor of a base (docs/format.md, section 5.5)."""
+
+    base: Annotated[int, Field(ge=0, lt=spec.MAX_BASES)] = 0
+    tensor: str | None = None  # None: the same name
+    operation: Literal["xor", "difference"]
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.tensor is not None:
+            check_name(self.tensor)
+        return self
+
+
 class Exact(_Model):
     kind: Literal["exact"] = "exact"
     split: Literal["whole", "bytes", "rotated"]
     offset: Annotated[int, Field(ge=0, le=255)] = 0
     stored_dtype: Literal["f32", "f16", "bf16"] | None = None  # None: the tensor's type
+    delta: Delta | None = None
+
+    @model_validator(mode="after")
+    def _integers(self) -> Self:
+        if self.delta is not None and self.split == "rotated":
+            raise ValueError("the split 'rotated' is not for differences")
+        if self.delta is not None and self.stored_dtype is not None:
+            raise ValueError("differences are not stored in a narrower type")
+        return self
 
 
 class Affine(_Model):
@@ -209,6 +234,8 @@ class Tensor(_Model):
                 raise ValueError(f"an offset is for rotated elements of several bytes, not for {self.dtype}")
             if values.stored_dtype not in (None, *NARROWER.get(self.dtype, ())):
                 raise ValueError(f"elements of {self.dtype} are not stored as {values.stored_dtype}")
+            if values.delta is not None and values.delta.operation == "difference" and self.dtype == "bool":
+                raise ValueError("the operation 'difference' is not for bool")
         else:
             granularity = values.granularity
             if isinstance(granularity, PerChannel) and granularity.axis >= len(self.shape):
@@ -275,6 +302,19 @@ class Provenance(_Model):
     metrics: Floats = Field(default_factory=dict)
 
 
+class Base(_Model):
+    """An artifact that is needed to read this one (docs/format.md, section 3.2)."""
+
+    digest: Digest
+    hint: str | None = None
+
+    @model_validator(mode="after")
+    def _short_hint(self) -> Self:
+        if self.hint is not None and not 1 <= len(self.hint.encode()) <= spec.MAX_HINT_BYTES:
+            raise ValueError(f"a hint has 1 to {spec.MAX_HINT_BYTES} bytes of UTF-8")
+        return self
+
+
 class Manifest(_Model):
     """Everything that a reader knows of a file before it touches its data."""
 
@@ -284,6 +324,7 @@ class Manifest(_Model):
     tensors: Array[Tensor] = ()
     aliases: Strings = Field(default_factory=dict)
     assets: Array[Asset] = ()
+    bases: Annotated[Array[Base], Field(max_length=spec.MAX_BASES)] = ()
     chunks: Chunks = Chunks(lengths=(), digests=b"")
     metadata: Strings = Field(default_factory=dict)
     provenance: Provenance = Provenance()
@@ -304,7 +345,18 @@ class Manifest(_Model):
         check_asset_paths([asset.path for asset in self.assets])
         if list(self.requires) != sorted(set(self.requires)):
             raise ValueError("`requires` is not in ascending order")
+        self._check_bases()
         return self
+
+    def _check_bases(self) -> None:
+        if len({base.digest for base in self.bases}) < len(self.bases):
+            raise ValueError("a base is given twice")
+        used: set[int] = set()
+        for tensor in self.tensors:
+            if isinstance(tensor.values, Exact) and tensor.values.delta is not None:
+                used.add(tensor.values.delta.base)
+        if used != set(range(len(self.bases))):
+            raise ValueError(f"{len(self.bases)} bases, and tensors use {sorted(used) or 'none'}")
 
 
 _NOT_IN_NAMES: Final = re.compile("[\0\ud800-\udfff]")

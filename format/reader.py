@@ -6,7 +6,7 @@ import operator
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -28,6 +28,7 @@ from dcz.errors import (
     UsageError,
 )
 from dcz.format import layout as spec
+from dcz.format.bases import BaseLike, BaseReference, Bases
 from dcz.format.coding import decode_stream
 from dcz.format.digests import Hasher, check_digest, digest, digest_name
 from dcz.format.encodings import decode_entries, decode_segment, tensor_decoder
@@ -149,17 +150,25 @@ class Reader:
     """A .dcz file, opened.
 
     ``source``: a path, an fsspec URL, bytes, or a seekable binary file object. ``limits`` bounds what is accepted
-    before it is allocated. ``threads`` decode in parallel (default: one for each core).
+    before it is allocated. ``threads`` decode in parallel (default: one for each core). ``base``: where tensors that are
+    differences find what they are differences to: the artifact itself, as a source or an open Reader, or a function that
+    opens it, or several of these; it is asked for when such a tensor is first read.
 
     Opening does steps 1 to 5 of the verification (docs/format.md, section 8); each chunk that is used goes through
     step 6, and all streams are checked as they are decoded. Only the comparison with the digests of the decoded content
     is left to ``dcz.format.verify(..., deep=True)``.
 
-    Raises FormatError, or one of its kinds, if the file is at fault; OSError if it cannot be read.
+    Raises FormatError, or one of its kinds, if the file is at fault; OSError if it cannot be read. Whatever reads tensors
+    raises BaseNotFound or WrongBase if a base is missing or another one.
     """
 
     def __init__(
-        self, source: SourceLike, *, limits: Limits = DEFAULT_LIMITS, threads: int | None = None
+        self,
+        source: SourceLike,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        threads: int | None = None,
+        base: BaseLike | Sequence[BaseLike] | None = None,
     ) -> None:
         self._threads = thread_count(threads)
         self._source = open_source(source)
@@ -175,8 +184,12 @@ class Reader:
         except BaseException:
             self._source.close()
             raise
+        self._bases = Bases(self.manifest, self.name, base, self._open_base, limits.chain)
         self.aliases: Mapping[str, str] = self.manifest.aliases
         self.metadata: Mapping[str, str] = self.manifest.metadata
+
+    def _open_base(self, given: SourceLike | Reader) -> Reader:
+        return given if isinstance(given, Reader) else Reader(given, limits=self._limits, threads=1)
 
     # -- what is in it
 
@@ -194,6 +207,15 @@ class Reader:
     def size(self) -> int:
         """Bytes of the file."""
         return self._source.size
+
+    @property
+    def bases(self) -> tuple[BaseReference, ...]:
+        """The artifacts to which tensors of this one are differences."""
+        return self._bases.references
+
+    def needed_files(self) -> set[str]:
+        """The names of the files that were read until now because tensors of this one are differences to theirs."""
+        return self._bases.files()
 
     def keys(self) -> list[str]:
         """The names of all tensors: the stored ones in the order of the file, then the aliases."""
@@ -273,8 +295,7 @@ class Reader:
                 place = self.geometry.segment_place(name, segment)
                 jobs.setdefault(place.chunk, []).append((name, segment, place.start))
         for name in targets:
-            if self.geometry.tensors[name].segments:
-                self._decoder(name)
+            self.prepare(name)
 
         # Who asks for one tensor may ask for its neighbours next; of many, each chunk is needed once.
         cached = len(targets) == 1
@@ -305,6 +326,8 @@ class Reader:
             raise UsageError(f"elements {start} to {stop} of a tensor with {geometry.elements}")
         itemsize, step = geometry.dtype.itemsize, geometry.tensor.segment
         out = np.empty((stop - start) * itemsize, np.uint8)
+        if stop > start:
+            self.prepare(name)  # while no thread holds a chunk
 
         def decode(segment: int) -> int:
             first = segment * step
@@ -321,9 +344,55 @@ class Reader:
             return 0
 
         if stop > start:
-            self._decoder(name)  # while no thread holds a chunk
             self._run(decode, range(start // step, -(-stop // step)))
         return out.view(geometry.dtype.numpy)
+
+    def prepare(self, name: str, *needed_by: Bases) -> int:
+        """Read and find what a tensor needs besides its segments. Gives the number of bases behind each other."""
+        name = self.stored_name(name)
+        geometry = self.geometry.tensors[name]
+        if geometry.segments:
+            self._decoder(name)
+        if geometry.delta is None:
+            return 0
+        with located(self._source, name, self.geometry.data_end):
+            return self._bases.require(geometry, *needed_by)
+
+    def read_elements(self, name: str, start: int, out: np.ndarray) -> None:
+        """The elements of a prepared tensor from ``start`` on that fill ``out`` (uint8), on the calling thread.
+
+        A segment of which only a part was wanted is kept for the next call: whoever walks through a tensor, in pieces of
+        any size, decodes each segment once.
+        """
+        name = self.stored_name(name)
+        geometry = self.geometry.tensors[name]
+        itemsize, step = geometry.dtype.itemsize, geometry.tensor.segment
+        done = 0
+        while done < out.size:
+            segment, within = divmod(start + done // itemsize, step)
+            size = geometry.segment_elements(segment) * itemsize
+            count = min(size - within * itemsize, out.size - done)
+            if count == size:
+                self._read_segment(name, segment, out[done : done + count])
+            else:
+                piece = self._kept_segment(name, segment, size)
+                out[done : done + count] = piece[within * itemsize : within * itemsize + count]
+            done += count
+
+    def _kept_segment(self, name: str, segment: int, size: int) -> np.ndarray:
+        kept: tuple[str, int, np.ndarray] | None = getattr(self._buffers, "segment", None)
+        if kept is None or kept[:2] != (name, segment):
+            self._buffers.segment = None  # while it is overwritten it is none
+            buffer = kept[2] if kept is not None and kept[2].size >= size else np.empty(size, np.uint8)
+            self._read_segment(name, segment, buffer[:size])
+            kept = self._buffers.segment = (name, segment, buffer)
+        return kept[2][:size]
+
+    def _read_segment(self, name: str, segment: int, out: np.ndarray) -> None:
+        place = self.geometry.segment_place(name, segment)
+        with located(self._source, name):
+            data = self._chunk(place.chunk)
+        self._decode_segment(name, segment, data, place.start, out)
 
     def sparse(self, name: str, axis: int) -> CompressedSparse:
         """A 2-D tensor's stored entries, compressed by rows (axis 0) or columns (axis 1), without densifying it.
@@ -341,12 +410,17 @@ class Reader:
                 tensor=name,
                 offset=self.geometry.data_end,
             )
-        decoder = self._decoder(name) if geometry.segments else None
+        self.prepare(name)
         for segment in range(geometry.segments):
-            assert decoder is not None
             place = self.geometry.segment_place(name, segment)
+            if geometry.delta is not None:  # stored are the elements that differ, not those that are not zero
+                content = np.empty(geometry.segment_elements(segment) * geometry.dtype.itemsize, np.uint8)
+                self._read_segment(name, segment, content)
+                builder.add(segment * geometry.tensor.segment, None, content.view(geometry.dtype.numpy))
+                continue
             with self._located(name, place):
                 chunk = self._chunk(place.chunk)
+                decoder = self._decoders[name]
                 positions, values = decode_entries(geometry, decoder, segment, chunk, place.start)
             builder.add(segment * geometry.tensor.segment, positions, values.view(geometry.dtype.numpy))
         return builder.build(axis)
@@ -512,7 +586,11 @@ class Reader:
     ) -> None:
         geometry, decoder = self.geometry.tensors[name], self._decoders[name]
         try:
-            decode_segment(geometry, decoder, segment, chunk, start, out, streaming=streaming)
+            if geometry.delta is None:
+                decode_segment(geometry, decoder, segment, chunk, start, out, streaming=streaming)
+            else:  # what was decoded is read again at once
+                decode_segment(geometry, decoder, segment, chunk, start, out, streaming=False)
+                self._bases.apply(geometry, segment, out)
         except FormatError as exc:
             place = self.geometry.segment_place(name, segment)
             offset = self.geometry.chunk_offsets[place.chunk] if place.chunk >= 0 else self.geometry.data_end
@@ -526,6 +604,7 @@ class Reader:
     def close(self) -> None:
         self._closed = True
         self._source.close()
+        self._bases.close()
         self._cache.clear()
         self._decoders.clear()
 

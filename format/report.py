@@ -15,6 +15,7 @@ from dcz.format.manifest import Bitmap, Codebook, Exact, PerChannel, PerGroup, P
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from dcz.format.bases import BaseReference
     from dcz.format.geometry import PartPlace, Stream, TensorGeometry
     from dcz.format.manifest import Asset, Granularity, Layout, Provenance, Tensor, Values
     from dcz.format.reader import Reader
@@ -151,6 +152,7 @@ class Report:
 
     file: str
     digest: str
+    bases: tuple[BaseReference, ...]
     size: int
     content: int
     version: tuple[int, int]
@@ -173,6 +175,7 @@ class Report:
         return {
             "file": self.file,
             "digest": self.digest,
+            "bases": [{"digest": base.digest, "hint": base.hint} for base in self.bases],
             "size": self.size,
             "content_bytes": self.content,
             "ratio": self.ratio,
@@ -207,6 +210,7 @@ def account(reader: Reader, *, tables: bool = True) -> Report:
     return Report(
         file=reader.name,
         digest=reader.digest,
+        bases=reader.bases,
         size=reader.size,
         content=sum(tensor.content for tensor in tensors),
         version=manifest.version,
@@ -319,8 +323,9 @@ def _granularity_words(granularity: Granularity) -> Iterable[str]:
 
 def _values_words(values: Values) -> str:
     if isinstance(values, Exact):
-        details: list[str] = [values.stored_dtype] if values.stored_dtype is not None else []
-        details += [values.split] if values.split != "whole" else []
+        details: list[str] = [] if values.delta is None else [f"{values.delta.operation} to the base"]
+        details += [] if values.stored_dtype is None else [values.stored_dtype]
+        details += [] if values.split == "whole" else [values.split]
         return f"exact ({', '.join(details)})" if details else "exact"
     details = [f"{values.size} shared" if isinstance(values, Codebook) else f"{values.bits} bits"]
     details += _granularity_words(values.granularity)

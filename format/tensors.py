@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -138,3 +138,17 @@ class CodebookTensor:
 
 
 TensorData: TypeAlias = "np.ndarray | AffineTensor | CodebookTensor"
+
+
+@dataclass(frozen=True, eq=False)
+class TensorBase:
+    """The tensor of a base, to which a tensor of the same type and shape can be stored as differences (section 5.5).
+
+    ``content``: its elements. ``index``: the number of the base among those that the writer was given. ``name``: its name
+    there; None for the same. ``operation``: ``auto`` takes the smallest, which may be to store no differences.
+    """
+
+    content: np.ndarray
+    index: int = 0
+    name: str | None = None
+    operation: Literal["auto", "xor", "difference"] = "auto"

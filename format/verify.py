@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dcz.format.bases import BaseLike
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 from dcz.format.reader import Reader
 from dcz.format.source import SourceLike
@@ -14,7 +15,8 @@ __all__ = ["VerifyReport", "verify", "verify_reader"]
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was verified: ``deep`` says whether the decoded content was compared, too."""
+    """What was verified: ``deep`` says whether the decoded content was compared, too. ``bases``: the identities of the
+    artifacts to which tensors of this one are differences."""
 
     digest: str
     size: int
@@ -22,6 +24,7 @@ class VerifyReport:
     assets: int
     chunks: int
     deep: bool
+    bases: tuple[str, ...] = ()
 
 
 def verify(
@@ -30,14 +33,15 @@ def verify(
     deep: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
+    base: BaseLike | Sequence[BaseLike] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Steps 1 to 6, and with ``deep`` also step 7: that decoding gives back exactly what was published.
 
-    ``progress`` is called with a number of stored bytes (step 6), then of decoded bytes (step 7). Raises FormatError, or
-    one of its kinds, at the first fault.
+    ``base``: as for Reader; only step 7 needs it. ``progress`` is called with a number of stored bytes (step 6), then of
+    decoded bytes (step 7). Raises FormatError, or one of its kinds, at the first fault, and BaseNotFound or WrongBase.
     """
-    with Reader(source, limits=limits, threads=threads) as reader:
+    with Reader(source, limits=limits, threads=threads, base=base) as reader:
         return verify_reader(reader, deep=deep, progress=progress)
 
 
@@ -56,4 +60,5 @@ def verify_reader(
         assets=len(reader.assets()),
         chunks=len(manifest.chunks.lengths),
         deep=deep,
+        bases=tuple(base.digest for base in reader.bases),
     )

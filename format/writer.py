@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -18,13 +19,15 @@ from dcz.errors import EncodingError
 from dcz.format import layout as spec
 from dcz.format.atomic import WriteBehind, atomic_file
 from dcz.format.coding import Coded, CodingChoice, encode_stream, encode_zstd
-from dcz.format.digests import Hasher, digest, digest_name
+from dcz.format.digests import Hasher, digest, digest_bytes, digest_name
 from dcz.format.dtypes import view_of
 from dcz.format.effort import effort_of
 from dcz.format.encoder import BufferPool, EncodedSegment, LayoutChoice, SplitChoice, TensorEncoder
 from dcz.format.manifest import (
     Asset,
+    Base,
     Chunks,
+    Exact,
     Manifest,
     Provenance,
     Tensor,
@@ -37,7 +40,7 @@ from dcz.format.reader import thread_count
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
     from dcz.format.effort import EffortName
-    from dcz.format.tensors import TensorData
+    from dcz.format.tensors import TensorBase, TensorData
 
 __all__ = ["Writer"]
 
@@ -82,6 +85,7 @@ class Writer:
         self._tensors: list[Tensor] = []
         self._names: set[str] = set()
         self._aliases: dict[str, str] = {}
+        self._bases: list[Base] = []
         self._assets: list[tuple[str, str, Callable[[], Buffer]]] = []
         self._chunk_lengths: list[int] = []
         self._digests: list[bytes] = []
@@ -105,15 +109,27 @@ class Writer:
         layout: LayoutChoice = "auto",
         split: SplitChoice = "auto",
         coding: CodingChoice = "auto",
+        base: TensorBase | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Store a tensor: a numpy array bit for bit, an AffineTensor or CodebookTensor as it describes itself.
 
-        ``layout``, ``split`` and ``coding`` are chosen by size unless they are given. ``progress`` is called with the
-        number of decoded bytes after each segment. Returns the tensor's entry in the manifest.
+        ``layout``, ``split`` and ``coding`` are chosen by size unless they are given. ``base``: the tensor of a base that
+        was added, to which an array is stored as differences if that is smaller. ``progress`` is called with the number
+        of decoded bytes after each segment. Returns the tensor's entry in the manifest.
         """
+        if base is not None:
+            if not 0 <= base.index < len(self._bases):
+                raise EncodingError(f"there is no base {base.index}: {len(self._bases)} were added")
+            base = replace(base, name=None if base.name == name else base.name)
         encoder = TensorEncoder(
-            tensor, layout=layout, split=split, coding=coding, effort=self._effort, pool=self._buffers
+            tensor,
+            layout=layout,
+            split=split,
+            coding=coding,
+            effort=self._effort,
+            base=base,
+            pool=self._buffers,
         )
         self._claim(name)
         whole, self._whole = self._whole, False
@@ -158,6 +174,23 @@ class Writer:
         self._tensors.append(entry)
         self._whole = whole
         return entry
+
+    def add_base(self, digest: str, hint: str | None = None) -> int:
+        """An artifact, by its identity, to which tensors may be stored as differences. Gives its number.
+
+        ``hint`` tells a reader what it was called. A base that no tensor uses in the end is not named in the file.
+        """
+        try:
+            added = Base(digest=digest_bytes(digest), hint=hint)
+        except ValueError as exc:
+            reason = describe(exc) if isinstance(exc, ValidationError) else str(exc)
+            raise EncodingError(f"not a base: {reason}") from exc
+        if any(base.digest == added.digest for base in self._bases):
+            raise EncodingError(f"the base {digest} was added already")
+        if len(self._bases) == spec.MAX_BASES:
+            raise EncodingError(f"more than {spec.MAX_BASES} bases")
+        self._bases.append(added)
+        return len(self._bases) - 1
 
     def add_alias(self, name: str, target: str) -> None:
         """A further name of a tensor that was added: tied weights."""
@@ -258,11 +291,13 @@ class Writer:
         try:
             assets = tuple(self._write_asset(path, role, data()) for path, role, data in self._assets)
             self._flush()
+            tensors, bases = _only_used(self._tensors, self._bases)
             manifest = Manifest(
                 producer=f"dcz {__version__}",
-                tensors=tuple(self._tensors),
+                tensors=tuple(tensors),
                 aliases=self._aliases,
                 assets=assets,
+                bases=tuple(bases),
                 chunks=Chunks(lengths=tuple(self._chunk_lengths), digests=b"".join(self._digests)),
                 metadata=self._metadata,
                 provenance=self._provenance,
@@ -306,6 +341,22 @@ class Writer:
                 self._transaction.__exit__(type(exc), exc, exc.__traceback__)
                 raise
         self._transaction.__exit__(kind, value, traceback)
+
+
+def _only_used(tensors: list[Tensor], bases: list[Base]) -> tuple[list[Tensor], list[Base]]:
+    """Without the bases that no tensor uses; the others are numbered anew."""
+    deltas = [each.values.delta if isinstance(each.values, Exact) else None for each in tensors]
+    kept = sorted({delta.base for delta in deltas if delta is not None})
+    renumbered = []
+    for tensor, delta in zip(tensors, deltas, strict=True):
+        if delta is None:
+            renumbered.append(tensor)
+            continue
+        moved = delta.model_copy(update={"base": kept.index(delta.base)})
+        renumbered.append(
+            tensor.model_copy(update={"values": tensor.values.model_copy(update={"delta": moved})})
+        )
+    return renumbered, [bases[number] for number in kept]
 
 
 class _Aborted(Exception):

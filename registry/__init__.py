@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from dcz.registry.artifact import ArtifactManifest, Layer
+    from dcz.registry.bases import base_name, base_sources
     from dcz.registry.checks import Progress
     from dcz.registry.client import (
         Listed,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         Verified,
         collect_garbage,
         default_registry,
+        find_base,
         history,
         list_artifacts,
         locate,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         resolve,
         tag,
         verify,
+        version_with,
     )
     from dcz.registry.index import Change
     from dcz.registry.refs import (
@@ -64,8 +67,11 @@ __all__ = [
     "Store",
     "Tagged",
     "Verified",
+    "base_name",
+    "base_sources",
     "collect_garbage",
     "default_registry",
+    "find_base",
     "history",
     "list_artifacts",
     "locate",
@@ -77,6 +83,7 @@ __all__ = [
     "resolve",
     "tag",
     "verify",
+    "version_with",
 ]
 
 _MODULES: Final = {
@@ -94,6 +101,8 @@ _MODULES: Final = {
     "Reference": "refs",
     "RegistryReference": "refs",
     "Store": "stores.base",
+    "base_name": "bases",
+    "base_sources": "bases",
     "parse_reference": "refs",
     "pull": "transfer",
     "push": "transfer",

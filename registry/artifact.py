@@ -5,7 +5,8 @@
      "artifactType":  "application/vnd.dcz.model.v1",
      "config":        the empty descriptor,
      "layers":        one descriptor a file: media type, digest, size, and as annotations the file's name
-                      (org.opencontainers.image.title) and, for a .dcz, its identity (vnd.dcz.digest)}
+                      (org.opencontainers.image.title) and, for a .dcz, its identity (vnd.dcz.digest) and those of its
+                      bases, if it has some, with commas between them (vnd.dcz.bases)}
 
 Manifest and annotations follow the OCI Image Specification 1.1 ("Guidelines for Artifact Usage"). There are no times
 and no machine in it: the same files under the same names give the same bytes, and the SHA-256 of those bytes is the
@@ -23,6 +24,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from dcz.errors import RegistryCorrupt, RegistryError
+from dcz.format.layout import MAX_BASES
 from dcz.format.manifest import check_asset_paths
 from dcz.registry.canonical import describe, read_json, sha256_digest, to_json
 from dcz.registry.models import Items, Model, Size, at_most
@@ -47,6 +49,7 @@ LOOSE_FILE_TYPE: Final = "application/octet-stream"
 
 TITLE: Final = "org.opencontainers.image.title"
 DCZ_DIGEST: Final = "vnd.dcz.digest"
+DCZ_BASES: Final = "vnd.dcz.bases"
 
 EMPTY_JSON: Final = b"{}"
 
@@ -97,6 +100,12 @@ class Layer(Descriptor):
         """The identity of a .dcz file, ``blake3:<64 hex>``; None for a loose file."""
         return self.annotations.get(DCZ_DIGEST) if self.is_dcz else None
 
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The identities of the files without which a .dcz file cannot be decoded."""
+        named = self.annotations.get(DCZ_BASES) if self.is_dcz else None
+        return tuple(named.split(",")) if named is not None else ()
+
     @model_validator(mode="after")
     def _named(self) -> Self:
         title = self.annotations.get(TITLE)
@@ -108,6 +117,8 @@ class Layer(Descriptor):
             raise ValueError(
                 f"the annotation {DCZ_DIGEST} of {title[:80]!r} is not blake3: and 64 hexadecimal digits"
             )
+        if len(self.bases) > MAX_BASES or not all(_BLAKE3.fullmatch(base) for base in self.bases):
+            raise ValueError(f"the annotation {DCZ_BASES} of {title[:80]!r} is no list of identities")
         return self
 
 

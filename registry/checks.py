@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from dcz.errors import FormatError, RegistryCorrupt
-from dcz.format import VerifyReport
+from dcz.format import BaseLike, VerifyReport
 from dcz.format import verify as verify_file
 from dcz.registry.artifact import Layer
 from dcz.registry.disk import os_errors
@@ -71,7 +71,13 @@ def check_identity(layer: Layer, found: str) -> None:
 
 
 def verify_with_progress(
-    path: Path, title: str, size: int, progress: Progress | None, *, deep: bool = False
+    path: Path,
+    title: str,
+    size: int,
+    progress: Progress | None,
+    *,
+    deep: bool = False,
+    base: BaseLike | Sequence[BaseLike] | None = None,
 ) -> VerifyReport:
     """``dcz.format.verify`` of a file of ``size`` bytes. Raises FormatError, OSError."""
     step = steps(progress, f"verify {title}", size)
@@ -83,15 +89,22 @@ def verify_with_progress(
         if step is not None and done < size:
             step(done)
 
-    report = verify_file(path, deep=deep, progress=add)
+    report = verify_file(path, deep=deep, base=base, progress=add)
     if step is not None:
         step(size)
     return report
 
 
-def verify_layer(layer: Layer, path: Path, progress: Progress | None, *, deep: bool = False) -> VerifyReport:
+def verify_layer(
+    layer: Layer,
+    path: Path,
+    progress: Progress | None,
+    *,
+    deep: bool = False,
+    base: BaseLike | Sequence[BaseLike] | None = None,
+) -> VerifyReport:
     """Verify a .dcz file of an artifact, which lies at ``path``. Raises RegistryCorrupt."""
     with dcz_errors(layer), os_errors("cannot read", path):
-        report = verify_with_progress(path, layer.title, layer.size, progress, deep=deep)
+        report = verify_with_progress(path, layer.title, layer.size, progress, deep=deep, base=base)
         check_identity(layer, report.digest)
     return report

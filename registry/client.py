@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from dcz.errors import InvalidReference, NotInRegistry, RegistryError, UsageError
-from dcz.format import DEFAULT_LIMITS, Limits, Reader, VerifyReport
+from dcz.format import DEFAULT_LIMITS, BaseLike, BaseReference, Limits, Reader, VerifyReport
 from dcz.registry.artifact import ArtifactManifest, Layer, decode_artifact
 from dcz.registry.checks import (
     Progress,
@@ -39,6 +41,7 @@ __all__ = [
     "Verified",
     "collect_garbage",
     "default_registry",
+    "find_base",
     "history",
     "list_artifacts",
     "locate",
@@ -49,6 +52,7 @@ __all__ = [
     "resolve_in",
     "tag",
     "verify",
+    "version_with",
 ]
 
 RegistryLike: TypeAlias = "Store | str | os.PathLike[str] | None"
@@ -85,10 +89,16 @@ class Located:
         assert self.layer.dcz_digest is not None
         return self.layer.dcz_digest
 
-    def open(self, *, limits: Limits = DEFAULT_LIMITS, threads: int | None = None) -> Reader:
+    def open(
+        self,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        threads: int | None = None,
+        base: BaseLike | Sequence[BaseLike] | None = None,
+    ) -> Reader:
         """A reader of the file, whose identity has been compared. Raises RegistryCorrupt, RegistryError."""
         with about(self.reference), dcz_errors(self.layer), os_errors("cannot read", self.path):
-            reader = Reader(self.path, limits=limits, threads=threads)
+            reader = Reader(self.path, limits=limits, threads=threads, base=base)
             try:
                 check_identity(self.layer, reader.digest)
             except BaseException:
@@ -263,6 +273,60 @@ def _blob_path(store: Store, layer: Layer) -> Path:
     return path
 
 
+# -- by identity
+
+
+def find_base(
+    reference: BaseReference, *, registry: RegistryLike = None, limits: Limits = DEFAULT_LIMITS
+) -> Reader | None:
+    """The .dcz file of that identity in a registry, opened: of the version that the hint names, else of any; or None.
+
+    Damaged versions are passed over. Raises RegistryError if the registry cannot be read.
+    """
+    store = open_registry(registry)
+    for found, layer in _with_identity(store, reference.digest, reference.hint):
+        path = store.blob_path(layer.digest, layer.size)
+        if path is not None:
+            return Located(found, path, layer).open(limits=limits, threads=1)
+    return None
+
+
+def version_with(digest: str, *, registry: RegistryLike = None) -> RegistryReference | None:
+    """The first version in a registry that holds the .dcz file of that identity. Raises RegistryError."""
+    return next((found for found, _ in _with_identity(open_registry(registry), digest, None)), None)
+
+
+def _with_identity(store: Store, digest: str, hint: str | None) -> Iterator[tuple[RegistryReference, Layer]]:
+    for reference, manifest in chain(_hinted(store, hint), _versions(store)):
+        for layer in manifest.layers:
+            if layer.dcz_digest == digest:
+                yield reference, layer
+
+
+def _hinted(store: Store, hint: str | None) -> list[tuple[RegistryReference, ArtifactManifest]]:
+    if hint is None:
+        return []
+    try:
+        reference = parse_reference(hint)
+        if not isinstance(reference, RegistryReference):
+            return []
+        resolved = resolve_in(store, reference)
+    except (InvalidReference, RegistryError):
+        return []
+    return [(resolved.reference, resolved.manifest)]
+
+
+def _versions(store: Store) -> Iterator[tuple[RegistryReference, ArtifactManifest]]:
+    for tag in store.tags():
+        if tag.kind != "version":
+            continue
+        try:
+            manifest = decode_artifact(store.read_manifest(tag.digest, tag.size))
+        except RegistryError:
+            continue
+        yield RegistryReference(tag.name, tag.tag, tag.digest), manifest
+
+
 # -- the rest
 
 
@@ -271,14 +335,22 @@ def verify(
     *,
     deep: bool = False,
     registry: RegistryLike = None,
+    base: BaseLike | Sequence[BaseLike] | None = None,
     progress: Progress | None = None,
 ) -> Verified:
     """Check an artifact where it lies: the manifest, every byte of every file, and every .dcz, ``deep`` if asked for.
 
-    Raises what ``resolve`` does, and RegistryCorrupt naming blob and reference.
+    ``base``: as for dcz.format.Reader; only ``deep`` needs it, and what is not given is looked for here. Raises what ``resolve`` does, RegistryCorrupt naming blob
+    and reference, BaseNotFound and WrongBase.
     """
     store = open_registry(registry)
     resolved = resolve_in(store, registry_reference(ref))
+    several = base if isinstance(base, list | tuple) else [] if base is None else [base]
+
+    def here(wanted: BaseReference) -> Reader | None:
+        return find_base(wanted, registry=store)
+
+    bases = [*cast("Sequence[BaseLike]", several), here]
     reports: dict[str, VerifyReport] = {}
     with about(resolved.reference):
         for layer in resolved.manifest.layers:
@@ -288,7 +360,9 @@ def verify(
             ):
                 check_content(layer, *hash_stream(blob, steps(progress, f"check {layer.title}", layer.size)))
             if layer.is_dcz:
-                reports[layer.title] = verify_layer(layer, _blob_path(store, layer), progress, deep=deep)
+                reports[layer.title] = verify_layer(
+                    layer, _blob_path(store, layer), progress, deep=deep, base=bases
+                )
     return Verified(resolved.reference, reports)
 
 

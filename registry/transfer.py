@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from dcz.errors import FormatError, InvalidReference, RegistryError, UsageError
 from dcz.format import VerifyReport, sync_folder
 from dcz.registry.artifact import (
+    DCZ_BASES,
     DCZ_DIGEST,
     DCZ_FILE_TYPE,
     LOOSE_FILE_TYPE,
@@ -60,11 +61,13 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """``files`` are all files of the artifact; ``reused`` those of them that were in the destination already."""
+    """``files`` are all files of the artifact; ``reused`` those of them that were in the destination already. ``bases``
+    are the identities of .dcz files that are not among them and without which they cannot be decoded."""
 
     reference: RegistryReference
     files: tuple[Path, ...]
     reused: tuple[Path, ...]
+    bases: tuple[str, ...] = ()
 
 
 # -- push
@@ -163,7 +166,10 @@ def _add(upload: Upload, path: Path, size: int, progress: Progress | None) -> La
     media_type = LOOSE_FILE_TYPE
     if _is_dcz(path):
         media_type = DCZ_FILE_TYPE
-        annotations[DCZ_DIGEST] = _verified(staged, path, progress).digest
+        report = _verified(staged, path, progress)
+        annotations[DCZ_DIGEST] = report.digest
+        if report.bases:
+            annotations[DCZ_BASES] = ",".join(report.bases)
     return Layer(media_type=media_type, digest=staged.digest, size=staged.size, annotations=annotations)
 
 
@@ -233,7 +239,14 @@ def pull(
         resolved.reference,
         tuple(finals.values()),
         tuple(final for title, final in finals.items() if title in reused),
+        _bases_elsewhere(layers),
     )
+
+
+def _bases_elsewhere(layers: Iterable[Layer]) -> tuple[str, ...]:
+    here = {layer.dcz_digest for layer in layers}
+    named = (base for layer in layers for base in layer.bases)
+    return tuple(dict.fromkeys(base for base in named if base not in here))
 
 
 def _is_there(final: Path, layer: Layer, progress: Progress | None, *, force: bool) -> bool:

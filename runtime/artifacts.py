@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dcz.converters import decoding
 from dcz.format import DEFAULT_LIMITS, Limits, Reader
 from dcz.format.verify import VerifyReport, verify_reader
-from dcz.runtime.loading import ModelLike, RegistryLike, open_reader
+from dcz.runtime.loading import BasesLike, ModelLike, RegistryLike, open_reader
 
 if TYPE_CHECKING:
     from dcz.converters.base import Progress
@@ -25,14 +25,15 @@ def verify(
     registry: RegistryLike = None,
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
+    base: BasesLike = None,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Compare every byte of a file with its digests, and with ``deep`` also what it decodes to with what was published.
 
-    ``source``: as for dcz.open. ``progress`` is called with a number of stored bytes, then, if ``deep``, of decoded ones.
+    ``source`` and ``base``: as for dcz.open. ``progress`` is called with a number of stored bytes, then, if ``deep``, of decoded ones.
     Raises FormatError, or one of its kinds, at the first fault, and what dcz.open raises.
     """
-    with open_reader(source, registry=registry, limits=limits, threads=threads) as reader:
+    with open_reader(source, registry=registry, limits=limits, threads=threads, base=base) as reader:
         return verify_reader(reader, deep=deep, progress=progress)
 
 
@@ -42,11 +43,12 @@ def decode(
     *,
     registry: RegistryLike = None,
     threads: int | None = None,
+    base: BasesLike = None,
     progress: Progress | None = None,
 ) -> Decoded:
     """Write the model in a file as safetensors: one file if ``destination`` ends so, otherwise a folder.
 
-    ``source``: as for dcz.open, or a Reader. A folder gets the files that were converted, identical byte for byte if every
+    ``source`` and ``base``: as for dcz.open; or an open Reader, which knows its bases. A folder gets the files that were converted, identical byte for byte if every
     tensor was stored losslessly. Nothing appears at the destination before it is whole; an existing file is replaced, an
     existing folder must be empty. ``progress`` is called with the bytes that are done and those that there are in all.
 
@@ -54,5 +56,5 @@ def decode(
     """
     if isinstance(source, Reader):
         return decoding.decode(source, destination, threads=threads, progress=progress)
-    with open_reader(source, registry=registry, threads=threads) as reader:
+    with open_reader(source, registry=registry, threads=threads, base=base) as reader:
         return decoding.decode(reader, destination, progress=progress)

@@ -1,12 +1,14 @@
-"""open, load, save, load_into: between a .dcz file and tensors in memory."""
+"""open, load, convert, save, load_into: between a .dcz file and tensors in memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias, overload
 
-from dcz.converters.conversion import convert
+from dcz.converters import conversion
 from dcz.converters.torch_tensors import (
     is_module,
     is_tensor,
@@ -27,14 +29,17 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from dcz.converters.conversion import Converted, RecipeLike
+    from dcz.converters.base import Progress
+    from dcz.converters.conversion import Converted, RecipeLike, SourceLike
+    from dcz.format import BaseLike
     from dcz.format.effort import EffortName
     from dcz.registry import Store
 
-__all__ = ["LoadedInto", "load", "load_into", "open", "open_reader", "save"]
+__all__ = ["BasesLike", "LoadedInto", "convert", "load", "load_into", "open", "open_reader", "save"]
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 RegistryLike: TypeAlias = "Store | str | os.PathLike[str] | None"
+BasesLike: TypeAlias = "BaseLike | Sequence[BaseLike] | None"
 
 
 def open_reader(
@@ -43,20 +48,23 @@ def open_reader(
     registry: RegistryLike = None,
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
+    base: BasesLike = None,
 ) -> Reader:
     """A file by its path or URL, bytes, a file object, or a reference such as ``minilm:1.0``.
 
     Text is read by the rules of references (docs/guides/registry.md): what does not look like a path or a URL is the
-    name of an artifact. Raises FormatError, OSError, InvalidReference or NotInRegistry.
+    name of an artifact. The bases of a file are looked for among ``base``, beside it, and in the registry. Raises
+    FormatError, OSError, InvalidReference or NotInRegistry.
     """
-    if isinstance(source, str) and url_scheme(source) in (None, "hf", "oci"):
-        from dcz.registry import PathReference, locate_file, parse_reference
+    from dcz.registry import PathReference, base_sources, locate_file, parse_reference
 
+    bases = base_sources(base, registry=registry, limits=limits)
+    if isinstance(source, str) and url_scheme(source) in (None, "hf", "oci"):
         reference = parse_reference(source)
         if not isinstance(reference, PathReference):
-            return locate_file(reference, registry=registry).open(threads=threads, limits=limits)
+            return locate_file(reference, registry=registry).open(threads=threads, limits=limits, base=bases)
         source = reference.path
-    return Reader(source, limits=limits, threads=threads)
+    return Reader(source, limits=limits, threads=threads, base=bases)
 
 
 def open(
@@ -66,18 +74,23 @@ def open(
     registry: RegistryLike = None,
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
+    base: BasesLike = None,
 ) -> TensorFile:
     """Open a .dcz file to read single tensors, or slices of them, as ``safetensors.safe_open`` does.
 
     ``source``: a path, a URL that fsspec knows, bytes, a binary file object, or a reference. ``framework``: what
     tensors come as, ``torch`` or ``numpy`` (with bf16 and fp8 from ml_dtypes). ``limits``: what a file may claim before it
-    is refused. ``threads`` decode in parallel (default: one for each core).
+    is refused. ``threads`` decode in parallel (default: one for each core). ``base``: of a file whose tensors are
+    differences, the file that they are differences to: a path, a URL, a reference, an open Reader, or several of these. What
+    is not given is looked for beside the file and in the registry.
 
     Raises FormatError if the file is at fault, OSError if it cannot be read, InvalidReference or NotInRegistry for a
-    reference, UsageError for an unknown framework.
+    reference, UsageError for an unknown framework. Reading a tensor raises BaseNotFound or WrongBase.
     """
     known_framework(framework)
-    return TensorFile(open_reader(source, registry=registry, limits=limits, threads=threads), framework)
+    return TensorFile(
+        open_reader(source, registry=registry, limits=limits, threads=threads, base=base), framework
+    )
 
 
 @overload
@@ -88,6 +101,7 @@ def load(
     registry: RegistryLike = ...,
     limits: Limits = ...,
     threads: int | None = ...,
+    base: BasesLike = ...,
 ) -> dict[str, torch.Tensor]: ...
 
 
@@ -99,6 +113,7 @@ def load(
     registry: RegistryLike = ...,
     limits: Limits = ...,
     threads: int | None = ...,
+    base: BasesLike = ...,
 ) -> dict[str, np.ndarray]: ...
 
 
@@ -109,13 +124,14 @@ def load(
     registry: RegistryLike = None,
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
+    base: BasesLike = None,
 ) -> dict[str, torch.Tensor] | dict[str, np.ndarray]:
     """All tensors of a file, decoded in parallel straight into their memory. Tied ones share theirs.
 
     Arguments and errors as for open.
     """
     as_torch = known_framework(framework)
-    with open_reader(source, registry=registry, limits=limits, threads=threads) as reader:
+    with open_reader(source, registry=registry, limits=limits, threads=threads, base=base) as reader:
         return load_tensors(reader) if as_torch else load_arrays(reader)
 
 
@@ -134,12 +150,66 @@ def load_tensors(reader: Reader) -> dict[str, torch.Tensor]:
     return tensors | {alias: tensors[target].detach() for alias, target in reader.aliases.items()}
 
 
+def convert(
+    source: SourceLike,
+    path: str | os.PathLike[str],
+    *,
+    recipe: RecipeLike = "lossless",
+    effort: EffortName = "balanced",
+    base: ModelLike | Reader | None = None,
+    registry: RegistryLike = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Converted:
+    """Write a .dcz file from a model.
+
+    ``source``: a file or folder, a module, a mapping of names to tensors or arrays, or an open .dcz. ``recipe``: how to
+    store each tensor; the name of a built-in one, the path of a TOML file, or a Recipe. ``base``: a .dcz file, by path, URL,
+    reference or as an open Reader, to whose tensors those of the same name, type and shape are stored as differences where
+    that is smaller; it is then needed to read the new file. ``effort``: what size is weighed against
+    (docs/guides/converting.md); ``fast``, ``balanced`` or ``small``. ``threads``: how many encode (default: one for each core); the
+    bytes do not depend on it. ``progress`` is called after each tensor with the bytes that are done and those in all.
+    ``metadata`` is added to that of the source.
+
+    Memory holds the largest tensor, its base if there is one, and a few segments, not the model. Nothing appears at
+    ``path`` before it is whole.
+
+    Raises SourceError (or UnsafePickle) if the source cannot be read, RecipeError if the recipe is not valid, UsageError if
+    ``metadata`` is not text or there is no such effort, EncodingError if a tensor cannot be stored as the recipe says,
+    OSError if the disk does not take the file, and for ``base`` what dcz.open raises.
+    """
+    from dcz.registry import base_name, base_sources
+
+    with ExitStack() as stack:
+        if base is None or isinstance(base, Reader):
+            opened = base
+            hint = base_name(Path(base.name)) if base is not None and os.path.isfile(base.name) else None
+        else:
+            opened = stack.enter_context(open_reader(base, registry=registry, threads=threads))
+            hint = base_name(base)
+        return conversion.convert(
+            source,
+            path,
+            recipe=recipe,
+            effort=effort,
+            threads=threads,
+            progress=progress,
+            metadata=metadata,
+            base=opened,
+            base_hint=hint,
+            bases=base_sources(registry=registry),
+        )
+
+
 def save(
     tensors: Mapping[str, torch.Tensor] | Mapping[str, np.ndarray],
     path: str | os.PathLike[str],
     *,
     recipe: RecipeLike = "lossless",
     effort: EffortName = "balanced",
+    base: ModelLike | Reader | None = None,
+    registry: RegistryLike = None,
     metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
 ) -> Converted:
@@ -147,7 +217,16 @@ def save(
 
     What shares its memory entirely is stored once. Arguments and errors as for dcz.convert.
     """
-    return convert(tensors, path, recipe=recipe, effort=effort, metadata=metadata, threads=threads)
+    return convert(
+        tensors,
+        path,
+        recipe=recipe,
+        effort=effort,
+        base=base,
+        registry=registry,
+        metadata=metadata,
+        threads=threads,
+    )
 
 
 class LoadedInto(NamedTuple):
@@ -164,6 +243,7 @@ def load_into(
     strict: bool = True,
     registry: RegistryLike = None,
     threads: int | None = None,
+    base: BasesLike = None,
 ) -> LoadedInto:
     """Read a file into the parameters and buffers of a module.
 
@@ -183,7 +263,7 @@ def load_into(
         raise UsageError(f"a {type(module).__name__} is not a torch.nn.Module")
     module, _ = unwrapped(module)
     state = {name: value for name, value in module.state_dict().items() if is_tensor(value)}
-    with open_reader(source, registry=registry, threads=threads) as reader:
+    with open_reader(source, registry=registry, threads=threads, base=base) as reader:
         _refuse(("without memory to load into", _without_memory(state)))
         if not _is_live(module, state):
             return _load_state_dict(module, reader, strict)

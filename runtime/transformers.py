@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dcz.errors import AssetNotFound, DczError, LimitExceeded, MissingDependency, ModelMismatch
-from dcz.runtime.loading import ModelLike, RegistryLike, load_tensors, open_reader
+from dcz.runtime.loading import BasesLike, ModelLike, RegistryLike, load_tensors, open_reader
 
 if TYPE_CHECKING:
     import torch
@@ -167,12 +167,13 @@ def load_model(
     strict: bool = True,
     registry: RegistryLike = None,
     threads: int | None = None,
+    base: BasesLike = None,
 ) -> Any:
     """The model in a file, ready to run: a ``transformers.PreTrainedModel`` in evaluation mode.
 
     ``source``: a path, a URL, bytes, a file object, or a reference such as ``minilm:1.0``. ``dtype`` as in
     transformers; ``auto`` is what the configuration says. ``strict``: parameters that the file does not have are an
-    error; otherwise transformers initializes them, at random.
+    error; otherwise transformers initializes them, at random. ``base``: as for dcz.open.
 
     A file without a configuration for transformers gives its state dict, ``dict[str, torch.Tensor]``; see also
     dcz.load_into.
@@ -180,7 +181,7 @@ def load_model(
     Raises ModelMismatch if model and tensors do not fit, MissingDependency without torch or transformers, and what
     dcz.open raises.
     """
-    with open_reader(source, registry=registry, threads=threads) as reader:
+    with open_reader(source, registry=registry, threads=threads, base=base) as reader:
         config = _config(reader)
         if config is None:
             return load_tensors(reader)

@@ -17,6 +17,7 @@
 
 #include "../bits.h"
 #include "../cpu.h"
+#include "../delta.h"
 #include "../dequantize.h"
 #include "../huffman.h"
 #include "../kernels.h"
@@ -28,7 +29,7 @@ using namespace dcz;
 
 namespace {
 
-enum Kernel : u8 { kHuffman, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kKernels };
+enum Kernel : u8 { kHuffman, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kKernels };
 
 // What a reader has checked before it calls a kernel: sizes and widths are in range, but agree with nothing.
 struct Input {
@@ -124,6 +125,16 @@ std::vector<u8> run(const Input& input) {
         case kMessagePack: {
             const Tally tally = check_messagepack(stream.bytes(), input.width * 4u);
             return {static_cast<u8>(tally.containers), static_cast<u8>(tally.items)};
+        }
+        case kDelta: {  // any differences to any base are elements, and encode to those differences
+            const std::size_t bytes = input.stream.size() / 2 / itemsize * itemsize;
+            const auto kind = static_cast<Difference>(input.width % 3);
+            Exact base(stream.bytes().first(bytes)), data(stream.bytes().subspan(bytes, bytes)), again(bytes);
+            const auto differences = data.copy();
+            decode_delta(kind, base.data(), bytes / itemsize, itemsize, data.data());
+            encode_delta(kind, base.data(), data.data(), bytes / itemsize, itemsize, again.data());
+            if (again.copy() != differences) std::abort();
+            return data.copy();
         }
         case kKernels: break;
     }
@@ -262,6 +273,9 @@ Case valid(Random& random) {
         case kMessagePack:
             input.stream = map_of_everything(random);
             input.width = 8;
+            break;
+        case kDelta:
+            input.stream = symbols(random, 2 * (count % 2000) * itemsize, 8);
             break;
         case kKernels: break;
     }

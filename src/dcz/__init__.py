@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from dcz import format as format
     from dcz import registry as registry
     from dcz import runtime as runtime
-    from dcz.converters.conversion import Converted, convert
+    from dcz.converters.conversion import Converted
     from dcz.converters.decoding import Decoded
     from dcz.errors import (
         AssetNotFound,
+        BaseNotFound,
         CorruptStream,
         DczError,
         DigestMismatch,
@@ -51,15 +52,17 @@ if TYPE_CHECKING:
         UnsupportedVersion,
         UsageError,
         VersionExists,
+        WrongBase,
     )
     from dcz.format.verify import VerifyReport
     from dcz.runtime.artifacts import decode, verify
     from dcz.runtime.files import TensorFile
-    from dcz.runtime.loading import load, load_into, open, save
+    from dcz.runtime.loading import convert, load, load_into, open, save
     from dcz.runtime.transformers import load_model, load_tokenizer
 
 __all__ = [
     "AssetNotFound",
+    "BaseNotFound",
     "Converted",
     "CorruptStream",
     "DczError",
@@ -86,6 +89,7 @@ __all__ = [
     "UsageError",
     "VerifyReport",
     "VersionExists",
+    "WrongBase",
     "__version__",
     "convert",
     "decode",
@@ -103,7 +107,7 @@ _MODULES: Final = {
     "Decoded": "dcz.converters.decoding",
     "TensorFile": "dcz.runtime.files",
     "VerifyReport": "dcz.format.verify",
-    "convert": "dcz.converters.conversion",
+    "convert": "dcz.runtime.loading",
     "decode": "dcz.runtime.artifacts",
     "load": "dcz.runtime.loading",
     "load_into": "dcz.runtime.loading",

@@ -12,6 +12,8 @@
     +-- UsageError             the caller is at fault
     |   +-- TensorNotFound     (also a KeyError)
     |   +-- AssetNotFound      (also a KeyError)
+    |   +-- BaseNotFound       the base of a file that holds differences is not there
+    |   +-- WrongBase          what was given as the base is another artifact
     |   +-- EncodingError      a tensor cannot be stored in the way that was asked for
     |   +-- RecipeError        a recipe is not valid
     |   +-- InvalidReference   a reference to an artifact cannot be parsed
@@ -34,6 +36,7 @@ from collections.abc import Callable
 
 __all__ = [
     "AssetNotFound",
+    "BaseNotFound",
     "CorruptStream",
     "DczError",
     "DigestMismatch",
@@ -56,6 +59,7 @@ __all__ = [
     "UnsupportedVersion",
     "UsageError",
     "VersionExists",
+    "WrongBase",
 ]
 
 
@@ -151,6 +155,14 @@ class TensorNotFound(UsageError, KeyError):
 
 class AssetNotFound(UsageError, KeyError):
     code = "asset-not-found"
+
+
+class BaseNotFound(UsageError):
+    code = "base-not-found"
+
+
+class WrongBase(UsageError):
+    code = "wrong-base"
 
 
 class EncodingError(UsageError):

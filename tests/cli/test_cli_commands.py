@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tests.cli.process import COMMAND, Home, write_model
 
 from dcz.format import Reader, Writer
@@ -317,3 +317,67 @@ def test_same_file_same_digest_as_the_bytes_say(model: Home) -> None:
     source = hashlib.sha256((model.path / "model.safetensors").read_bytes()).hexdigest()
     files = model.run("inspect", "model.dcz", "--json").json["provenance"]["files"]
     assert [file["sha256"] for file in files] == [source]
+
+
+def test_differences_to_a_base(model: Home) -> None:
+    tensors = load_file(model.path / "model.safetensors")
+    name = "encoder.layer.0.attention.weight"
+    tensors[name][::9, ::5] += 0.01
+    save_file(tensors, model.path / "tuned.safetensors", metadata={"format": "pt"})
+
+    done = model.run("convert", "tuned.safetensors", "--base", "model.dcz", "-o", "tuned.dcz", "--json").json
+    assert done["differences"] > 2
+    assert done["file_bytes"] < 10_000
+    text = model.run("convert", "tuned.safetensors", "--base", "model.dcz", "-o", "tuned.dcz").out
+    assert f"{done['differences']} tensors as differences to model.dcz" in text
+    base = model.run("inspect", "model.dcz", "--json").json["digest"]
+    report = model.run("inspect", "tuned.dcz", "--json").json
+    assert report["bases"] == [{"digest": base, "hint": "model.dcz"}]
+    stored = {one["name"]: one["values"] for one in report["tensors"]}
+    assert stored[name]["delta"]["operation"] in ("difference", "xor")
+    shown = model.run("inspect", "tuned.dcz").out
+    assert base in shown
+    assert "to the base" in " ".join(shown.split())
+
+    # Beside it, given, from the registry; and missing, or another.
+    assert model.run("verify", "tuned.dcz", "--deep", "--json").json["files"][0]["bases"] == [base]
+    (model.path / "apart").mkdir()
+    (model.path / "tuned.dcz").rename(model.path / "apart" / "tuned.dcz")
+    for command in (
+        ("decode", "apart/tuned.dcz", "-o", "out"),
+        ("verify", "apart/tuned.dcz", "--deep"),
+        ("convert", "apart/tuned.dcz", "-o", "full.dcz"),
+    ):
+        failed = model.run(*command, "--json", code=1)
+        assert failed.json["error"]["code"] == "base-not-found"
+        assert base in failed.err
+        assert "--base" in failed.err
+    assert model.names() == {"apart", "model.dcz", "model.safetensors", "tuned.safetensors"}
+    assert model.run("verify", "apart/tuned.dcz").out.count("is needed to decode it") == 1
+    failed = model.run(
+        "decode", "apart/tuned.dcz", "-o", "out", "--base", "apart/tuned.dcz", "--json", code=1
+    )
+    assert failed.json["error"]["code"] == "wrong-base"
+    assert model.run("decode", "apart/tuned.dcz", "-o", "out", "--base", "nobody:1", code=1).err
+    model.run("decode", "apart/tuned.dcz", "-o", "out", "--base", "model.dcz")
+    assert (model.path / "out" / "tuned.safetensors").read_bytes() == (
+        model.path / "tuned.safetensors"
+    ).read_bytes()
+
+    model.run("push", "apart/tuned.dcz", "m:2")
+    needs = f"needs its base {base}, which is"
+    assert f"{needs} not in this registry" in model.run("pull", "m:2", "-o", "here").out
+    model.run("push", "model.dcz", "m:1")
+    assert f"{needs} m:1" in model.run("pull", "m:2", "-o", "here").out
+    assert model.run("pull", "m:2", "-o", "here", "--json").json["bases"] == [base]
+    model.run("verify", "m:2", "--deep")
+    model.run("decode", "m:2", "-o", "again")
+    model.run("decode", "apart/tuned.dcz", "-o", "third", "--base", "m:1")
+    model.run("convert", "tuned.safetensors", "--base", "m:1", "-o", "c.dcz")
+    assert model.run("inspect", "c.dcz", "--json").json["bases"][0]["hint"] == "m:1"
+
+    failed = model.run(
+        "convert", "tuned.safetensors", "--base", "model.dcz", "-o", "model.dcz", "--json", code=1
+    )
+    assert failed.json["error"]["code"] == "usage"
+    assert model.run("inspect", "model.dcz", "--json").json["digest"] == base

@@ -110,7 +110,7 @@ def test_bad_streams_name_the_tensor() -> None:
     """Every bad vector, in this process: an error with a code and the file, and of a bad stream tensor and offset."""
     located = 0
     for path in BAD:
-        done = invoke("verify", path, "--deep", "--json")
+        done = invoke("verify", path, "--deep", "--json", "--base", FOLDER / "good" / "base-types.dcz")
         assert done.exit_code == 1, path.name
         error = json.loads(done.stdout)["error"]
         assert error["file"] == str(path)

@@ -143,6 +143,24 @@ def run_codebook(example: Example) -> None:
     assert content_by_both(one) == example.bytes("= elements")
 
 
+# 5.5
+
+
+def run_delta(example: Example) -> None:
+    before, elements, dtype = example.bytes("base"), example.bytes("elements"), example.text("dtype")
+    shape = [len(elements) // DTYPES[dtype]]
+    base = draft([tensor("t", dtype, shape, Exact(before))]).build()
+    identity = read(base).identity
+    delta = {"operation": example.text("operation")}
+    one = tensor("t", dtype, shape, Exact(elements, delta=delta, base=before))
+    assert split(one) == [example.bytes("= differences")]
+    data = draft([one], bases=[{"digest": bytes.fromhex(identity.removeprefix("blake3:"))}]).build()
+    assert read(data, bases={identity: base}).tensors["t"].data == elements
+    verify(data, deep=True, base=base)
+    with Reader(data, base=base) as reader:
+        assert reader.read("t").tobytes() == elements
+
+
 # 6
 
 
@@ -205,6 +223,7 @@ RUN: dict[str, Callable[[Example], None]] = {
     "rotated": run_rotated,
     "affine": run_affine,
     "codebook": run_codebook,
+    "delta": run_delta,
     "raw": run_raw,
     "huffman": run_huffman,
 }

@@ -12,21 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.reference.dcz_reference import read
-from tests.vectors.generate import FOLDER
+from tests.vectors.generate import FOLDER, bases
 
 from dcz import errors
-from dcz.format import Reader, verify
+from dcz.format import BaseReference, Reader, verify
 
+BASES = bases()
 GOOD = sorted((FOLDER / "good").glob("*.dcz"))
 BAD: dict[str, dict[str, Any]] = json.loads((FOLDER / "bad" / "index.json").read_text())
+
+
+def find_base(reference: BaseReference) -> Reader:
+    return Reader(BASES[reference.digest])
 
 
 @pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
 def test_good_vector_gives_the_bytes_of_the_reference(path: Path) -> None:
     data = path.read_bytes()
-    reference = read(data)
-    verify(data, deep=True)
-    with Reader(path) as reader:
+    reference = read(data, bases=BASES)
+    verify(data, deep=True, base=find_base)
+    with Reader(path, base=find_base) as reader:
         assert reader.digest == reference.identity
         assert reader.size == len(data)
         assert sorted(reader.keys()) == sorted(reference.tensors)
@@ -50,7 +55,7 @@ def test_good_vector_is_what_its_json_says(path: Path) -> None:
     """The same through other ways in: from memory, through a file object, into the caller's arrays, with one thread."""
     expected = json.loads(path.with_suffix(".json").read_text())
     data = path.read_bytes()
-    for reader in (Reader(data), Reader(io.BytesIO(data), threads=1)):
+    for reader in (Reader(data, base=find_base), Reader(io.BytesIO(data), threads=1, base=find_base)):
         with reader:
             assert reader.digest == expected["identity"]
             outs = {name: np.full_like(reader.read(name), 1) for name in expected["tensors"]}
@@ -66,7 +71,7 @@ def test_good_vector_is_what_its_json_says(path: Path) -> None:
 def test_bad_vector_is_refused_with_a_right_error(name: str) -> None:
     right = tuple(getattr(errors, error) for error in BAD[name]["errors"])
     with pytest.raises(right):
-        verify((FOLDER / "bad" / name).read_bytes(), deep=True)
+        verify((FOLDER / "bad" / name).read_bytes(), deep=True, base=find_base)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in BAD if BAD[name]["step"] <= 5))
@@ -82,7 +87,7 @@ def test_bad_stream_is_refused_on_reading(name: str) -> None:
     right = tuple(getattr(errors, error) for error in BAD[name]["errors"])
 
     def read_all() -> None:
-        with Reader(FOLDER / "bad" / name) as reader:
+        with Reader(FOLDER / "bad" / name, base=find_base) as reader:
             for tensor in reader.keys():  # noqa: SIM118  (the API is not a mapping's)
                 reader.read(tensor)
             for asset in reader.assets():

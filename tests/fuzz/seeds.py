@@ -17,11 +17,14 @@ from tests.reference.dcz_reference import ReferenceFile, read
 from tests.reference.dcz_reference_coders import Block, Coder, huffman, raw, zstd, zstd_library
 from tests.reference.dcz_reference_manifest import DTYPES
 from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, asset, draft, tensor
-from tests.vectors.generate import FOLDER
+from tests.vectors.generate import FOLDER, bases
 
 from dcz.format import CodebookTensor, PerChannel, Provenance, RelativeIndex, SourceFile, Writer
 
-__all__ = ["SeedFile", "seed_files"]
+__all__ = ["BASES", "SeedFile", "seed_files"]
+
+BASES: Mapping[str, bytes] = bases()
+"""What seed files are differences to, by identity: seed files themselves, which as a base are never mutated."""
 
 _LARGE = 20_000
 _COUNT, _SHAPE, _SEGMENT = 60, (6, 10), 25
@@ -63,7 +66,7 @@ def seed_files() -> list[SeedFile]:
     made = {f"vector {path.stem}": path.read_bytes() for path in sorted((FOLDER / "good").glob("*.dcz"))}
     del made["vector metadata-counts"]  # 200,000 keys, and nothing else that others do not have
     made |= _grid() | _native()
-    return [SeedFile(name, data, read(data)) for name, data in made.items()]
+    return [SeedFile(name, data, read(data, bases=BASES)) for name, data in made.items()]
 
 
 def _grid() -> dict[str, bytes]:

@@ -4,7 +4,7 @@
    tensor, if it was one that was being read; its text is short and printable;
 2. content. Of a mutant whose digests were left alone: exactly that of the file with this identity, and only if the mutant
    *is* that file can a deep verification succeed. Of a sealed mutant: what the reference reader finds in it, bit for bit;
-   and what one of the two refuses, the other refuses too.
+   and what one of the two refuses, the other refuses too. A base that is not among those of the seed files is not there.
 
 Slices, sparse forms and the account of the bytes agree with the whole. No other exception, no warning, no more time than
 ``SECONDS``, and no more memory than ``memory_bound`` says.
@@ -28,12 +28,13 @@ import zstandard
 from blake3 import blake3
 from tests.fuzz.limits import LIMITS, ReferenceLimits
 from tests.fuzz.mutations import Mutant
+from tests.fuzz.seeds import BASES
 from tests.fuzz.tree_mutations import pack
 from tests.reference.dcz_reference import ReferenceFile, Refused, read
 from tests.reference.dcz_reference_manifest import unpack
 
-from dcz.errors import DigestMismatch, FormatError
-from dcz.format import CompressedSparse, Reader, verify
+from dcz.errors import BaseNotFound, DigestMismatch, FormatError, ManifestError
+from dcz.format import BaseReference, CompressedSparse, Reader, verify
 from dcz.format.coding import decode_stream
 from dcz.format.manifest import Codebook
 from dcz.format.report import account
@@ -140,6 +141,11 @@ def opened(data: bytes, way: Way, folder: Path) -> Iterator[tuple[SourceLike, st
 # Reading everything
 
 
+def find_base(reference: BaseReference) -> Reader | None:
+    data = BASES.get(reference.digest)
+    return None if data is None else Reader(data, limits=LIMITS, threads=1)
+
+
 def observe(data: bytes, way: Way, folder: Path, *, threads: int = 1) -> Observed:
     """Read all that there is, in every manner, and hold each error to the first half of the invariant."""
     seen = Observed()
@@ -151,8 +157,11 @@ def observe(data: bytes, way: Way, folder: Path, *, threads: int = 1) -> Observe
             except FormatError as exc:
                 check_error(exc, name, len(data), tensor)
                 return exc
+            except BaseNotFound as exc:  # for which the file is not at fault; to what follows, it is refused
+                require(exc.message.startswith(f"{name} needs its base blake3:"), f"{exc.message}")
+                return ManifestError(exc.message, file=name, tensor=tensor, offset=0)
 
-        reader = attempt(lambda: Reader(source, limits=LIMITS, threads=threads))
+        reader = attempt(lambda: Reader(source, limits=LIMITS, threads=threads, base=find_base))
         if isinstance(reader, FormatError):
             seen.opening = reader
         else:
@@ -161,7 +170,7 @@ def observe(data: bytes, way: Way, folder: Path, *, threads: int = 1) -> Observe
                 report = attempt(lambda: account(reader))
                 if not isinstance(report, FormatError):
                     require(report.bytes.total == len(data), "the account does not add up to the file")
-        deep = attempt(lambda: verify(source, deep=True, limits=LIMITS, threads=threads))
+        deep = attempt(lambda: verify(source, deep=True, limits=LIMITS, threads=threads, base=find_base))
         if isinstance(deep, FormatError):
             seen.deep = deep
         else:
@@ -368,7 +377,7 @@ def _judge_sealed(mutant: Mutant, seen: Observed) -> Outcome:
 
 def _reference(data: bytes) -> ReferenceFile | Refused:
     try:
-        return read(data, ReferenceLimits)
+        return read(data, ReferenceLimits, BASES)
     except Refused as exc:
         return exc
 

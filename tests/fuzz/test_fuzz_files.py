@@ -223,7 +223,7 @@ def test_errors_hold_no_control_characters_and_are_short() -> None:
 
 
 def _first_violation(mutators: list[str], tmp_path: Path) -> str:
-    for number in range(300):
+    for number in range(600):
         for mutator in mutators:
             try:
                 check_by_number(mutate(mutator, number), tmp_path)
@@ -245,7 +245,8 @@ def test_a_missing_check_would_be_noticed(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(encodings, "segment_decoder", forget_bools)
     found = _first_violation(["reshaped", "refilled"], tmp_path)
-    assert found == "only the reference reader refuses it: section 5.1: a bool is not 0 or 1"
+    refused = "only the reference reader refuses it: section {}: a bool is not 0 or 1"
+    assert found in (refused.format("5.1"), refused.format("5.5"))
 
 
 def test_too_strict_a_reader_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,4 +303,6 @@ def test_taken_apart_and_built_again_a_file_is_the_same() -> None:
     for file in seed_files():
         if not file.large:
             rebuilt = take_apart(file.data).build()
-            assert verify(rebuilt, deep=True).tensors == len(file.content.manifest.get("tensors", []))
+            assert verify(rebuilt, deep=True, base=target.find_base).tensors == len(
+                file.content.manifest.get("tensors", [])
+            )

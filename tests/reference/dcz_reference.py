@@ -5,6 +5,10 @@ It reads the whole file and takes every step of section 8, so reading is verifyi
     file = read(data)
     file.tensors["weight"].data     # all elements in C order, little-endian
 
+The bases of a file (section 3.2) are given by their identities; all that could be needed may be given at once:
+
+    file = read(data, bases={identity: data_of_base})
+
 It needs no numpy and shares nothing with the implementation, which is tested against it. ``Refused`` names the section
 whose rule was broken.
 """
@@ -12,6 +16,7 @@ whose rule was broken.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -25,12 +30,14 @@ from tests.reference.dcz_reference_streams import (
     affine_element,
     decode_stream,
     decode_zstd_frame,
+    element_of,
 )
 
 __all__ = ["Limits", "ReferenceFile", "ReferenceTensor", "Refused", "decode_stream", "read", "verify"]
 
 MAGIC = bytes.fromhex("89 44 43 5A 00 0D 0A 1A")
 END_MAGIC = bytes.fromhex("00 44 43 5A 45 4E 44 89")
+NO_BASES: Mapping[str, bytes] = {}
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,17 @@ class Stream:
 Part = list[Stream]
 
 
-def verify(data: bytes) -> str:
+def verify(data: bytes, bases: Mapping[str, bytes] = NO_BASES) -> str:
     """The identity of a file in which everything is right."""
-    return read(data).identity
+    return read(data, bases=bases).identity
 
 
-def read(data: bytes, limits: type[Limits] = Limits) -> ReferenceFile:
-    """Take the steps of section 8, in order. Raises: Refused."""
+def read(
+    data: bytes, limits: type[Limits] = Limits, bases: Mapping[str, bytes] = NO_BASES, depth: int = 0
+) -> ReferenceFile:
+    """Take the steps of section 8, in order. ``depth`` counts the files that need this one. Raises: Refused."""
+    if depth > limits.chain:
+        raise Refused("9", f"there are more than {limits.chain} bases behind each other")
     version = read_header(data)  # step 1
     offset, length, decoded_length, digest = read_footer(data, version, limits)  # step 2
     stored = data[offset : offset + length]
@@ -92,7 +103,10 @@ def read(data: bytes, limits: type[Limits] = Limits) -> ReferenceFile:
     body = read_chunks(data, chunks, manifest["chunks"]["digests"])  # step 6
 
     streams = Streams(body)  # step 7
-    tensors = {tensor["name"]: read_tensor(tensor, streams, limits) for tensor in manifest["tensors"]}
+    tensors = {}
+    for tensor in manifest["tensors"]:
+        base = read_base_tensor(tensor, manifest["bases"], limits, bases, depth)
+        tensors[tensor["name"]] = read_tensor(tensor, base, streams, limits)
     assets = {asset["path"]: read_asset(asset, streams, limits) for asset in manifest["assets"]}
     tensors |= {alias: tensors[target] for alias, target in manifest["aliases"].items()}
     return ReferenceFile("blake3:" + digest.hex(), unpack(content), tensors, assets)
@@ -248,7 +262,9 @@ def tensor_parts(tensor: dict[str, Any], limits: type[Limits]) -> list[Part]:
     return make_streams(tensor["codings"], tensor["lengths"], sizes)
 
 
-def read_tensor(tensor: dict[str, Any], streams: Streams, limits: type[Limits]) -> ReferenceTensor:
+def read_tensor(
+    tensor: dict[str, Any], base: ReferenceTensor | None, streams: Streams, limits: type[Limits]
+) -> ReferenceTensor:
     parts = iter(tensor_parts(tensor, limits))
     width, shape, segment = DTYPES[tensor["dtype"]], tensor["shape"], tensor["segment"]
     count = prod(shape)
@@ -268,7 +284,9 @@ def read_tensor(tensor: dict[str, Any], streams: Streams, limits: type[Limits]) 
         data += b"".join(content)
 
     if tensor["dtype"] == "bool" and any(byte > 1 for byte in data):
-        raise Refused("5.1", "a bool is not 0 or 1")
+        raise Refused("5.1" if base is None else "5.5", "a bool is not 0 or 1")
+    if base is not None:
+        data = add_base(tensor, data, base.data)
     if blake3(data).digest() != tensor["digest"]:
         raise Refused("5", f"the tensor {tensor['name']!r} does not have its digest")
     return ReferenceTensor(tensor["dtype"], tuple(shape), data)
@@ -335,6 +353,13 @@ def check_values(tensor: dict[str, Any]) -> None:
             raise Refused("5.3", f"{dtype} elements cannot be stored as {values['stored_dtype']}")
         if values["offset"] and (values["split"] != "rotated" or entry_size(tensor) == 1):
             raise Refused("5.3", "an offset is for rotated entries of several bytes")
+        if "delta" in values:
+            if "stored_dtype" in values:
+                raise Refused("5.3", "differences are not of a narrower type")
+            if values["split"] == "rotated":
+                raise Refused("5.3", "differences cannot be rotated")
+            if dtype == "bool" and values["delta"]["operation"] == "difference":
+                raise Refused("5.5", "there is no difference of bool")
         return
     if kind == "affine":
         if dtype not in FLOAT_DTYPES:
@@ -470,6 +495,45 @@ def group_of(tensor: dict[str, Any], index: int) -> int:
     last = shape[-1] if shape else 1
     row, column = divmod(index, last)
     return int(row * -(-last // granularity["size"]) + column // granularity["size"])
+
+
+# 5.5 Delta --------------------------------------------------------------------------------------------------------
+
+
+def read_base_tensor(
+    tensor: dict[str, Any],
+    named: list[dict[str, Any]],
+    limits: type[Limits],
+    bases: Mapping[str, bytes],
+    depth: int,
+) -> ReferenceTensor | None:
+    """The tensor to which the elements are differences; nothing if they are none."""
+    delta = tensor["values"].get("delta")
+    if delta is None:
+        return None
+    identity = "blake3:" + named[delta["base"]]["digest"].hex()
+    if identity not in bases:
+        raise Refused("5.5", f"the base {identity} is not at hand")
+    base = read(bases[identity], limits, bases, depth + 1)
+    if base.identity != identity:
+        raise Refused("3.2", f"what is given as the base {identity} is {base.identity}")
+    name = delta.get("tensor", tensor["name"])
+    if name not in base.tensors:
+        raise Refused("5.5", f"the base has no tensor {name!r}")
+    found = base.tensors[name]
+    if (found.dtype, list(found.shape)) != (tensor["dtype"], tensor["shape"]):
+        raise Refused("5.5", "the base tensor has another type or shape")
+    return found
+
+
+def add_base(tensor: dict[str, Any], differences: bytes, base: bytes) -> bytes:
+    dtype, operation = tensor["dtype"], tensor["values"]["delta"]["operation"]
+    width = DTYPES[dtype]
+    data = b""
+    for at in range(0, len(base), width):
+        z, y = (int.from_bytes(each[at : at + width], "little") for each in (differences, base))
+        data += element_of(dtype, operation, z, y, 8 * width).to_bytes(width, "little")
+    return data
 
 
 # 7 Assets ---------------------------------------------------------------------------------------------------------

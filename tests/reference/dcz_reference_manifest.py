@@ -28,6 +28,7 @@ class Limits:
     parameter_bytes = 1 << 30
     asset_bytes = 1 << 32
     chunk_bytes = 1 << 31
+    chain = 8
 
 
 # 3 Canonical MessagePack ------------------------------------------------------------------------------------------
@@ -242,6 +243,7 @@ class Fields:
                 "tensors": (an_array("3", self.tensor), []),
                 "aliases": (a_map("3", a(str, "3")), {}),
                 "assets": (an_array("3", self.asset), []),
+                "bases": (an_array("3.2", self.base), []),
                 "chunks": (self.chunks, {"lengths": [], "digests": b""}),
                 "metadata": (a_map("3", a(str, "3")), {}),
                 "provenance": (self.provenance, {}),
@@ -273,6 +275,16 @@ class Fields:
             "metrics": a_map(section, a(float, section)),
         }
         return self.of(section, value, {name: (check, OPTIONAL) for name, check in fields.items()})
+
+    # 3.2 Bases
+
+    def base(self, value: Any) -> dict[str, Any]:
+        def hint(value: Any) -> str:
+            if not 1 <= len(a(str, "3.2")(value).encode()) <= 1024:
+                raise Refused("3.2", "a hint is too long or too short")
+            return str(value)
+
+        return self.of("3.2", value, {"digest": (a_digest("3.2"), REQUIRED), "hint": (hint, OPTIONAL)})
 
     # 4.2 Chunks
 
@@ -320,6 +332,7 @@ class Fields:
                 "split": (one_of("5.3", "whole", "bytes", "rotated"), REQUIRED),
                 "offset": (an_int("5.3", 0, 255), 0),
                 "stored_dtype": (one_of("5.3", "f32", "f16", "bf16"), OPTIONAL),
+                "delta": (self.delta, OPTIONAL),
             },
             "affine": {
                 "bits": bits,
@@ -330,6 +343,17 @@ class Fields:
             "codebook": {"bits": bits, "size": (an_int("5.3", 1, 256), REQUIRED), "granularity": granularity},
         }
         return self.kind("5.3", value, further)
+
+    def delta(self, value: Any) -> dict[str, Any]:
+        return self.of(
+            "5.5",
+            value,
+            {
+                "base": (an_int("5.5"), 0),
+                "tensor": (check_name, OPTIONAL),
+                "operation": (one_of("5.5", "xor", "difference"), REQUIRED),
+            },
+        )
 
     def granularity(self, value: Any) -> dict[str, Any]:
         further: dict[str, dict[str, tuple[Check, Any]]] = {
@@ -422,6 +446,20 @@ def check_names(manifest: dict[str, Any]) -> None:
             raise Refused("3", f"the alias {alias!r} does not name a stored tensor")
 
 
+def check_bases(manifest: dict[str, Any]) -> None:
+    bases = manifest["bases"]
+    if len(bases) > 16:
+        raise Refused("3.2", "there are more than 16 bases")
+    if len({base["digest"] for base in bases}) < len(bases):
+        raise Refused("3.2", "two bases have the same digest")
+    deltas = [tensor["values"].get("delta") for tensor in manifest["tensors"]]
+    used = {delta["base"] for delta in deltas if delta is not None}
+    if any(number >= len(bases) for number in used):
+        raise Refused("5.5", "there is no base of that number")
+    if len(used) < len(bases):
+        raise Refused("3.2", "a base is the base of no tensor")
+
+
 def check_paths(paths: list[str]) -> None:
     folded = {path.casefold() for path in paths}
     if len(folded) != len(paths):
@@ -456,5 +494,6 @@ def parse_manifest(content: bytes, version: tuple[int, int], limits: type[Limits
     if len(manifest["tensors"]) + len(manifest["aliases"]) > limits.tensors:
         raise Refused("9", f"there are more than {limits.tensors} tensors")
     check_names(manifest)
+    check_bases(manifest)
     check_paths([asset["path"] for asset in manifest["assets"]])
     return manifest

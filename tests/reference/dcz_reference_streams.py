@@ -20,6 +20,8 @@ __all__ = [
     "canonical_codes",
     "decode_stream",
     "decode_zstd_frame",
+    "difference_of",
+    "element_of",
     "inner_nodes",
     "read_bits",
     "read_varint",
@@ -132,6 +134,32 @@ def affine_element(dtype: str, scale_dtype: str, scale: int, difference: int) ->
         return FLOATS["f64"].round(negative, magnitude)
     product = FLOATS["f32"].value(FLOATS["f32"].round(negative, magnitude))
     return FLOATS[dtype].round(negative, None if product is None else product[1])
+
+
+# 5.5 Delta --------------------------------------------------------------------------------------------------------
+
+
+def in_numeric_order(dtype: str, v: int, w: int) -> int:
+    """The function o."""
+    return v if dtype not in FLOATS or v < 1 << (w - 1) else (1 << (w - 1)) + (1 << w) - 1 - v
+
+
+def difference_of(dtype: str, operation: str, x: int, y: int, w: int) -> int:
+    """z: what stands in the streams for the element x, where y is that of the base."""
+    if operation == "xor":
+        return x ^ y
+    d = (in_numeric_order(dtype, x, w) - in_numeric_order(dtype, y, w)) % (1 << w)
+    return (2 * d if d < 1 << (w - 1) else -2 * d - 1) % (1 << w)
+
+
+def element_of(dtype: str, operation: str, z: int, y: int, w: int) -> int:
+    """x, from z and y."""
+    if operation == "xor":
+        return z ^ y
+    # An even z is twice d. An odd one is -2d - 1, so that d is -(z + 1) / 2.
+    d = z // 2 if z % 2 == 0 else -((z + 1) // 2)
+    o = (in_numeric_order(dtype, y, w) + d) % (1 << w)
+    return in_numeric_order(dtype, o, w)  # which is its own inverse
 
 
 # 6 Codings --------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from blake3 import blake3
 from tests.reference.dcz_reference import END_MAGIC, MAGIC, stored_entries, widened
 from tests.reference.dcz_reference_coders import Coder, Stream, pack_bits, raw, zstd_frame
 from tests.reference.dcz_reference_manifest import DTYPES
-from tests.reference.dcz_reference_streams import FLOATS
+from tests.reference.dcz_reference_streams import FLOATS, difference_of
 
 __all__ = [
     "Affine",
@@ -46,12 +46,27 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Exact:
-    """The bytes of all elements, stored or not, also where the entries are of a narrower type."""
+    """The bytes of all elements, stored or not; also where the entries are of a narrower type; with ``delta``, the
+    differences to ``base`` are what is stored."""
 
     data: bytes
     split: str = "whole"
     offset: int = 0
     stored_dtype: str | None = None
+    delta: Mapping[str, Any] | None = None
+    base: bytes = b""
+
+    def differences(self, dtype: str) -> bytes:
+        """What stands in the streams: the elements themselves without a delta."""
+        if self.delta is None:
+            return self.data
+        width = DTYPES[dtype]
+        out = b""
+        for at in range(0, len(self.data), width):
+            x, y = (int.from_bytes(each[at : at + width], "little") for each in (self.data, self.base))
+            z = difference_of(dtype, self.delta["operation"], x, y, 8 * width)
+            out += z.to_bytes(width, "little")
+        return out
 
 
 @dataclass(frozen=True)
@@ -100,17 +115,18 @@ def tensor(
     """Write a tensor, in one segment if ``segment`` does not say otherwise.
 
     ``stored`` marks the stored entries of a layout that is not dense; without it, those of an exact tensor are the
-    elements that are not zero. ``coders`` is one for all streams, or one for each, in the order of section 5.
+    elements, or the differences, that are not zero. ``coders`` is one for all streams, or one for each, in the order of section 5.
     """
     layout = dict(layout or {"kind": "dense"})
     dense = layout["kind"] == "dense"
     width, count = DTYPES[dtype], prod(shape)
     segment = segment or max(1, count)
+    exact = values.differences(dtype) if isinstance(values, Exact) else b""
     if stored is None:
         if dense:
             stored = [True] * count
         elif isinstance(values, Exact):
-            stored = [any(values.data[i * width : (i + 1) * width]) for i in range(count)]
+            stored = [any(exact[i * width : (i + 1) * width]) for i in range(count)]
         else:
             raise TypeError("which entries are stored?")
 
@@ -136,7 +152,7 @@ def tensor(
             gaps.append(len(symbols))
             streams.append((symbols, layout["bits"]))
         if isinstance(values, Exact):
-            kept_entries = [values.data[i * width : (i + 1) * width] for i in (start + p for p in positions)]
+            kept_entries = [exact[i * width : (i + 1) * width] for i in (start + p for p in positions)]
             streams += exact_streams(kept_entries, values, dtype)
         else:
             codes = values.codes[used : used + len(positions)]
@@ -151,6 +167,8 @@ def tensor(
             segment_content[position] = entry
         content += b"".join(segment_content)
         parts.append(streams)
+    if isinstance(values, Exact) and values.delta is not None:
+        content = values.data
 
     coder_of = iter([coders] * sum(map(len, parts)) if callable(coders) else coders)
     written = [[encode(next(coder_of), symbols, bits) for symbols, bits in part] for part in parts]
@@ -189,6 +207,8 @@ def describe_values(values: Exact | Affine | Codebook) -> dict[str, Any]:
             described["offset"] = values.offset
         if values.stored_dtype is not None:
             described["stored_dtype"] = values.stored_dtype
+        if values.delta is not None:
+            described["delta"] = dict(values.delta)
         return described
     described = {"bits": values.bits}
     if values.granularity is not None and values.granularity["kind"] != "tensor":

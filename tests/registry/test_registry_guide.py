@@ -11,6 +11,7 @@ from tests.registry.dcz_files import write_dcz
 from dcz.registry import list_artifacts, push
 from dcz.registry.artifact import (
     ARTIFACT_TYPE,
+    DCZ_BASES,
     DCZ_DIGEST,
     DCZ_FILE_TYPE,
     MAX_ANNOTATIONS,
@@ -54,7 +55,7 @@ def test_the_folder_is_as_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_constants_are_as_written() -> None:
-    for name in (ARTIFACT_TYPE, DCZ_FILE_TYPE, DCZ_DIGEST, TITLE, REF_NAME, TAG_KIND):
+    for name in (ARTIFACT_TYPE, DCZ_FILE_TYPE, DCZ_DIGEST, DCZ_BASES, TITLE, REF_NAME, TAG_KIND):
         assert f"`{name}`" in GUIDE or f"{name}\n" in GUIDE
     assert f"At most {MAX_FILES} files, {MAX_MANIFEST_BYTES >> 20} MiB of manifest" in GUIDE
     assert f"{MAX_INDEX_BYTES >> 20} MiB of index" in GUIDE

@@ -3,6 +3,7 @@
     good/<name>.dcz     what every reader must read
     good/<name>.json    what it must get: identity, and type, shape and SHA-256 of each tensor, size and SHA-256 of each asset,
                         SHA-256 of each value of the metadata
+    good/base-<name>.dcz    a good file, too, and the base of others, good ones and bad ones
     bad/<defect>.dcz    what every reader must refuse
     bad/index.json      why: the section of docs/format.md, the step of its section 8, and the errors of dcz that are right
 
@@ -15,21 +16,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 from tests.reference.dcz_reference_writer import Draft
 from tests.vectors.bad_cases import Case, file_cases
+from tests.vectors.bad_deltas import delta_cases
 from tests.vectors.bad_fields import field_cases
 from tests.vectors.bad_manifests import manifest_cases
 from tests.vectors.bad_streams import stream_cases
 from tests.vectors.bad_tensors import tensor_cases
 from tests.vectors.good_cases import good_files
+from tests.vectors.good_deltas import delta_files
 
-__all__ = ["FOLDER", "generate", "main"]
+__all__ = ["FOLDER", "bases", "generate", "main"]
 
 FOLDER = Path(__file__).parent
+
+
+def bases() -> dict[str, bytes]:
+    """The good files that may be somebody's base, by their identities."""
+    return {
+        json.loads(path.with_suffix(".json").read_text())["identity"]: path.read_bytes()
+        for path in sorted((FOLDER / "good").glob("base-*.dcz"))
+    }
 
 
 def canonical_json(value: dict[str, Any]) -> bytes:
@@ -75,7 +87,7 @@ def expected(file: Draft, data: bytes) -> dict[str, Any]:
 def generate() -> dict[str, bytes]:
     """Every file of the vectors: its path below the folder, and its bytes."""
     files: dict[str, bytes] = {}
-    for name, file in good_files():
+    for name, file in chain(good_files(), delta_files()):
         data = file.build()
         add(files, f"good/{name}.dcz", data)
         add(files, f"good/{name}.json", canonical_json(expected(file, data)))
@@ -93,6 +105,7 @@ def bad_files() -> Iterator[Case]:
     yield from field_cases()
     yield from tensor_cases()
     yield from stream_cases()
+    yield from delta_cases()
 
 
 def add(files: dict[str, bytes], path: str, data: bytes) -> None:

@@ -14,9 +14,19 @@ from dcz.errors import InvalidReference, NotInRegistry
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from dcz.format import BaseLike
     from dcz.registry import Reference
 
-__all__ = ["file_hint", "file_option", "is_remote", "locate", "reference_of", "registry_option"]
+__all__ = [
+    "base_option",
+    "bases",
+    "file_hint",
+    "file_option",
+    "is_remote",
+    "locate",
+    "reference_of",
+    "registry_option",
+]
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
@@ -36,6 +46,27 @@ def registry_option(function: _Function) -> _Function:
 def file_option(function: _Function) -> _Function:
     option = click.option("--file", metavar="NAME", help="Which .dcz of an artifact that has several.")
     return option(function)
+
+
+def base_option(function: _Function) -> _Function:
+    option = click.option(
+        "--base",
+        "base",
+        metavar="FILE|URL|REF",
+        multiple=True,
+        help="Of a file of differences, what they are to; may be repeated.  [default: found beside it or in the registry]",
+    )
+    return option(function)
+
+
+def bases(base: tuple[str, ...], registry: Path | None) -> list[BaseLike]:
+    """Where a Reader finds the bases of its file. Raises InvalidReference, NotInRegistry, RegistryError."""
+    from dcz.registry import base_sources
+
+    located = [locate(each, registry) for each in base]
+    return base_sources(
+        [os.path.abspath(each) if not is_remote(each) else each for each in located], registry=registry
+    )
 
 
 def is_remote(target: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +11,7 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, plural, ratio, size
 from dcz.cli.progress import bars
+from dcz.cli.targets import file_hint, registry_option
 
 if TYPE_CHECKING:
     from dcz.format.effort import EffortName
@@ -39,6 +42,11 @@ __all__ = ["command"]
     show_default=True,
     help="Weigh size against the speed of reading, or look for size alone.",
 )
+    "--base",
+    metavar="FILE|URL|REF",
+    help="Store the differences to the tensors of this .dcz, where that is smaller.",
+)
+@registry_option
 @click.option(
     "--threads",
     metavar="N",
@@ -52,6 +60,8 @@ def command(
     output: str,
     recipe: str,
     effort: EffortName,
+    base: str | None,
+    registry: Path | None,
     threads: int | None,
     quiet: bool,
     as_json: bool,
@@ -61,16 +71,21 @@ def command(
     SOURCE is a Hugging Face folder, a safetensors file or the index of its shards, a PyTorch checkpoint, or a .dcz file.
     Of a checkpoint, only tensors are read; one that holds code is refused.
 
+    A file that was made with --base can be decoded only where the base is: it is found beside it under its name, in the
+    registry, or by --base.
+
     An existing output file is replaced, at the moment when the new one is whole.
     """
-    from dcz.converters.conversion import convert
+    from dcz.runtime.loading import convert
 
-    with bars(quiet=quiet) as update:
+    with bars(quiet=quiet) as update, contextlib.nullcontext() if base is None else file_hint(base):
         done = convert(
             source,
             output,
             recipe=recipe,
             effort=effort,
+            base=base,
+            registry=registry,
             threads=threads,
             progress=update and (lambda now, total: update(f"convert {source}", now, total)),
         )
@@ -84,6 +99,7 @@ def command(
                 "tensors": done.tensors,
                 "aliases": done.aliases,
                 "assets": done.assets,
+                "differences": done.differences,
                 "tensor_bytes": done.tensor_bytes,
                 "file_bytes": done.file_bytes,
                 "ratio": done.ratio,
@@ -102,6 +118,8 @@ def command(
     emit(f"  out     {size(done.file_bytes)}")
     speed = f", {count(round(done.tensor_bytes / done.seconds / 1e6))} MB/s" if done.seconds else ""
     emit(f"  ratio   {ratio(done.ratio)}, in {done.seconds:.2f} s{speed}")
+    if done.differences:
+        emit(f"  base    {plural(done.differences, 'tensor')} as differences to {plain(str(base))}")
     emit(f"  digest  {done.digest}")
     for note in done.notes:
         emit(f"  note    {plain(note)}")

@@ -9,7 +9,7 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain, plural, size
 from dcz.cli.progress import bars
-from dcz.cli.targets import file_option, locate, registry_option
+from dcz.cli.targets import base_option, bases, file_option, locate, registry_option
 
 __all__ = ["command"]
 
@@ -30,6 +30,7 @@ __all__ = ["command"]
     help="Threads that decode.  [default: one a core, at most 8]",
 )
 @file_option
+@base_option
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
@@ -38,6 +39,7 @@ def command(
     output: str,
     threads: int | None,
     file: str | None,
+    base: tuple[str, ...],
     registry: Path | None,
     quiet: bool,
     as_json: bool,
@@ -49,13 +51,14 @@ def command(
     .safetensors file is replaced.
     """
     from dcz.converters.decoding import decode
+    from dcz.format import Reader
 
     source = locate(target, registry, file)
-    with bars(quiet=quiet) as update:
+    found = bases(base, registry)
+    with bars(quiet=quiet) as update, Reader(source, threads=threads, base=found) as reader:
         done = decode(
-            source,
+            reader,
             output,
-            threads=threads,
             progress=update and (lambda now, total: update(f"decode {target}", now, total)),
         )
     if as_json:

@@ -60,6 +60,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "digest", report.digest
     yield "size", f"{size(report.size)}" + (f", ratio {ratio(report.ratio)}" if report.ratio else "")
     yield "format", f"{report.version[0]}.{report.version[1]}, written by {plain(report.producer)}"
+    for base in report.bases:
+        yield "base", base.digest + (f", {plain(base.hint)}" if base.hint is not None else "")
     for feature in report.requires:
         yield "needs", plain(feature)
     if provenance.source is not None:

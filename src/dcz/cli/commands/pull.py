@@ -44,9 +44,19 @@ def command(ref: str, output: str, force: bool, registry: Path | None, quiet: bo
                 "reference": str(done.reference),
                 "digest": done.reference.digest,
                 "files": [{"path": os.fspath(path), "reused": path in done.reused} for path in done.files],
+                "bases": list(done.bases),
             }
         )
     elif not quiet:
         emit(str(done.reference))
         for path in done.files:
             emit(f"  {plain(os.fspath(path))}" + ("  (was there already)" if path in done.reused else ""))
+        for base in done.bases:
+            emit(f"  needs its base {base}, {_where(base, registry)}")
+
+
+def _where(base: str, registry: Path | None) -> str:
+    from dcz.registry import version_with
+
+    found = version_with(base, registry=registry)
+    return "which is not in this registry" if found is None else f"which is {found.name}:{found.tag}"

@@ -10,10 +10,10 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, plural, size
 from dcz.cli.progress import Update, bars
-from dcz.cli.targets import file_hint, locate, reference_of, registry_option
+from dcz.cli.targets import base_option, bases, file_hint, locate, reference_of, registry_option
 
 if TYPE_CHECKING:
-    from dcz.format import VerifyReport
+    from dcz.format import BaseLike, VerifyReport
     from dcz.registry import Reference
 
 __all__ = ["command"]
@@ -31,21 +31,25 @@ _STEPS: Final = (
 @click.command("verify")
 @click.argument("target", metavar="FILE|URL|REF")
 @click.option("--deep", is_flag=True, help="Decode everything, and compare it with what was published.")
+@base_option
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
-def command(target: str, deep: bool, registry: Path | None, quiet: bool, as_json: bool) -> None:
+def command(
+    target: str, deep: bool, base: tuple[str, ...], registry: Path | None, quiet: bool, as_json: bool
+) -> None:
     """Check a .dcz file or an artifact against its digests.
 
     The numbered steps are those of the format's specification (docs/format.md, section 8). The first fault ends the
     verification with an error that says where it is, and exit code 1.
     """
     reference = reference_of(target)
+    found = bases(base, registry)
     with bars(quiet=quiet) as update:
         if reference is None:
-            shown, reports = None, {target: _verify_file(locate(target, registry), deep, update)}
+            shown, reports = None, {target: _verify_file(locate(target, registry), deep, found, update)}
         else:
-            shown, reports = _verify_artifact(target, reference, deep, registry, update)
+            shown, reports = _verify_artifact(target, reference, deep, registry, found, update)
     if as_json:
         files = [_as_dict(name, report) for name, report in reports.items()]
         emit_json({"ok": True, "reference": shown, "files": files})
@@ -56,11 +60,11 @@ def command(target: str, deep: bool, registry: Path | None, quiet: bool, as_json
             _print_steps(name, report)
 
 
-def _verify_file(source: str, deep: bool, update: Update | None) -> VerifyReport:
+def _verify_file(source: str, deep: bool, base: list[BaseLike], update: Update | None) -> VerifyReport:
     from dcz.format import verify
 
     if update is None:
-        return verify(source, deep=deep)
+        return verify(source, deep=deep, base=base)
     from dcz.format import Reader
 
     with Reader(source) as reader:
@@ -73,16 +77,21 @@ def _verify_file(source: str, deep: bool, update: Update | None) -> VerifyReport
         done += size
         update(f"verify {source}", done, total)
 
-    return verify(source, deep=deep, progress=add)
+    return verify(source, deep=deep, base=base, progress=add)
 
 
 def _verify_artifact(
-    target: str, reference: Reference, deep: bool, registry: Path | None, update: Update | None
+    target: str,
+    reference: Reference,
+    deep: bool,
+    registry: Path | None,
+    base: list[BaseLike],
+    update: Update | None,
 ) -> tuple[str, dict[str, VerifyReport]]:
     from dcz.registry import verify
 
     with file_hint(target):
-        verified = verify(reference, deep=deep, registry=registry, progress=update)
+        verified = verify(reference, deep=deep, registry=registry, base=base, progress=update)
     return str(verified.reference), verified.reports
 
 
@@ -95,6 +104,7 @@ def _as_dict(name: str, report: VerifyReport) -> dict[str, Any]:
         "assets": report.assets,
         "chunks": report.chunks,
         "deep": report.deep,
+        "bases": list(report.bases),
         "steps": list(range(1, 8 if report.deep else 7)),
     }
 
@@ -114,4 +124,6 @@ def _print_steps(name: str, report: VerifyReport) -> None:
         emit(f"  {number}  {step}")
     if not report.deep:
         emit("  7  not done: --deep decodes everything, too")
+    for base in report.bases:
+        emit(f"  its base {base}" + (" was read, too" if report.deep else " is needed to decode it"))
     emit(report.digest)
