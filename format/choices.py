@@ -351,5 +351,7 @@ def cheapest_integers(
             name = min(costs, key=lambda one: costs[one])
             if costs[name] <= entries.size * _WORTH:
                 cost, best = costs[name], Exact(split=name)
-        found.append((_weighed(positions + cost, mask), kind, best if split == "auto" else Exact(split=split)))
+        found.append(
+            (_weighed(positions + cost, mask), kind, best if split == "auto" else Exact(split=split))
+        )
     return min(found, key=lambda one: one[0])

@@ -136,7 +136,14 @@ class TensorEncoder:
             )
             if base is not None:
                 self._differences = choose_differences(
-                    self._bytes, self.dtype, self.shape, base, choice, layout=layout, split=split, coding=coding
+                    self._bytes,
+                    self.dtype,
+                    self.shape,
+                    base,
+                    choice,
+                    layout=layout,
+                    split=split,
+                    coding=coding,
                 )
             if self._differences is not None:
                 choice = self._differences.choice

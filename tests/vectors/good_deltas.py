@@ -98,7 +98,7 @@ def delta_tensor(
     of: str | None = None,
 ) -> Tensor:
     delta = {"operation": operation} | ({"base": index} if index else {}) | ({"tensor": of} if of else {})
-    values = Exact(data, split, delta, base)
+    values = Exact(data, split, delta=delta, base=base)
     shape = [len(data) // DTYPES[dtype]] if shape is None else shape
     return tensor(name, dtype, shape, values, layout=layout, coders=coders, segment=segment)
 

@@ -42,6 +42,7 @@ __all__ = ["command"]
     show_default=True,
     help="Weigh size against the speed of reading, or look for size alone.",
 )
+@click.option(
     "--base",
     metavar="FILE|URL|REF",
     help="Store the differences to the tensors of this .dcz, where that is smaller.",
