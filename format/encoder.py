@@ -49,7 +49,7 @@ _SAMPLES: Final = 8
 _EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because in so few the table counts
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
-_DELTA_SAMPLES: Final = 64
+_DELTA_SAMPLES: Final = 32
 _DELTA_COST: Final = 128.0  # bytes of the manifest: a little for each tensor, most of it once for the base
 _DELTA_WORTH: Final = 0.98  # what needs another file to be read must save two percent
 
