@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Differences", "choose_differences"]
 
 _PIECE: Final = 1 << 11  # elements of a piece of a sample
-_PIECES: Final = 64
+_PIECES: Final = 32
 _CHANGED: Final = 8  # pieces that changed, at least, if there are so many
 _SCAN: Final = 1 << 20  # bytes that are compared at a time
 _COST: Final = 128.0  # bytes of the manifest: a little for each tensor, most of it once for the base
