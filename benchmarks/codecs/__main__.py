@@ -61,7 +61,8 @@ def main() -> int:
     choice = Choice(options.models, options.dtypes, options.peers, options.quick, options.all)
     if options.write and not choice.whole:
         parser.error("--write is for a whole run: the pages show all peers on all models")
-    results = run(choice, " ".join(["python -m benchmarks.codecs", *sys.argv[1:]]))
+    arguments = f' ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else ""
+    results = run(choice, f"make bench-codecs{arguments}")
     text = json.dumps(results, indent=1) + "\n"
     if options.json:
         options.json.write_text(text, encoding="utf-8")

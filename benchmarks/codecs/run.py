@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +23,13 @@ from benchmarks.codecs.sparse import DENSITIES, SPARSE_PEERS, entropy_bound, pru
 from benchmarks.codecs.weights import MODELS, Weights, origin, prepare, write_safetensors
 from benchmarks.common import processor
 
-__all__ = ["Choice", "run"]
+__all__ = ["Choice", "limited", "run"]
 
 LARGE: Final = "minilm-x3"
 SAMPLE: Final = "sample"
 QUICK: Final = ((SAMPLE, "bf16"), (SAMPLE, "fp32"))
-LIMIT: Final = 900.0  # seconds for one part; with `everything`, of the slowest peers, too
+LIMIT: Final = 900.0  # seconds for one part
+SLOW_LIMIT: Final = 5400.0
 KERNELS: Final = ("avx512", "avx2", "portable")
 _LOADED: Final = ((LARGE, "bf16"), ("minilm", "fp32"))
 # One thread in every library, so that what is measured on one core did not prepare for more.
@@ -149,29 +150,51 @@ def _cells(made: Sequence[Weights], present: Sequence[str], choice: Choice, fold
         yield _cell("corruption", "corruption", "nncodec", pruned)
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code, or minus the signal that killed it; None if its time was over."""
+
+    code: int | None
+    out: str
+    error: str
+
+
+def limited(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> Ended:
+    """Run a program; when its time is over, it goes, and all processes that it started."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, error = process.communicate(timeout=seconds)
+        except BaseException as exc:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(exc, subprocess.TimeoutExpired):
+                return Ended(None, "", "")
+            raise
+        return Ended(process.returncode, out, error)
+
+
 def _measured(cell: Cell, quick: bool) -> dict[str, Any]:
     """Run a part; a failure is a result, too."""
     command = [sys.executable, "-m", "benchmarks.codecs", "--cell", cell.kind, cell.peer]
     command += [str(cell.weights.path), cell.weights.model, cell.weights.dtype]
+    command += ["--quick"] if quick else []
     environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), **cell.environment}
-    try:
-        done = subprocess.run(
-            [*command, *(["--quick"] if quick else [])],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT * (10 if ALL_PEERS.get(cell.peer) and ALL_PEERS[cell.peer].slow else 1),
-            env=environment,
-        )
-    except subprocess.TimeoutExpired:
-        return {**cell.row, "failed": "not done in time"}
-    if done.returncode == 0:
-        return {**cell.row, **json.loads(done.stdout.splitlines()[-1])}
-    why = (
-        f"killed by {signal.Signals(-done.returncode).name}"
-        if done.returncode < 0
-        else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    )
+    slow = cell.peer in ALL_PEERS and ALL_PEERS[cell.peer].slow
+    ended = limited(command, SLOW_LIMIT if slow else LIMIT, environment)
+    if ended.code == 0:
+        return {**cell.row, **json.loads(ended.out.splitlines()[-1])}
+    if ended.code is None:
+        why = "not done in time"
+    elif ended.code < 0:
+        why = f"killed by {signal.Signals(-ended.code).name}"
+    else:
+        why = (ended.error.strip().splitlines() or [f"exit code {ended.code}"])[-1]
     return {**cell.row, "failed": why}
 
 

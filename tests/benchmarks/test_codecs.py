@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from benchmarks.codecs import corruption, sparse, speed, weights
 from benchmarks.codecs.cells import ALL_PEERS
 from benchmarks.codecs.corruption import COUNTS, OUTCOMES, classify, mutations
 from benchmarks.codecs.peer import Decode, Peer
-from benchmarks.codecs.run import Choice
+from benchmarks.codecs.run import Choice, limited
 from benchmarks.codecs.tables import page
 from benchmarks.codecs.weights import DTYPES, Weights, write_safetensors
 from benchmarks.common import between_markers
@@ -252,6 +253,22 @@ def test_classifying(told: bytes, outcome: str) -> None:
 def test_classifying_what_does_not_end() -> None:
     counts = classify(_toy, [b"hang"] * 3, np.arange(10, dtype=np.uint8), timeout=0.2)
     assert counts == {name: 3 * (name == "hung") for name in OUTCOMES}
+
+
+def test_a_part_goes_with_all_that_it_started(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    held = f"import os, time; pipe = open({str(pipe)!r}, 'wb'); os.fork(); time.sleep(3600)"
+    assert limited([sys.executable, "-c", held], 1.0, os.environ).code is None
+    os.set_blocking(reader, True)
+    assert os.read(reader, 1) == b""  # once nobody has its other end
+    os.close(reader)
+
+
+def test_how_a_part_ends() -> None:
+    assert limited([sys.executable, "-c", "raise SystemExit(3)"], 60, os.environ).code == 3
+    assert limited([sys.executable, "-c", "import os; os.abort()"], 60, os.environ).code == -signal.SIGABRT
 
 
 # -- what is shown
