@@ -242,43 +242,47 @@ def _sizes_in_words(results: Results) -> str:
     return f"{text}; in the others it is up to {_percent(most[0])} larger than the smallest, made by {_joined(smaller)}."
 
 
-def _speeds_in_words(results: Results) -> str:
-    """dcz and the fastest peers, on bf16 beyond any cache."""
+def _speeds_in_words(results: Results) -> list[str]:
+    """dcz and the fastest peer, on bf16 beyond any cache: decoding, encoding."""
     rows = {
         peer: row[_LARGE] for peer, row in _by_pair(results["lossless"]).items() if _good(row.get(_LARGE))
     }
     parts = []
-    for verb, value in (("decodes", _decode), ("encodes", _encode)):
+    for verb, value in (("decode", _decode), ("encode", _encode)):
         seen = {peer: value(row) for peer, row in rows.items() if "encode" in row}
         known = {peer: v for peer, v in seen.items() if v is not None}
-        ours = [f"{peer} {verb} at {_times(v)}" for peer, v in known.items() if peer.startswith("dcz ")]
-        others = {peer: v for peer, v in known.items() if not peer.startswith("dcz ")}
+        ours = {peer: v for peer, v in known.items() if peer.startswith("dcz ")}
+        others = {peer: v for peer, v in known.items() if peer not in ours}
         if ours and others:
             best = max(others, key=lambda peer: others[peer])
-            size = _percent(rows[best]["size"])
+            verbs = verb if len(ours) > 1 else f"{verb}s"
             parts.append(
-                f"{_joined(ours)}, the fastest peer, {best}, at {_times(others[best])} (file: {size})"
+                f"{_joined(list(ours))} {verbs} bf16 at {_joined([_times(v) for v in ours.values()])} x memcpy "
+                f"(fastest peer: {best}, {_times(others[best])}, with a file of {_percent(rows[best]['size'])})"
             )
-    return f"In multiples of memcpy, bf16: {'; '.join(parts)}." if parts else ""
+    return parts
 
 
-def _corruption_in_words(results: Results) -> str:
+def _damage_in_words(results: Results) -> list[str]:
     rows = [row for row in results["corruption"] if "failed" not in row]
     bad = {row["peer"]: row["wrong"] + row["crashed"] + row["hung"] for row in rows}
     ours = [count for peer, count in bad.items() if peer.startswith("dcz ")]
     others = [count for peer, count in bad.items() if not peer.startswith("dcz ")]
     if not ours or not others:
-        return ""
+        return []
     tries = sum(rows[0][outcome] for outcome in OUTCOMES)
-    return (
-        f"Of {tries} damaged files, dcz gave wrong weights for, crashed on or hung on {max(ours)}; "
-        f"{sum(1 for count in others if count)} of {len(others)} other decoders did so, on up to {max(others)}."
-    )
+    faulty = sum(1 for count in others if count)
+    ours_in_words = max(ours) or "none"
+    text = f"of {tries} damaged files dcz gave wrong weights for, crashed on or hung on {ours_in_words}, "
+    return [f"{text}and {faulty} of {len(others)} other decoders did so on up to {max(others)}"]
 
 
 def _words(results: Results) -> str:
-    texts = (_sizes_in_words(results), _speeds_in_words(results), _corruption_in_words(results))
-    return " ".join(text for text in texts if text)
+    """What the tables say, in two sentences."""
+    parts = _speeds_in_words(results) + _damage_in_words(results)
+    second = "; ".join(parts)
+    second = f"{second[0].upper()}{second[1:]}." if second and not second.startswith("dcz") else f"{second}."
+    return " ".join(text for text in (_sizes_in_words(results), second if parts else "") if text)
 
 
 def readme(results: Results) -> str:

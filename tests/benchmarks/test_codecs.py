@@ -314,6 +314,28 @@ def test_the_words_tell_of_losses() -> None:
     assert "made by glyd max" in lost
 
 
+def test_the_words_tell_of_speeds_and_damage() -> None:
+    results = _results(dcz_balanced=0.66, zipnn=0.67)
+    for row, times in zip(results["lossless"], (0.25, 0.5), strict=True):
+        row.update(model="minilm-x3", decode={**row["decode"], "x_memcpy": times})
+    none = dict.fromkeys(OUTCOMES, 0)
+    row = {"model": "minilm", "dtype": "bf16"}
+    results["corruption"] = [
+        {**row, **none, "peer": "dcz balanced", "raised": 200},
+        {**row, **none, "peer": "zipnn", "raised": 90, "wrong": 50, "crashed": 40, "hung": 20},
+        {**row, **none, "peer": "glyd max", "raised": 200},
+    ]
+    text = page(results)
+    assert (
+        "dcz balanced decodes bf16 at 0.25 x memcpy (fastest peer: zipnn, 0.50, with a file of 67.0 %)"
+        in text
+    )
+    assert "of 200 damaged files dcz gave wrong weights for, crashed on or hung on none" in text
+    assert "1 of 2 other decoders did so on up to 110" in text
+    results["corruption"][0].update(raised=193, wrong=4, crashed=3)
+    assert "crashed on or hung on 7," in page(results)
+
+
 def test_what_fails_is_shown() -> None:
     results = _results(dcz_balanced=0.66, zipnn=0.1)
     results["lossless"][1]["exact"] = False
