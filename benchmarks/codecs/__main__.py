@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,7 @@ def main() -> int:
     choice = Choice(options.models, options.dtypes, options.peers, options.quick, options.all)
     if options.write and not choice.whole:
         parser.error("--write is for a whole run: the pages show all peers on all models")
-    arguments = f' ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else ""
-    results = run(choice, f"make bench-codecs{arguments}")
+    results = run(choice, ["--write"] if options.write else [])
     text = json.dumps(results, indent=1) + "\n"
     if options.json:
         options.json.write_text(text, encoding="utf-8")

@@ -47,6 +47,13 @@ class Choice:
     everything: bool = False
 
     @property
+    def arguments(self) -> list[str]:
+        """As on the command line."""
+        listed = (("--models", self.models), ("--dtypes", self.dtypes), ("--peers", self.peers))
+        out = [word for option, names in listed if names for word in (option, *names)]
+        return out + ["--quick"] * self.quick + ["--all"] * self.everything
+
+    @property
     def whole(self) -> bool:
         """Whether nothing was left out that a table needs."""
         return not (self.models or self.dtypes or self.peers or self.quick)
@@ -144,10 +151,6 @@ def _cells(made: Sequence[Weights], present: Sequence[str], choice: Choice, fold
         for name in peers("corruption"):
             if choice.everything or not ALL_PEERS[name].slow:
                 yield _cell("corruption", "corruption", name, part)
-    if wide is not None and "nncodec" in present:
-        part = _part(wide, folder / "part-fp32.safetensors")
-        pruned = prune(part, DENSITIES[0], folder / "pruned part-fp32.safetensors")
-        yield _cell("corruption", "corruption", "nncodec", pruned)
 
 
 @dataclass(frozen=True)
@@ -207,8 +210,8 @@ def _absent(names: Iterable[str]) -> list[str]:
     ]
 
 
-def run(choice: Choice, command: str) -> dict[str, Any]:
-    """Measure; returns what the tables are made of, ready for JSON."""
+def run(choice: Choice, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure; returns what the tables are made of, ready for JSON. `options`: what else stood on the command line."""
     from dcz._native import active_isa
 
     wanted = [name for name in ALL_PEERS if choice.wants_peer(name)]
@@ -217,7 +220,7 @@ def run(choice: Choice, command: str) -> dict[str, Any]:
     started = time.monotonic()
     results: dict[str, Any] = {
         "made": {
-            "command": command,
+            "command": f'make bench-codecs ARGS="{" ".join([*options, *choice.arguments])}"',
             "processor": processor(),
             "kernel": active_isa(),
             "python": platform.python_version(),

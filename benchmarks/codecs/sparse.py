@@ -81,7 +81,7 @@ class Nncodec(Peer):
     name = "nncodec"
     distribution = "nncodec"
     modules = ("nncodec.extensions.deepCABAC",)
-    tables = frozenset({"sparse", "corruption"})
+    tables = frozenset({"sparse"})  # its own container, which finds damage, is not used
 
     def prepare(self, weights: Weights) -> list[tuple[np.ndarray, int, np.ndarray]]:
         out = []
@@ -122,6 +122,7 @@ class Nncodec(Peer):
                 decoder = cabac.Decoder()
                 decoder.setStream(np.frombuffer(stream, np.uint8, length, at - length))
                 decoder.initCtxModels(11)
+                index[:] = 0  # as the package does: rows that are skipped are not written
                 decoder.decodeLayer(index, 0, 0, 1, 0, *self._options(count, zero))
                 if decoder.finish() != length:
                     raise ValueError("the stream does not end where its last symbol does")

@@ -21,7 +21,8 @@ __all__ = ["beside_memcpy", "measure"]
 BUDGET: Final = 0.5  # seconds for the repetitions of one figure
 LEAST: Final = 3
 MOST: Final = 15
-SLOW: Final = 1.0  # seconds: what takes longer is run once, without warming up
+SLOW: Final = 1.0  # seconds: what takes longer is run once more after warming up
+SLOWEST: Final = 5.0  # seconds: what takes longer is run once
 
 
 class Memcpy:
@@ -42,7 +43,7 @@ def beside_memcpy(
 ) -> tuple[dict[str, float], Any]:
     """Speed of `action` as a multiple of memcpy's, its seconds and those of memcpy; and its last result.
 
-    `prepare` makes its argument before each run and is not timed. The first run warms up, unless it is a slow one.
+    `prepare` makes its argument before each run and is not timed. The first run warms up, unless it is very slow.
     """
     ratios: list[float] = []
     seconds: list[float] = []
@@ -59,12 +60,14 @@ def beside_memcpy(
 
     memcpy.seconds()
     result = one()
-    if not once and seconds[0] < SLOW:
-        repetitions = min(MOST, max(LEAST, round(BUDGET / seconds[0])))
+    if not once and seconds[0] < SLOWEST:
         del ratios[:], seconds[:], copies[:]
-        for _ in range(repetitions):
-            result = None  # two results at a time would be other memory than users have
-            result = one()
+        result = None  # two results at a time would be other memory than users have
+        result = one()
+        if seconds[0] < SLOW:
+            for _ in range(min(MOST, max(LEAST, round(BUDGET / seconds[0]))) - 1):
+                result = None
+                result = one()
     figures = {
         "x_memcpy": statistics.median(ratios),
         "seconds": statistics.median(seconds),

@@ -41,11 +41,12 @@ Each peer gets the same float tensors and runs on one thread, in a process of it
 back is compared bit by bit. A size is that of the complete file or stream, as a part of the tensors' bytes. A speed is a
 multiple of memcpy's: every repetition first copies as many bytes as the tensors have, from warm memory to warm memory, and
 then runs the codec; shown is the median of the ratios. dcz, blosc2, pcodec and zstd decode into memory that is there
-already; zipnn, z4ai and glyd can only return new memory, whose making is part of their time. dcz reads a file and checks
-the BLAKE3 digest of every chunk, and writes one; the others work from memory to memory, and only glyd and "zstd 3 +
-checksum" check anything. zipnn, zstd, blosc2, pcodec and z4ai see the tensors as one buffer, without names and shapes;
+already; zipnn, z4ai, glyd and safetensors return new memory, whose making is part of their time. dcz writes a file, reads
+it and checks the BLAKE3 digest of every chunk; safetensors reads a file, the others work from memory to memory, and only
+glyd and "zstd 3 + checksum" check what they read. zipnn, zstd, blosc2, pcodec and z4ai see the tensors as one buffer, without names and shapes;
 glyd and "z4ai .safetensors" get the .safetensors file. zipnn's `compress` changes its input in place, so it is given a
-copy, whose making is not timed. pcodec gets bf16 as unsigned integers. "Transposed" is by numpy, and timed.
+copy, whose making is not timed. pcodec gets bf16 as unsigned integers. "Transposed" is by numpy, and timed. nncodec is
+DeepCABAC alone, without any quantization, on the indices of the shared values.
 """
 
 
