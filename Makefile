@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PEERS := .venv-codecs
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test test-slow newcomer lint types format coverage vectors fuzz fuzz-native bench clean
+.PHONY: help demo test test-slow newcomer lint types format coverage vectors fuzz fuzz-native bench bench-codecs clean
 
 help:
 	@echo "make demo        convert, push, pull, verify, decode and run a real model, with several recipes"
@@ -13,6 +14,7 @@ help:
 	@echo "make newcomer    the demo and the tests from a fresh clone, as somebody new to it would run them"
 	@echo "make lint        ruff, import-linter, mypy, pyright"
 	@echo "make bench       the figures of docs/benchmarks.md"
+	@echo "make bench-codecs  dcz and other codecs side by side, in an environment of its own (15 minutes)"
 	@echo "make fuzz        100,000 mutations of whole files; make fuzz-native: the kernels under ASan and UBSan"
 	@echo "make clean       remove what the others made"
 
@@ -37,6 +39,18 @@ $(VENV)/dcz: $(VENV)/dependencies $(NATIVE)
 $(VENV)/test: $(VENV)/dcz
 	@echo "installing the test tools ..."
 	@$(PIP) --group test
+	@touch $@
+
+# Peers pin what they like (numpy<2, torch extras): they see the packages of .venv, but .venv does not see them.
+# Three come without their dependencies: of two only the weights are wanted, of nncodec only its entropy coder.
+$(PEERS)/peers: $(VENV)/test pyproject.toml
+	@echo "installing the codecs to compare with ..."
+	@$(PYTHON) -m venv $(PEERS)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dcz-environment.pth"
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1" setuptools wheel pybind11
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --group codecs
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps --group codecs-bare
 	@touch $@
 
 $(VENV)/lint: $(VENV)/test
@@ -79,6 +93,9 @@ vectors: $(VENV)/test
 bench: $(VENV)/test
 	@$(BIN)/python -m benchmarks
 
+bench-codecs: $(PEERS)/peers
+	@$(PEERS)/bin/python -m benchmarks.codecs $(ARGS)
+
 fuzz: $(VENV)/test
 	@$(BIN)/python tests/fuzz/long.py --mutations 100000
 
@@ -88,4 +105,4 @@ fuzz-native:
 	@build/sanitize/fuzz_kernels
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(PEERS) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common import Figure, figures_table
+from benchmarks.common import Figure, between_markers, figures_table, processor
 
 NAMES = ("sizes", "delta", "load", "convert", "memory", "overhead", "startup", "clustering")
 
@@ -28,17 +28,10 @@ BLAKE3 (0.23 to 0.30 GB/s were seen there).
 """
 
 
-def _processor() -> str:
-    """What the system calls it."""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="which ones (default: all)")
-    parser.add_argument("--write", type=Path, help="also write the table to this file")
+    parser.add_argument("--write", type=Path, help="also write it to this page, between its markers")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -55,12 +48,13 @@ def main() -> int:
 
     names = " ".join(options.names)
     text = (
-        f"Made by `{f'python -m benchmarks {names}' if names else 'make bench'}` on {_processor()} with "
+        f"Made by `{f'python -m benchmarks {names}' if names else 'make bench'}` on {processor()} with "
         f"{active_isa()}, Python {platform.python_version()}.\n\n{figures_table(figures)}\n"
     )
     print(text)
     if options.write:
-        options.write.write_text(f"# Benchmarks\n\n{_PREFACE}\n{text}")
+        page = options.write.read_text(encoding="utf-8")
+        options.write.write_text(between_markers(page, "figures", f"{_PREFACE}\n{text}"), encoding="utf-8")
     return 0 if all(figure.met is not False for figure in figures) else 1
 
 

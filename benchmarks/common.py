@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -44,6 +45,23 @@ def figures_table(figures: Sequence[Figure]) -> str:
         ("figure", "wanted", "measured", "met"),
         [(f.name, f.wanted, f.seen, verdict[f.met]) for f in figures],
     )
+
+
+def processor() -> str:
+    """What the system calls it."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def between_markers(page: str, name: str, text: str) -> str:
+    """The page with `text` between `<!-- begin NAME -->` and `<!-- end NAME -->`, in place of what was there."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the page has no markers for {name}")
+    return f"{before}{begin}{text}{end}{after}"
 
 
 def seconds(action: Callable[[], object]) -> float:
