@@ -1,5 +1,6 @@
 """dcz: small, safe, verifiable model files, and a registry for them.
 
+    dcz.estimate(source)                                what convert would give
     dcz.convert(source, path, recipe="lossless")        a model -> .dcz
     dcz.decode(path, destination)                       .dcz -> safetensors, or the folder that it was
     dcz.open(path), dcz.load(path)                      tensors
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dcz import runtime as runtime
     from dcz.converters.conversion import Converted, convert
     from dcz.converters.decoding import Decoded
+    from dcz.converters.estimate import Estimate, Estimated, estimate
     from dcz.errors import (
         AssetNotFound,
         CorruptStream,
@@ -66,6 +68,8 @@ __all__ = [
     "Decoded",
     "DigestMismatch",
     "EncodingError",
+    "Estimate",
+    "Estimated",
     "FormatError",
     "InvalidReference",
     "LimitExceeded",
@@ -89,6 +93,7 @@ __all__ = [
     "__version__",
     "convert",
     "decode",
+    "estimate",
     "load",
     "load_into",
     "load_model",
@@ -101,10 +106,13 @@ __all__ = [
 _MODULES: Final = {
     "Converted": "dcz.converters.conversion",
     "Decoded": "dcz.converters.decoding",
+    "Estimate": "dcz.converters.estimate",
+    "Estimated": "dcz.converters.estimate",
     "TensorFile": "dcz.runtime.files",
     "VerifyReport": "dcz.format.verify",
     "convert": "dcz.converters.conversion",
     "decode": "dcz.runtime.artifacts",
+    "estimate": "dcz.converters.estimate",
     "load": "dcz.runtime.loading",
     "load_into": "dcz.runtime.loading",
     "load_model": "dcz.runtime.transformers",
