@@ -29,10 +29,10 @@ def test_an_effort_is_recorded(home: Home) -> None:
         assert done["effort"] == effort
         sizes[effort] = done["file_bytes"]
         assert home.run("inspect", f"{effort}.dcz", "--json").json["provenance"]["effort"] == effort
-        assert re.search(rf"^effort +{effort}$", home.run("inspect", f"{effort}.dcz").stdout, re.MULTILINE)
+        assert re.search(rf"^effort +{effort}$", home.run("inspect", f"{effort}.dcz").out, re.MULTILINE)
     assert sizes["small"] <= sizes["balanced"] + 3  # the name of the effort is in the file
     wrong = home.run("convert", "model.safetensors", "-o", "x.dcz", "--effort", "huge", code=2)
-    assert "'huge' is not one of 'fast', 'balanced', 'small'" in wrong.stderr
+    assert "'huge' is not one of 'fast', 'balanced', 'small'" in wrong.err
 
 
 def test_an_estimate(home: Home) -> None:
@@ -44,7 +44,7 @@ def test_an_estimate(home: Home) -> None:
     real = home.run("convert", "model.safetensors", "-o", "m.dcz", "--json").json
     assert by_recipe["lossless", "balanced"]["file_bytes"] == pytest.approx(real["file_bytes"], rel=0.1)
     assert found["tensor_bytes"] == real["tensor_bytes"]
-    text = home.run("estimate", "model.safetensors", "--recipe", "int8", "--recipe", "int4").stdout
+    text = home.run("estimate", "model.safetensors", "--recipe", "int8", "--recipe", "int4").out
     assert re.search(r"^int8 +balanced +[\d,]+ +\d\.\d{3} +[\d.]+$", text, re.MULTILINE)
     assert "lossless  " not in text
     home.run("estimate", "nothing.safetensors", code=1)
