@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
+    from dcz.format.dtypes import DType
     from dcz.format.manifest import Provenance
 
 __all__ = [
     "AssetData",
     "Progress",
     "StreamDigest",
+    "TensorOutline",
     "TensorSink",
     "TensorSource",
     "Transferred",
@@ -47,8 +49,20 @@ class AssetData:
     role: AssetRole = "file"
 
 
+@dataclass(frozen=True)
+class TensorOutline:
+    """What is known of a tensor before it is read. ``read(start, stop)`` gives a range of its elements in C order, (n,)."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    read: Callable[[int, int], np.ndarray]
+
+
 class TensorSource(Protocol):
     """Where tensors come from. Used once, in the order: tensors, aliases, assets, provenance, close.
+
+    Instead of tensors(), outlines() may be used, for who wants to read only parts of them.
 
     ``tensor_bytes`` is what tensors() is going to yield in all; ``notes`` say what was left out, and why.
     """
@@ -67,6 +81,10 @@ class TensorSource(Protocol):
 
         Raises SourceError if a tensor cannot be read.
         """
+        ...
+
+    def outlines(self) -> Iterator[TensorOutline]:
+        """What tensors() would yield, unread. Reading a range raises SourceError as tensors() does."""
         ...
 
     def aliases(self) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dcz.converters.base import AssetData, sha256_of_file
+from dcz.converters.base import AssetData, TensorOutline, sha256_of_file
 from dcz.converters.recipe_notes import RecipeTally
 from dcz.converters.safetensors_header import METADATA_NAME
 from dcz.errors import EncodingError, UsageError
@@ -66,6 +66,11 @@ class DczSource:
         self._reader.read_into(arrays)
         for tensor in batch:
             yield tensor.name, arrays.pop(tensor.name)
+
+    def outlines(self) -> Iterator[TensorOutline]:
+        for tensor in self._reader.manifest.tensors:
+            read = functools.partial(self._reader.read_range, tensor.name)
+            yield TensorOutline(tensor.name, DTYPES[tensor.dtype], tensor.shape, read)
 
     def aliases(self) -> Mapping[str, str]:
         return self._reader.aliases

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from dcz.converters.base import AssetData
+from dcz.converters.base import AssetData, TensorOutline
 from dcz.converters.pytorch import PyTorchSource
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource, read_weight_map
 from dcz.errors import SourceError
@@ -174,6 +174,9 @@ class HuggingFaceSource:
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         return self._weights.tensors()
+
+    def outlines(self) -> Iterator[TensorOutline]:
+        return self._weights.outlines()
 
     def aliases(self) -> Mapping[str, str]:
         return self._weights.aliases()

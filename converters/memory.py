@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcz.converters.base import AssetData
+from dcz.converters.base import AssetData, TensorOutline
 from dcz.converters.torch_tensors import (
     check_no_packed_parameters,
     check_tensor,
@@ -107,6 +108,10 @@ class MemorySource:
                 self._release(value)
             del value
 
+    def outlines(self) -> Iterator[TensorOutline]:
+        for name, (value, dtype) in self._tensors.items():
+            yield TensorOutline(name, dtype, tuple(value.shape), functools.partial(_range, value, dtype))
+
     def aliases(self) -> Mapping[str, str]:
         return self._aliases
 
@@ -118,6 +123,12 @@ class MemorySource:
 
     def close(self) -> None:
         self._tensors.clear()
+
+
+def _range(value: Any, dtype: DType, start: int, stop: int) -> np.ndarray:
+    if is_tensor(value):
+        return to_numpy(value.reshape(-1)[start:stop], dtype)
+    return np.ascontiguousarray(np.asarray(value).reshape(-1)[start:stop], dtype=dtype.numpy)
 
 
 def _size(value: Any) -> int:

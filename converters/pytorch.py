@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 import pickle
 import pickletools
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from dcz.converters.base import AssetData, sha256_of_file
+from dcz.converters.base import AssetData, TensorOutline, sha256_of_file
 from dcz.converters.memory import MemorySource
 from dcz.converters.safetensors import read_weight_map
 from dcz.converters.torch_tensors import check_no_packed_parameters, is_tensor, require_torch
@@ -307,6 +308,9 @@ class PyTorchSource:
         for (_, path), part in zip(self._files, self._parts, strict=True):
             with _in_file(path):
                 yield from part.tensors()
+
+    def outlines(self) -> Iterator[TensorOutline]:
+        return itertools.chain.from_iterable(part.outlines() for part in self._parts)
 
     def _hash(self) -> list[bytes]:
         return [sha256_of_file(path) for _, path in self._files]

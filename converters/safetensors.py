@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcz.converters.base import AssetData, StreamDigest
+from dcz.converters.base import AssetData, StreamDigest, TensorOutline
 from dcz.converters.safetensors_header import Header, HeaderTensor, load_json, read_header
 from dcz.errors import EncodingError, SourceError
 from dcz.format.atomic import WriteBehind, atomic_file
@@ -144,7 +144,7 @@ class SafetensorsSource:
             try:
                 digest.update(header.raw)
                 for tensor in header.tensors:
-                    data = self._bytes(name, descriptor, header, tensor)
+                    data = self._bytes(name, descriptor, header, tensor.begin, tensor.end)
                     digest.update(data.data)
                     try:
                         array = as_elements(data, tensor.dtype, tensor.shape)
@@ -159,11 +159,27 @@ class SafetensorsSource:
             finally:
                 digest.close()
 
-    def _bytes(self, name: str, descriptor: int, header: Header, tensor: HeaderTensor) -> np.ndarray:
-        data = np.empty(tensor.end - tensor.begin, np.uint8)
+    def outlines(self) -> Iterator[TensorOutline]:
+        for name, descriptor, header in self._files:
+            for tensor in header.tensors:
+                read = functools.partial(self._range, name, descriptor, header, tensor)
+                yield TensorOutline(tensor.name, tensor.dtype, tensor.shape, read)
+
+    def _range(
+        self, name: str, descriptor: int, header: Header, tensor: HeaderTensor, start: int, stop: int
+    ) -> np.ndarray:
+        size = tensor.dtype.itemsize
+        data = self._bytes(name, descriptor, header, tensor.begin + start * size, tensor.begin + stop * size)
+        try:
+            return as_elements(data, tensor.dtype, (stop - start,))
+        except ValueError as exc:
+            raise SourceError(f"{name}: the tensor {tensor.name!r} {exc}") from exc
+
+    def _bytes(self, name: str, descriptor: int, header: Header, begin: int, end: int) -> np.ndarray:
+        data = np.empty(end - begin, np.uint8)
         done = 0
         while done < data.size:
-            start = header.data_start + tensor.begin + done
+            start = header.data_start + begin + done
             got = os.preadv(descriptor, [data[done : done + _MAX_READ].data], start)
             if got == 0:
                 raise SourceError(f"{name}: the file was cut off at {start} while it was read")

@@ -44,8 +44,9 @@ Split: TypeAlias = Literal["whole", "bytes", "rotated"]
 SplitChoice: TypeAlias = Literal["auto"] | Split
 
 _PIECES: Final = 8  # of a sample
-_LEAST: Final = 1 << 11  # elements of a piece,
-_MOST: Final = 1 << 13  # if the tensor has so many that more do not show in the time to encode it
+_WHOLE: Final = 1 << 14  # elements that are looked at all
+_LEAST: Final = 1 << 9  # elements of a piece,
+_MOST: Final = 1 << 14  # if the tensor has so many that more do not show in the time to encode it
 _EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because in so few the table counts
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
@@ -88,9 +89,9 @@ def coded_bytes(symbols: np.ndarray) -> int:
 def sample_of(source: np.ndarray, itemsize: int) -> np.ndarray:
     """All elements, or of many _PIECES pieces, spread evenly; ``source`` and result as bytes."""
     elements = source.size // itemsize
-    if elements <= _LEAST * _PIECES:
+    if elements <= _WHOLE:
         return source
-    step, piece = elements // _PIECES, min(_MOST, max(_LEAST, elements >> 9))
+    step, piece = elements // _PIECES, min(_MOST, max(_LEAST, elements >> 8))
     pieces = [source[i * step * itemsize : (i * step + piece) * itemsize] for i in range(_PIECES)]
     return np.concatenate(pieces)
 
@@ -247,6 +248,8 @@ class _Chooser:
             return
         for grouping in recognition.groupings(self.shape):
             single = isinstance(grouping.granularity, PerTensor)
+            if not single and not self._fits_first(grouping.row, mask is not None):
+                continue
             part, rows = (self.sample, 1) if single else self._rows(grouping.row)
             row = part.size // self.dtype.itemsize // rows
             sampled = Grouping(PerTensor() if single else PerChannel(axis=0), row)
@@ -268,10 +271,20 @@ class _Chooser:
             if found and single:
                 return
 
+    def _fits_first(self, row: int, sparse: bool) -> bool:
+        """Whether the first row of so many elements is what rows are looked at for: hardly ever."""
+        part = self.data[: row * self.dtype.itemsize]
+        few = _nonzero(part, self.dtype.itemsize) if sparse else None
+        grouping = Grouping(PerChannel(axis=0), row)
+        return any(
+            recognize(part, self.dtype, (1, row), grouping, few) is not None
+            for recognize in recognition.RECOGNIZERS
+        )
+
     def _rows(self, row: int) -> tuple[np.ndarray, int]:
         """A sample of whole rows of so many elements, as bytes, and their number."""
         rows, size = self.elements // row, row * self.dtype.itemsize
-        taken = max(1, min(rows, _LEAST * _PIECES // row))
+        taken = max(1, min(rows, _WHOLE // row))
         if taken == 1:
             return self.data[:size], 1
         starts = [i * rows // taken * size for i in range(taken)]

@@ -31,7 +31,7 @@ _NO_LIMIT: Final = 1 << 62
 # Entropy coding below this many bytes saves less than it costs to look at.
 _TINY: Final = 8
 # A few kilobytes from the middle of a stream tell whether it repeats itself, which no code of single symbols sees.
-_ZSTD_SAMPLE: Final = 8 << 10
+_ZSTD_SAMPLE: Final = 4 << 10
 _ZSTD_PROBE_LEVEL: Final = 1
 _ZSTD_PROBE_WORTH: Final = 0.9
 _PACKED_LEVEL: Final = 3  # if the caller insists on zstd

@@ -1,5 +1,6 @@
 """dcz: small, safe, verifiable model files, and a registry for them.
 
+    dcz.estimate(source)                                what convert would give
     dcz.convert(source, path, recipe="lossless")        a model -> .dcz
     dcz.decode(path, destination)                       .dcz -> safetensors, or the folder that it was
     dcz.open(path), dcz.load(path)                      tensors
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dcz import runtime as runtime
     from dcz.converters.conversion import Converted
     from dcz.converters.decoding import Decoded
+    from dcz.converters.estimate import Estimate, Estimated, estimate
     from dcz.errors import (
         AssetNotFound,
         BaseNotFound,
@@ -69,6 +71,8 @@ __all__ = [
     "Decoded",
     "DigestMismatch",
     "EncodingError",
+    "Estimate",
+    "Estimated",
     "FormatError",
     "InvalidReference",
     "LimitExceeded",
@@ -93,6 +97,7 @@ __all__ = [
     "__version__",
     "convert",
     "decode",
+    "estimate",
     "load",
     "load_into",
     "load_model",
@@ -105,10 +110,13 @@ __all__ = [
 _MODULES: Final = {
     "Converted": "dcz.converters.conversion",
     "Decoded": "dcz.converters.decoding",
+    "Estimate": "dcz.converters.estimate",
+    "Estimated": "dcz.converters.estimate",
     "TensorFile": "dcz.runtime.files",
     "VerifyReport": "dcz.format.verify",
     "convert": "dcz.runtime.loading",
     "decode": "dcz.runtime.artifacts",
+    "estimate": "dcz.converters.estimate",
     "load": "dcz.runtime.loading",
     "load_into": "dcz.runtime.loading",
     "load_model": "dcz.runtime.transformers",

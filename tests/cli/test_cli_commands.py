@@ -19,6 +19,37 @@ from tests.cli.process import COMMAND, Home, write_model
 from dcz.format import Reader, Writer
 
 
+def test_an_effort_is_recorded(home: Home) -> None:
+    write_model(home.path / "model.safetensors")
+    sizes = {}
+    for effort in ("fast", "balanced", "small"):
+        done = home.run(
+            "convert", "model.safetensors", "-o", f"{effort}.dcz", "--effort", effort, "--json"
+        ).json
+        assert done["effort"] == effort
+        sizes[effort] = done["file_bytes"]
+        assert home.run("inspect", f"{effort}.dcz", "--json").json["provenance"]["effort"] == effort
+        assert re.search(rf"^effort +{effort}$", home.run("inspect", f"{effort}.dcz").out, re.MULTILINE)
+    assert sizes["small"] <= sizes["balanced"] + 3  # the name of the effort is in the file
+    wrong = home.run("convert", "model.safetensors", "-o", "x.dcz", "--effort", "huge", code=2)
+    assert "'huge' is not one of 'fast', 'balanced', 'small'" in wrong.err
+
+
+def test_an_estimate(home: Home) -> None:
+    write_model(home.path / "model.safetensors")
+    before = sorted(home.path.iterdir())
+    found = home.run("estimate", "model.safetensors", "--json").json
+    assert sorted(home.path.iterdir()) == before
+    by_recipe = {(one["recipe"], one["effort"]): one for one in found["estimates"]}
+    real = home.run("convert", "model.safetensors", "-o", "m.dcz", "--json").json
+    assert by_recipe["lossless", "balanced"]["file_bytes"] == pytest.approx(real["file_bytes"], rel=0.1)
+    assert found["tensor_bytes"] == real["tensor_bytes"]
+    text = home.run("estimate", "model.safetensors", "--recipe", "int8", "--recipe", "int4").out
+    assert re.search(r"^int8 +balanced +[\d,]+ +\d\.\d{3} +[\d.]+$", text, re.MULTILINE)
+    assert "lossless  " not in text
+    home.run("estimate", "nothing.safetensors", code=1)
+
+
 def test_the_main_job(home: Home) -> None:
     folder = home.path / "hf"
     folder.mkdir()

@@ -60,6 +60,7 @@ def test_the_guide_names_every_field_of_the_json(model: Home) -> None:
     """Each section names all fields that its command prints, and prints all that it names as one."""
     sections = dict(part.split("\n", 1) for part in GUIDE.read_text(encoding="utf-8").split("\n## ")[1:])
     runs = {
+        "estimate": ("estimate", "model.safetensors"),
         "convert": ("convert", "model.safetensors", "-o", "m.dcz"),
         "inspect": ("inspect", "m.dcz"),
         "verify": ("verify", "m.dcz"),

@@ -15,6 +15,7 @@ import dcz.errors
 
 NAMES = {
     *("open", "load", "save", "load_into", "load_model", "load_tokenizer", "convert", "decode", "verify"),
+    *("estimate", "Estimate", "Estimated"),
     *("Converted", "Decoded", "TensorFile", "VerifyReport", "__version__"),
 }
 

@@ -31,7 +31,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_converting(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"a": torch.ones(1), "args": argparse.Namespace(lr=0.1)}, place / "unsafe.pth")
     _run("converting.md")
-    figures, error, differences = capsys.readouterr().out.splitlines()
+    figures, *estimates, error, differences = capsys.readouterr().out.splitlines()
+    assert estimates[1].startswith("lossless balanced ")
     assert figures.startswith("104 ")
     assert figures.endswith(" 0.82 ()")
     assert "it asks for argparse.Namespace" in error

@@ -16,6 +16,7 @@ from dcz.cli.boundary import boundary, silence
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = {
+    "estimate": "Say what each recipe would make of a model.",
     "convert": "Make a .dcz file from a model.",
     "inspect": "Show what is in a .dcz file, and where its bytes went.",
     "verify": "Check a .dcz file or an artifact against its digests.",
