@@ -254,12 +254,11 @@ class _Chooser:
             row = part.size // self.dtype.itemsize // rows
             sampled = Grouping(PerTensor() if single else PerChannel(axis=0), row)
             few = None if mask is None else _nonzero(part, self.dtype.itemsize)
-            share, found = self.data.size / part.size, False
+            share = self.data.size / part.size
             for recognize in recognition.RECOGNIZERS:
                 codes = recognize(part, self.dtype, (rows, row), sampled, few)
                 if codes is None:
                     continue
-                found = True
                 kept = codes.codes if few is None else codes.codes[few]
                 cost = min(float(coded_bytes(kept)), packed_bytes(kept.size, codes.bits)) + _STREAM_COST
                 parameters = _parameter_bytes(codes) * (1 if single else share)
@@ -268,8 +267,6 @@ class _Chooser:
                     _weighed(total, mask),
                     self._as_codes(layout, recognize, grouping, sparse=mask is not None),
                 )
-            if found and single:
-                return
 
     def _fits_first(self, row: int, sparse: bool) -> bool:
         """Whether the first row of so many elements is what rows are looked at for: hardly ever."""
