@@ -14,13 +14,14 @@ from dcz.errors import CorruptStream
 from dcz.format import layout as spec
 from dcz.format.dtypes import view_of
 from dcz.format.geometry import Stream, packed_bytes
+from dcz.format.range_models import NOTHING, Beside, encode_range
 
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
 
 __all__ = ["Coded", "CodingChoice", "decode_stream", "encode_stream", "encode_zstd", "unzip"]
 
-CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd"]
+CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd", "range"]
 Coded: TypeAlias = tuple[int, bytes | np.ndarray]
 """The id of a coding, and the stored bytes: for a raw stream perhaps the symbols themselves, not a copy."""
 
@@ -59,11 +60,20 @@ def encode_zstd(packed: Buffer, level: int = _ZSTD_LEVEL) -> bytes:
     return _compressors[level].compress(view_of(packed))
 
 
-def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto") -> Coded:
+def encode_stream(
+    symbols: np.ndarray,
+    width: int,
+    choice: CodingChoice = "auto",
+    beside: Beside = NOTHING,
+    *,
+    columns: int = 1,
+    signs: bool = False,
+) -> Coded:
     """Code ``symbols`` (uint8, contiguous, each below 2**width).
 
     ``auto`` is Huffman where it pays and zstd where there is repetition, which no code of single symbols sees; otherwise
-    raw.
+    raw. ``range`` is the smallest of range, Huffman and raw. For its models: what is known ``beside`` the stream, the
+    symbols of a row, and whether the lowest bits are the signs of floats.
     """
     if symbols.size == 0:
         return spec.RAW, b""
@@ -74,6 +84,12 @@ def encode_stream(symbols: np.ndarray, width: int, choice: CodingChoice = "auto"
         coded = _native.huffman_encode(symbols, width, _NO_LIMIT)
         assert coded is not None
         return spec.HUFFMAN, coded
+    if choice == "range":
+        stored = [(spec.RAW, _raw(symbols, width)), encode_stream(symbols, width, "huffman")]
+        return min(
+            [*stored, (spec.RANGE, encode_range(symbols, width, beside, columns, signs))],
+            key=lambda coded: len(coded[1]),
+        )
     best: Coded | None = None
     if choice == "auto" and size > _TINY:
         # A large stream must gain half a percent, or decoding it is time for nothing.
@@ -122,13 +138,19 @@ _DECODERS: Final[dict[int, Callable[[Buffer, Stream, np.ndarray], None]]] = {
 }
 
 
-def decode_stream(stored: Buffer, stream: Stream, out: np.ndarray | None = None) -> np.ndarray:
-    """The symbols of a stream as uint8, ``stream.symbols`` of them, in ``out`` if given. Raises CorruptStream."""
+def decode_stream(
+    stored: Buffer, stream: Stream, out: np.ndarray | None = None, beside: Beside = NOTHING
+) -> np.ndarray:
+    """The symbols of a stream as uint8, ``stream.symbols`` of them, in ``out`` if given. ``beside``: what is known when the
+    stream is decoded. Raises CorruptStream."""
     if out is None:
         out = np.empty(stream.symbols, np.uint8)
     if stream.symbols == 0:
         if stream.coding != spec.RAW or stream.length != 0:
             raise CorruptStream("a stream without symbols is not empty")
         return out
-    _DECODERS[stream.coding](stored, stream, out)
+    if stream.coding == spec.RANGE:
+        _native.range_decode(stored, stream.width, *beside, out)
+    else:
+        _DECODERS[stream.coding](stored, stream, out)
     return out

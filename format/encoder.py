@@ -30,6 +30,7 @@ from dcz.format.manifest import (
     Exact,
     RelativeIndex,
 )
+from dcz.format.range_models import Beside
 from dcz.format.tensors import AffineTensor, CodebookTensor, TensorData
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ Split: TypeAlias = Literal["whole", "bytes", "rotated"]
 SplitChoice: TypeAlias = Literal["auto"] | Split
 
 SEGMENT_BYTES: Final = 1 << 20  # decoded
+# The range coder learns anew in each segment, and what the codes of a sparse tensor have to teach is thinly spread.
+_RANGE_SEGMENT_BYTES: Final = 1 << 24
 _SAMPLE: Final = 1 << 11  # elements of a sample
 _SAMPLES: Final = 8
 _EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because in so few the table counts
+_FEWEST_ROWS: Final = 4
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
 
@@ -135,7 +139,8 @@ class TensorEncoder:
                 raise EncodingError("only exact values can be split into planes")
         self._tensor = tensor
         self.elements = math.prod(self.shape)
-        self.segment = max(1, min(self.elements, SEGMENT_BYTES // self.dtype.itemsize, MAX_SEGMENT_ELEMENTS))
+        segment_bytes = SEGMENT_BYTES if coding != "range" or self._codes is None else _RANGE_SEGMENT_BYTES
+        self.segment = max(1, min(self.elements, segment_bytes // self.dtype.itemsize, MAX_SEGMENT_ELEMENTS))
         self.segments = -(-self.elements // self.segment)
         if self.elements == 0:
             self.layout: Layout = Dense()
@@ -247,14 +252,28 @@ class TensorEncoder:
             return RelativeIndex(bits=8)
         return RelativeIndex(bits=min(range(8, 2, -1), key=lambda bits: _coded_bytes(self._gaps(mask, bits))))
 
+    def _columns(self) -> int:
+        """How long a row is for the range coder: all dimensions but the first, as long as a segment has a few such rows,
+        because a row or a column of a matrix is an output or an input; otherwise fewer of the last dimensions."""
+        columns = 1
+        for size in reversed(self.shape[1:]):
+            if columns > 1 and columns * size > self.segment // _FEWEST_ROWS:
+                break
+            columns *= size
+        return columns if len(self.shape) > 1 else self.elements
+
     @staticmethod
     def _gaps(mask: np.ndarray, bits: int) -> np.ndarray:
         return np.frombuffer(_native.encode_gaps(mask.view(np.uint8), bits), np.uint8)
 
     def _position_costs(self, mask: np.ndarray) -> list[tuple[float, Layout]]:
+        bitmap = np.packbits(mask, bitorder="little")
+        if self._coding == "range":
+            # The range coder sees rows and columns in a bitmap, but only lengths in gaps.
+            coded = encode_stream(bitmap, 8, "range", Beside(bits=mask.size), columns=self._columns())
+            return [(len(coded[1]) + _STREAM_COST, Bitmap())]
         relative = self._relative_index(mask)
         gaps = self._gaps(mask, relative.bits)
-        bitmap = np.packbits(mask, bitorder="little")
         if self._coding == "raw":
             return [(float(packed_bytes(gaps.size, relative.bits)), relative), (float(bitmap.size), Bitmap())]
         return [
@@ -277,7 +296,8 @@ class TensorEncoder:
         """The streams of the parameter part."""
         tensor = self._tensor
         if isinstance(tensor, AffineTensor):
-            streams = [encode_stream(np.ascontiguousarray(tensor.scales).view(np.uint8), 8, self._coding)]
+            scales = np.ascontiguousarray(tensor.scales)
+            streams = [encode_stream(scales.view(np.uint8), 8, self._coding, columns=scales.itemsize)]
             if tensor.zero_points is not None:
                 streams.append(
                     encode_stream(np.ascontiguousarray(tensor.zero_points), tensor.bits, self._coding)
@@ -286,7 +306,10 @@ class TensorEncoder:
         if isinstance(tensor, CodebookTensor):
             return [
                 encode_stream(
-                    np.ascontiguousarray(tensor.centroids).reshape(-1).view(np.uint8), 8, self._coding
+                    np.ascontiguousarray(tensor.centroids).reshape(-1).view(np.uint8),
+                    8,
+                    self._coding,
+                    columns=self.dtype.itemsize,
                 )
             ]
         return []
@@ -296,7 +319,7 @@ class TensorEncoder:
         itemsize = self.dtype.itemsize
         first = segment * self.segment
         count = min(self.segment, self.elements - first)
-        mask, entries, streams, gaps = None, None, [], None
+        mask, entries, streams, gaps, columns = None, None, [], None, self._columns()
         if not isinstance(self.layout, Dense):
             mask = self._segment_mask(first, count)
             entries = int(np.count_nonzero(mask))
@@ -305,7 +328,13 @@ class TensorEncoder:
                 gaps = symbols.size
                 streams.append(encode_stream(symbols, self.layout.bits, self._coding))
             else:
-                streams.append(encode_stream(np.packbits(mask, bitorder="little"), 8, self._coding))
+                bitmap = np.packbits(mask, bitorder="little")
+                streams.append(
+                    encode_stream(bitmap, 8, self._coding, Beside(first, bits=count), columns=columns)
+                )
+        beside = Beside(first)
+        if mask is not None and self._coding == "range":
+            beside = Beside(first, np.flatnonzero(mask).astype(np.uint32))
         if self._codes is not None:
             codes = self._codes[first : first + count]
             if mask is not None:
@@ -313,17 +342,25 @@ class TensorEncoder:
             bits = self.values.bits  # type: ignore[union-attr]
             if codes.size and int(codes.max()) >> bits:
                 raise EncodingError(f"a code does not fit in {bits} bits")
-            streams.append(encode_stream(codes, bits, self._coding))
+            streams.append(encode_stream(codes, bits, self._coding, beside, columns=columns))
             return EncodedSegment(streams, entries, gaps, self._decoded(codes, first, count, mask))
         content = self._bytes[first * itemsize : (first + count) * itemsize]
         data = content if mask is None else content.reshape(-1, itemsize)[mask].reshape(-1)
         assert isinstance(self.values, Exact)
         if self.values.split == "whole":
-            streams.append(encode_stream(data, 8, self._coding))
+            beside = beside._replace(step=itemsize)
+            streams.append(encode_stream(data, 8, self._coding, beside, columns=columns * itemsize))
             return EncodedSegment(streams, entries, gaps, content)
         planes = self._pool.take(data.size)
-        _native.split_planes(data, itemsize, self.values.split == "rotated", planes)
-        streams += [encode_stream(plane, 8, self._coding) for plane in planes.reshape(itemsize, -1)]
+        rotated = self.values.split == "rotated"
+        _native.split_planes(data, itemsize, rotated, planes)
+        rows = planes.reshape(itemsize, -1)
+        coded: list[Coded] = []
+        for j in reversed(range(itemsize)):
+            signs = rotated and j == 0
+            coded.insert(0, encode_stream(rows[j], 8, self._coding, beside, columns=columns, signs=signs))
+            beside = beside._replace(next=rows[j], last=rows[-1])
+        streams += coded
         return EncodedSegment(streams, entries, gaps, content, planes)
 
     def _segment_mask(self, first: int, count: int) -> np.ndarray:

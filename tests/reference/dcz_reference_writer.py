@@ -23,8 +23,9 @@ from typing import Any
 import msgpack
 from blake3 import blake3
 from tests.reference.dcz_reference import END_MAGIC, MAGIC, stored_entries
-from tests.reference.dcz_reference_coders import Coder, Stream, pack_bits, raw, zstd_frame
+from tests.reference.dcz_reference_coders import Coder, RangeCoder, Stream, pack_bits, raw, zstd_frame
 from tests.reference.dcz_reference_manifest import DTYPES
+from tests.reference.dcz_reference_range import Beside
 
 __all__ = [
     "Affine",
@@ -114,10 +115,10 @@ def tensor(
     fields: dict[str, Any] = {"name": name, "dtype": dtype, "shape": list(shape)}
     described = describe_values(values)
     full = {"granularity": {"kind": "tensor"}, "zero_points": False} | described
-    parts: list[list[tuple[Sequence[int], int]]] = []
+    parts: list[list[tuple[Sequence[int], int, Beside]]] = []
     parameters = parameter_streams(values)
     if parameters:
-        parts.append(parameters)
+        parts.append([(symbols, bits, Beside()) for symbols, bits in parameters])
 
     entries, gaps = [], []
     content = b""
@@ -125,19 +126,21 @@ def tensor(
     for start in range(0, count, segment):
         mask = stored[start : start + segment]
         positions = [i for i, kept in enumerate(mask) if kept]
-        streams: list[tuple[Sequence[int], int]] = []
+        places = [start + position for position in positions]
+        streams: list[tuple[Sequence[int], int, Beside]] = []
         if layout["kind"] == "bitmap":
-            streams.append((list(pack_bits([int(kept) for kept in mask])), 8))
+            beside = Beside(bits=len(mask), start=start)
+            streams.append((list(pack_bits([int(kept) for kept in mask])), 8, beside))
         elif layout["kind"] == "relative-index":
             symbols = encode_gaps(positions, layout["bits"])
             gaps.append(len(symbols))
-            streams.append((symbols, layout["bits"]))
+            streams.append((symbols, layout["bits"], Beside()))
         if isinstance(values, Exact):
             kept_entries = [values.data[i * width : (i + 1) * width] for i in (start + p for p in positions)]
-            streams += exact_streams(kept_entries, values.split, width)
+            streams += exact_streams(kept_entries, values.split, width, places)
         else:
             codes = values.codes[used : used + len(positions)]
-            streams.append((codes, values.bits))
+            streams.append((codes, values.bits, Beside(places)))
             whole = {"dtype": dtype, "shape": list(shape), "values": full}
             symbols_of = [list(symbols) for symbols, _ in parameters]
             kept_entries = stored_entries(whole, [start + p for p in positions], symbols_of, [list(codes)])
@@ -150,7 +153,7 @@ def tensor(
         parts.append(streams)
 
     coder_of = iter([coders] * sum(map(len, parts)) if callable(coders) else coders)
-    written = [[encode(next(coder_of), symbols, bits) for symbols, bits in part] for part in parts]
+    written = [[encode(next(coder_of), *stream) for stream in part] for part in parts]
     fields |= {
         "digest": blake3(content).digest(),
         "layout": layout,
@@ -174,8 +177,10 @@ def tensor(
     return Tensor(fields, [b"".join(data for _, data in part) for part in written], content)
 
 
-def encode(coder: Coder, symbols: Sequence[int], width: int) -> Stream:
-    return coder(symbols, width) if symbols else (0, b"")
+def encode(coder: Coder, symbols: Sequence[int], width: int, beside: Beside) -> Stream:
+    if not symbols:
+        return 0, b""
+    return coder(symbols, width, beside) if isinstance(coder, RangeCoder) else coder(symbols, width)
 
 
 def describe_values(values: Exact | Affine | Codebook) -> dict[str, Any]:
@@ -202,14 +207,19 @@ def parameter_streams(values: Exact | Affine | Codebook) -> list[tuple[Sequence[
     return scales if values.zero_points is None else [*scales, (values.zero_points, values.bits)]
 
 
-def exact_streams(entries: list[bytes], split: str, width: int) -> list[tuple[Sequence[int], int]]:
+def exact_streams(
+    entries: list[bytes], split: str, width: int, places: list[int]
+) -> list[tuple[Sequence[int], int, Beside]]:
     if split == "whole":
-        return [(list(b"".join(entries)), 8)]
+        bytes_of = [place * width + byte for place in places for byte in range(width)]
+        return [(list(b"".join(entries)), 8, Beside(bytes_of))]
     if split == "rotated":
         numbers = [int.from_bytes(entry, "little") for entry in entries]
         mask = (1 << 8 * width) - 1
         entries = [((n << 1 | n >> (8 * width - 1)) & mask).to_bytes(width, "little") for n in numbers]
-    return [([entry[plane] for entry in entries], 8) for plane in range(width)]
+    planes = [[entry[plane] for entry in entries] for plane in range(width)]
+    above = [Beside(places, next=plane, last=planes[-1]) for plane in planes[1:]]
+    return list(zip(planes, [8] * width, [*above, Beside(places)], strict=True))
 
 
 def encode_gaps(positions: Iterable[int], bits: int) -> list[int]:
@@ -234,7 +244,9 @@ class Asset:
 
 
 def asset(path: str, content: bytes, *, role: str = "file", coder: Coder = raw) -> Asset:
-    written = [encode(coder, content[at : at + (1 << 20)], 8) for at in range(0, len(content), 1 << 20)]
+    written = [
+        encode(coder, content[at : at + (1 << 20)], 8, Beside()) for at in range(0, len(content), 1 << 20)
+    ]
     fields: dict[str, Any] = {"path": path, "size": len(content), "digest": blake3(content).digest()}
     if role != "file":
         fields["role"] = role

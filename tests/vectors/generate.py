@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.vectors.bad_manifests import manifest_cases
 from tests.vectors.bad_streams import stream_cases
 from tests.vectors.bad_tensors import tensor_cases
 from tests.vectors.good_cases import good_files
+from tests.vectors.range_cases import range_files, range_stream_cases
 
 __all__ = ["FOLDER", "generate", "main"]
 
@@ -75,7 +77,7 @@ def expected(file: Draft, data: bytes) -> dict[str, Any]:
 def generate() -> dict[str, bytes]:
     """Every file of the vectors: its path below the folder, and its bytes."""
     files: dict[str, bytes] = {}
-    for name, file in good_files():
+    for name, file in chain(good_files(), range_files()):
         data = file.build()
         add(files, f"good/{name}.dcz", data)
         add(files, f"good/{name}.json", canonical_json(expected(file, data)))
@@ -93,6 +95,7 @@ def bad_files() -> Iterator[Case]:
     yield from field_cases()
     yield from tensor_cases()
     yield from stream_cases()
+    yield from range_stream_cases()
 
 
 def add(files: dict[str, bytes], path: str, data: bytes) -> None:
