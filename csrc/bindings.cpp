@@ -24,6 +24,7 @@
 #include "huffman.h"
 #include "kernels.h"
 #include "messagepack.h"
+#include "range.h"
 #include "segment.h"
 #include "sparse.h"
 
@@ -59,6 +60,11 @@ class Buffer {
     Py_buffer view_{};
 };
 
+std::optional<Buffer> optional_buffer(nb::handle object) {
+    if (object.is_none()) return std::nullopt;
+    return std::optional<Buffer>(std::in_place, object);
+}
+
 void require(bool condition, const char* what) {
     if (!condition) throw std::invalid_argument(what);
 }
@@ -89,6 +95,67 @@ void py_huffman_decode(nb::handle stream, unsigned width, nb::handle out) {
     const Buffer in(stream), to(out, true);
     nb::gil_scoped_release release;
     if (to.size() > 0) huffman_decode(in.bytes(), to.size(), width, to.data());
+}
+
+// What a range coder may look at. The buffers live as long as this does.
+struct RangeInput {
+    std::optional<Buffer> positions, next, last;
+    RangeContext context;
+
+    RangeInput(std::size_t count, u64 start, nb::handle at, unsigned step, std::size_t bits, nb::handle next_plane, nb::handle last_plane)
+        : positions(optional_buffer(at)), next(optional_buffer(next_plane)), last(optional_buffer(last_plane)) {
+        require(step == 1 || step == 2 || step == 4 || step == 8, "an entry has 1, 2, 4 or 8 symbols");
+        require(start < (u64{1} << 63) / step && count % step == 0, "a tensor has fewer than 2^63 bytes");
+        require(bits == 0 || (count == (bits + 7) / 8 && !positions && !last), "a bitmap has a bit for each element");
+        require(next.has_value() == last.has_value() && (!last || (last->size() == count && next->size() == count)),
+                "a plane has as many symbols as the planes above it");
+        context.start = start;
+        context.step = step;
+        context.bits = bits;
+        if (positions) {
+            context.positions = positions->as<const u32>("positions are 32-bit integers");
+            require(context.positions->size() == count / step, "one position for each entry");
+        }
+        if (last) {
+            context.next = next->data();
+            context.last = last->data();
+        }
+    }
+};
+
+using RangeModelTuple = std::tuple<unsigned, unsigned, unsigned, u64>;  // kind, resolution, raw, columns
+
+nb::bytes py_range_encode(nb::handle symbols, unsigned width, const RangeModelTuple& chosen, u64 start, nb::handle positions, unsigned step,
+                          std::size_t bits, nb::handle next, nb::handle last) {
+    check_width(width);
+    const Buffer in(symbols);
+    require(in.size() > 0, "a stream of no symbols is not coded");
+    const RangeInput input(in.size(), start, positions, step, bits, next, last);
+    const auto [kind, resolution, raw, columns] = chosen;
+    const bool modelled_bits = kind == RangeModel::kBits, neighbours = kind == RangeModel::kNeighbours, with_signs = kind == RangeModel::kSigned;
+    require(kind <= RangeModel::kSigned && modelled_bits == (bits > 0) && (modelled_bits || neighbours || input.last), "the model is not for such a stream");
+    require(columns >= 1 && columns >> 32 == 0, "a row has 1 to 2^32 - 1 columns");
+    require(with_signs ? raw >= 1 && raw <= width : raw < width, "the raw bits do not fit the width");
+    require(resolution <= (neighbours ? 3u : 0u) && !(modelled_bits && raw), "a parameter of the model is out of range");
+    std::vector<u8> out;
+    {
+        nb::gil_scoped_release release;
+        require(width == 8 || std::all_of(in.data(), in.data() + in.size(), [&](u8 s) { return s >> width == 0; }),
+                "a symbol does not fit in the width");
+        out = range_encode(in.data(), in.size(), width,
+                           {static_cast<RangeModel::Kind>(kind), static_cast<u8>(resolution), static_cast<u8>(raw), static_cast<u32>(columns)},
+                           input.context);
+    }
+    return to_bytes(out);
+}
+
+void py_range_decode(nb::handle stream, unsigned width, u64 start, nb::handle positions, unsigned step, std::size_t bits, nb::handle next,
+                     nb::handle last, nb::handle out) {
+    check_width(width);
+    const Buffer in(stream), to(out, true);
+    const RangeInput input(to.size(), start, positions, step, bits, next, last);
+    nb::gil_scoped_release release;
+    if (to.size() > 0) range_decode(in.bytes(), to.size(), width, input.context, to.data());
 }
 
 nb::bytes py_pack(nb::handle symbols, unsigned width) {
@@ -193,11 +260,6 @@ Groups make_groups(const GroupTuple& groups) {
     if (kind == "channel") return {Groups::Kind::channel, inner, extent};
     require(kind == "group", "a group is of kind tensor, channel or group");
     return {Groups::Kind::group, inner, extent};
-}
-
-std::optional<Buffer> optional_buffer(nb::handle object) {
-    if (object.is_none()) return std::nullopt;
-    return std::optional<Buffer>(std::in_place, object);
 }
 
 struct FloatRow {
@@ -440,6 +502,10 @@ NB_MODULE(_native, m) {
     m.def("huffman_encode", &py_huffman_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("limit"), nb::arg("price") = 0);
     m.def("huffman_estimate", &py_huffman_estimate, nb::arg("symbols"));
     m.def("huffman_decode", &py_huffman_decode, nb::arg("stream"), nb::arg("width"), nb::arg("out"));
+    m.def("range_encode", &py_range_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("model"), nb::arg("start"), nb::arg("positions").none(),
+          nb::arg("step"), nb::arg("bits"), nb::arg("next").none(), nb::arg("last").none());
+    m.def("range_decode", &py_range_decode, nb::arg("stream"), nb::arg("width"), nb::arg("start"), nb::arg("positions").none(), nb::arg("step"),
+          nb::arg("bits"), nb::arg("next").none(), nb::arg("last").none(), nb::arg("out"));
     m.def("check_messagepack", &py_check_messagepack, nb::arg("data"), nb::arg("max_depth"));
     m.def("huffman_table_bytes", [](nb::handle stream) { return huffman_table_bytes(Buffer(stream).bytes()); }, nb::arg("stream"));
     m.def("pack", &py_pack, nb::arg("symbols"), nb::arg("width"));

@@ -8,78 +8,6 @@
 
 namespace dcz {
 
-namespace {
-
-constexpr u8 kStored = 0, kNewTable = 1, kSameTable = 2;
-constexpr u8 kModeMask = 3, kPackedBit = 4;
-
-// Merging two Huffman trees in order of weight never needs a search: both queues are sorted already.
-// Returns false if a code is longer than allowed.
-bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned longest, Lengths& lengths) {
-    const std::size_t n = leaves.size();
-    std::array<u64, 512> weight{};
-    std::array<u16, 512> parent{};
-    for (std::size_t i = 0; i < n; ++i) weight[i] = leaves[i].first;
-    std::size_t leaf = 0, inner = n;
-    for (std::size_t next = n; next < 2 * n - 1; ++next) {
-        for (int side = 0; side < 2; ++side) {
-            const bool take_leaf = leaf < n && (inner == next || weight[leaf] <= weight[inner]);
-            const std::size_t taken = take_leaf ? leaf++ : inner++;
-            weight[next] += weight[taken];
-            parent[taken] = static_cast<u16>(next);
-        }
-    }
-    std::array<u8, 512> depth{};
-    for (std::size_t i = 2 * n - 2; i-- > 0;) {
-        depth[i] = static_cast<u8>(depth[parent[i]] + 1);
-        if (i < n) {
-            if (depth[i] > longest) return false;
-            lengths[leaves[i].second] = depth[i];
-        }
-    }
-    return true;
-}
-
-// Package-merge (Larmore and Hirschberg 1990): the optimum under a limit on the length.
-void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned longest, Lengths& lengths) {
-    struct Item {
-        u64 weight;
-        int leaf;  // index, or -1 for a package
-    };
-    const std::size_t n = leaves.size();
-    std::vector<std::vector<Item>> levels(longest);
-    for (unsigned level = 0; level < longest; ++level) {
-        std::vector<Item> packages;
-        if (level > 0) {
-            const auto& before = levels[level - 1];
-            for (std::size_t i = 0; i + 1 < before.size(); i += 2)
-                packages.push_back({before[i].weight + before[i + 1].weight, -1});
-        }
-        auto& merged = levels[level];
-        std::size_t leaf = 0, package = 0;
-        while (leaf < n || package < packages.size()) {
-            if (package == packages.size() || (leaf < n && leaves[leaf].first <= packages[package].weight)) {
-                merged.push_back({leaves[leaf].first, static_cast<int>(leaf)});
-                ++leaf;
-            } else {
-                merged.push_back(packages[package++]);
-            }
-        }
-    }
-    std::size_t take = 2 * n - 2;
-    for (unsigned level = longest; level-- > 0;) {
-        std::size_t packages = 0;
-        for (std::size_t i = 0; i < take; ++i) {
-            const Item& item = levels[level][i];
-            if (item.leaf >= 0)
-                ++lengths[leaves[static_cast<std::size_t>(item.leaf)].second];
-            else
-                ++packages;
-        }
-        take = 2 * packages;
-    }
-}
-
 void write_varint(std::size_t value, std::vector<u8>& out) {
     for (; value >= 0x80; value >>= 7) out.push_back(static_cast<u8>(value | 0x80));
     out.push_back(static_cast<u8>(value));
@@ -159,6 +87,78 @@ Lengths read_table(Bytes tables, std::size_t& at, unsigned width) {
     bits.expect_zero_padding();
     at += bits.bytes_used();
     return lengths;
+}
+
+namespace {
+
+constexpr u8 kStored = 0, kNewTable = 1, kSameTable = 2;
+constexpr u8 kModeMask = 3, kPackedBit = 4;
+
+// Merging two Huffman trees in order of weight never needs a search: both queues are sorted already.
+// Returns false if a code is longer than allowed.
+bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned longest, Lengths& lengths) {
+    const std::size_t n = leaves.size();
+    std::array<u64, 512> weight{};
+    std::array<u16, 512> parent{};
+    for (std::size_t i = 0; i < n; ++i) weight[i] = leaves[i].first;
+    std::size_t leaf = 0, inner = n;
+    for (std::size_t next = n; next < 2 * n - 1; ++next) {
+        for (int side = 0; side < 2; ++side) {
+            const bool take_leaf = leaf < n && (inner == next || weight[leaf] <= weight[inner]);
+            const std::size_t taken = take_leaf ? leaf++ : inner++;
+            weight[next] += weight[taken];
+            parent[taken] = static_cast<u16>(next);
+        }
+    }
+    std::array<u8, 512> depth{};
+    for (std::size_t i = 2 * n - 2; i-- > 0;) {
+        depth[i] = static_cast<u8>(depth[parent[i]] + 1);
+        if (i < n) {
+            if (depth[i] > longest) return false;
+            lengths[leaves[i].second] = depth[i];
+        }
+    }
+    return true;
+}
+
+// Package-merge (Larmore and Hirschberg 1990): the optimum under a limit on the length.
+void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned longest, Lengths& lengths) {
+    struct Item {
+        u64 weight;
+        int leaf;  // index, or -1 for a package
+    };
+    const std::size_t n = leaves.size();
+    std::vector<std::vector<Item>> levels(longest);
+    for (unsigned level = 0; level < longest; ++level) {
+        std::vector<Item> packages;
+        if (level > 0) {
+            const auto& before = levels[level - 1];
+            for (std::size_t i = 0; i + 1 < before.size(); i += 2)
+                packages.push_back({before[i].weight + before[i + 1].weight, -1});
+        }
+        auto& merged = levels[level];
+        std::size_t leaf = 0, package = 0;
+        while (leaf < n || package < packages.size()) {
+            if (package == packages.size() || (leaf < n && leaves[leaf].first <= packages[package].weight)) {
+                merged.push_back({leaves[leaf].first, static_cast<int>(leaf)});
+                ++leaf;
+            } else {
+                merged.push_back(packages[package++]);
+            }
+        }
+    }
+    std::size_t take = 2 * n - 2;
+    for (unsigned level = longest; level-- > 0;) {
+        std::size_t packages = 0;
+        for (std::size_t i = 0; i < take; ++i) {
+            const Item& item = levels[level][i];
+            if (item.leaf >= 0)
+                ++lengths[leaves[static_cast<std::size_t>(item.leaf)].second];
+            else
+                ++packages;
+        }
+        take = 2 * packages;
+    }
 }
 
 // Bits of the block's data under a code; ~0 if a symbol has none. Rounded up as the layout of the block demands.
@@ -288,6 +288,8 @@ bool looks_dense(const u8* symbols, std::size_t count, unsigned price) {
 }
 
 }  // namespace
+
+Lengths tuned_lengths(const Histogram& histogram, std::size_t count) { return best_table(histogram, count, true).lengths; }
 
 Histogram count_symbols(const u8* symbols, std::size_t count) {
     Histogram histogram{};

@@ -25,6 +25,16 @@ Histogram count_symbols(const u8* symbols, std::size_t count);
 // single symbol gets length 1, though its code is empty.
 Lengths code_lengths(const Histogram& histogram, unsigned longest = kMaxLength);
 
+// The same, but in a small block such as take the least space together with their table.
+Lengths tuned_lengths(const Histogram& histogram, std::size_t count);
+
+// The table of a code (section 6.2). `at` moves behind what is read; both readers throw Corrupt.
+void write_table(const Lengths& lengths, std::vector<u8>& out);
+Lengths read_table(Bytes tables, std::size_t& at, unsigned width);
+
+void write_varint(std::size_t value, std::vector<u8>& out);
+std::size_t read_varint(Bytes bytes, std::size_t& at);
+
 // The tree of a canonical code.
 struct Tree {
     struct Node {

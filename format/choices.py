@@ -116,6 +116,9 @@ def _relative_index(mask: np.ndarray, whole: bool, coding: CodingChoice) -> Rela
 
 def _positions(mask: np.ndarray, whole: bool, coding: CodingChoice) -> tuple[float, Layout]:
     """The layout that takes the least space for the positions, and its bytes."""
+    if coding == "range":
+        # It sees rows and columns in a bitmap, but only lengths in gaps.
+        return coded_bytes(np.packbits(mask, bitorder="little")) + _STREAM_COST, Bitmap()
     relative = _relative_index(mask, whole, coding)
     gaps = gaps_of(mask, relative.bits)
     bitmap = np.packbits(mask, bitorder="little")

@@ -16,13 +16,14 @@ from dcz.format import layout as spec
 from dcz.format.dtypes import view_of
 from dcz.format.effort import EFFORTS, Effort
 from dcz.format.geometry import Stream, packed_bytes
+from dcz.format.range_models import NO_CONTEXT, NOTHING, Beside, RangeContext, encode_range
 
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
 
 __all__ = ["BALANCED", "Coded", "CodingChoice", "decode_stream", "encode_stream", "encode_zstd", "unzip"]
 
-CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd"]
+CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd", "range"]
 Coded: TypeAlias = tuple[int, bytes | np.ndarray]
 """The id of a coding, and the stored bytes: for a raw stream perhaps the symbols themselves, not a copy."""
 
@@ -62,12 +63,16 @@ def encode_zstd(packed: Buffer, level: int) -> bytes:
 
 
 def encode_stream(
-    symbols: np.ndarray, width: int, choice: CodingChoice = "auto", effort: Effort = BALANCED
+    symbols: np.ndarray,
+    width: int,
+    choice: CodingChoice = "auto",
+    effort: Effort = BALANCED,
+    context: RangeContext = NO_CONTEXT,
 ) -> Coded:
     """Code ``symbols`` (uint8, contiguous, each below 2**width).
 
     ``auto`` takes, of raw and the codings in ``_CANDIDATES``, the one whose bytes, with what its decoding is worth at this
-    effort, are least.
+    effort, are least; ``range`` the smallest of range, Huffman and raw. ``context``: what the models of ``range`` look at.
     """
     if symbols.size == 0:
         return spec.RAW, b""
@@ -77,18 +82,27 @@ def encode_stream(
         coded = _native.huffman_encode(symbols, width, _NO_LIMIT)
         assert coded is not None
         return spec.HUFFMAN, coded
+    if choice == "range":
+        stored = [
+            (spec.RAW, _raw(symbols, width)),
+            encode_stream(symbols, width, "huffman"),
+            (spec.RANGE, encode_range(symbols, width, context)),
+        ]
+        return min(stored, key=lambda coded: len(coded[1]))
     size = packed_bytes(symbols.size, width)
     best: Coded | None = None
     if choice == "auto" and size > _TINY:
         cost = float(size)
         for candidate in _CANDIDATES[effort.name]:
-            found = candidate(symbols, width, cost, effort)
+            found = candidate(symbols, width, cost, effort, context)
             if found is not None:
                 best, cost = found
     return best or (spec.RAW, _raw(symbols, width))
 
 
-def _try_huffman(symbols: np.ndarray, width: int, cost: float, effort: Effort) -> tuple[Coded, float] | None:
+def _try_huffman(
+    symbols: np.ndarray, width: int, cost: float, effort: Effort, _context: RangeContext
+) -> tuple[Coded, float] | None:
     price = effort.huffman_price
     coded = _native.huffman_encode(symbols, width, math.ceil(cost), price)
     if coded is None:
@@ -97,7 +111,9 @@ def _try_huffman(symbols: np.ndarray, width: int, cost: float, effort: Effort) -
     return (spec.HUFFMAN, coded), len(coded) * (1 + price / 128)
 
 
-def _try_zstd(symbols: np.ndarray, width: int, cost: float, effort: Effort) -> tuple[Coded, float] | None:
+def _try_zstd(
+    symbols: np.ndarray, width: int, cost: float, effort: Effort, _context: RangeContext
+) -> tuple[Coded, float] | None:
     piece = symbols[symbols.size // 2 :][:_ZSTD_SAMPLE]
     share = piece.size / symbols.size
     if len(encode_zstd(_raw(piece, width), _ZSTD_PROBE_LEVEL)) > _ZSTD_PROBE_WORTH * cost * share:
@@ -108,11 +124,20 @@ def _try_zstd(symbols: np.ndarray, width: int, cost: float, effort: Effort) -> t
     return ((spec.ZSTD, coded), len(coded) + decoding) if len(coded) + decoding < cost else None
 
 
-_Candidate: TypeAlias = "Callable[[np.ndarray, int, float, Effort], tuple[Coded, float] | None]"
+def _try_range(
+    symbols: np.ndarray, width: int, cost: float, _effort: Effort, context: RangeContext
+) -> tuple[Coded, float] | None:
+    coded = encode_range(symbols, width, context)
+    return ((spec.RANGE, coded), len(coded)) if len(coded) < cost else None
+
+
+_Candidate: TypeAlias = (
+    "Callable[[np.ndarray, int, float, Effort, RangeContext], tuple[Coded, float] | None]"
+)
 _CANDIDATES: Final[dict[str, tuple[_Candidate, ...]]] = {
     "fast": (_try_huffman, _try_zstd),
     "balanced": (_try_huffman, _try_zstd),
-    "small": (_try_huffman, _try_zstd),
+    "small": (_try_huffman, _try_zstd, _try_range),
 }
 """What each effort tries, in this order: the stream if it costs less than the cost given, and its cost."""
 
@@ -151,13 +176,19 @@ _DECODERS: Final[dict[int, Callable[[Buffer, Stream, np.ndarray], None]]] = {
 }
 
 
-def decode_stream(stored: Buffer, stream: Stream, out: np.ndarray | None = None) -> np.ndarray:
-    """The symbols of a stream as uint8, ``stream.symbols`` of them, in ``out`` if given. Raises CorruptStream."""
+def decode_stream(
+    stored: Buffer, stream: Stream, out: np.ndarray | None = None, beside: Beside = NOTHING
+) -> np.ndarray:
+    """The symbols of a stream as uint8, ``stream.symbols`` of them, in ``out`` if given. ``beside``: what is known when the
+    stream is decoded. Raises CorruptStream."""
     if out is None:
         out = np.empty(stream.symbols, np.uint8)
     if stream.symbols == 0:
         if stream.coding != spec.RAW or stream.length != 0:
             raise CorruptStream("a stream without symbols is not empty")
         return out
-    _DECODERS[stream.coding](stored, stream, out)
+    if stream.coding == spec.RANGE:
+        _native.range_decode(stored, stream.width, *beside, out)
+    else:
+        _DECODERS[stream.coding](stored, stream, out)
     return out

@@ -20,6 +20,7 @@ from dcz.format.encodings import segment_decoder
 from dcz.format.geometry import Stream
 from dcz.format.layout import MAX_SEGMENT_ELEMENTS
 from dcz.format.manifest import Affine, Bitmap, Codebook, Dense, Exact, RelativeIndex
+from dcz.format.range_models import NOTHING, Beside, RangeContext
 from dcz.format.recognition import narrowed
 from dcz.format.tensors import AffineTensor, CodebookTensor, TensorBase, TensorData
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["BufferPool", "EncodedSegment", "LayoutChoice", "SplitChoice", "TensorEncoder"]
 
 SEGMENT_BYTES: Final = 1 << 20  # decoded
+# The range coder learns anew in each segment, and what the codes of a sparse tensor have to teach is thinly spread.
+_RANGE_SEGMENT_BYTES: Final = 1 << 24
+_FEWEST_ROWS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -120,19 +124,20 @@ class TensorEncoder:
             if split != "auto":
                 raise EncodingError("only exact values can be split into planes")
         self.elements = math.prod(self.shape)
-        self.segment = max(1, min(self.elements, SEGMENT_BYTES // self.dtype.itemsize, MAX_SEGMENT_ELEMENTS))
-        self.segments = -(-self.elements // self.segment)
+        self._ranged = coding == "range" or (coding == "auto" and effort.name == "small")
+        sized_as: CodingChoice = "range" if self._ranged else coding
         self.layout: Layout = Dense()
         self.values: Values = Exact(split="whole")
         self._tensor: AffineTensor | CodebookTensor | None = None
         self._codes: np.ndarray | None = None
         self._mask: np.ndarray | None = None
         self._differences: Differences | None = None
+        self._cut(SEGMENT_BYTES)
         if self.elements == 0:
             return
         if self._bytes is not None:
             choice = choose_exact(
-                self._bytes, self.dtype, self.shape, layout=layout, split=split, coding=coding
+                self._bytes, self.dtype, self.shape, layout=layout, split=split, coding=sized_as
             )
             if base is not None:
                 self._differences = choose_differences(
@@ -143,7 +148,7 @@ class TensorEncoder:
                     choice,
                     layout=layout,
                     split=split,
-                    coding=coding,
+                    coding=sized_as,
                 )
             if self._differences is not None:
                 choice = self._differences.choice
@@ -155,9 +160,17 @@ class TensorEncoder:
             assert not isinstance(tensor, np.ndarray)
             codes = tensor
         if codes is not None:
-            self._take_codes(codes, layout if self._bytes is None else self.layout)
+            self._take_codes(codes, layout if self._bytes is None else self.layout, sized_as)
+            if self._ranged:
+                self._cut(_RANGE_SEGMENT_BYTES)
 
-    def _take_codes(self, codes: AffineTensor | CodebookTensor, layout: LayoutChoice) -> None:
+    def _cut(self, segment_bytes: int) -> None:
+        self.segment = max(1, min(self.elements, segment_bytes // self.dtype.itemsize, MAX_SEGMENT_ELEMENTS))
+        self.segments = -(-self.elements // self.segment)
+
+    def _take_codes(
+        self, codes: AffineTensor | CodebookTensor, layout: LayoutChoice, sized_as: CodingChoice
+    ) -> None:
         self._tensor = codes
         self._codes = np.ascontiguousarray(codes.codes).reshape(-1)
         if codes.mask is not None:
@@ -168,23 +181,44 @@ class TensorEncoder:
         if self._mask is None:
             self.layout = Dense()
             return
-        self.layout = choose_positions(self._mask, layout, self._coding)
+        self.layout = choose_positions(self._mask, layout, sized_as)
         if isinstance(self.layout, Dense) and not bool(self._mask.all()):
             raise EncodingError("a tensor with a mask cannot be stored dense: the codes have no zero")
 
-    def _encode(self, symbols: np.ndarray, width: int) -> Coded:
-        return encode_stream(symbols, width, self._coding, self._effort)
+    def _columns(self) -> int:
+        """How long a row is for the range coder: all dimensions but the first, as long as a segment has a few such rows,
+        because a row or a column of a matrix is an output or an input; otherwise fewer of the last dimensions."""
+        columns = 1
+        for size in reversed(self.shape[1:]):
+            if columns > 1 and columns * size > self.segment // _FEWEST_ROWS:
+                break
+            columns *= size
+        return columns if len(self.shape) > 1 else self.elements
+
+    def _encode(
+        self,
+        symbols: np.ndarray,
+        width: int,
+        beside: Beside = NOTHING,
+        *,
+        columns: int = 1,
+        signs: bool = False,
+    ) -> Coded:
+        context = RangeContext(beside, columns, signs)
+        return encode_stream(symbols, width, self._coding, self._effort, context)
 
     def parameter_streams(self) -> list[Coded]:
         """The streams of the parameter part."""
         tensor = self._tensor
         if isinstance(tensor, AffineTensor):
-            streams = [self._encode(np.ascontiguousarray(tensor.scales).view(np.uint8), 8)]
+            scales = np.ascontiguousarray(tensor.scales)
+            streams = [self._encode(scales.view(np.uint8), 8, columns=scales.itemsize)]
             if tensor.zero_points is not None:
                 streams.append(self._encode(np.ascontiguousarray(tensor.zero_points), tensor.bits))
             return streams
         if isinstance(tensor, CodebookTensor):
-            return [self._encode(np.ascontiguousarray(tensor.centroids).reshape(-1).view(np.uint8), 8)]
+            centroids = np.ascontiguousarray(tensor.centroids).reshape(-1).view(np.uint8)
+            return [self._encode(centroids, 8, columns=self.dtype.itemsize)]
         return []
 
     def encode(self, segment: int) -> EncodedSegment:
@@ -197,7 +231,7 @@ class TensorEncoder:
             content = stored = self._bytes[first * itemsize : (first + count) * itemsize]
             if self._differences is not None:
                 stored = self._differences.encode(first * itemsize, content, self._pool.take(content.size))
-        mask, entries, streams, gaps = None, None, [], None
+        mask, entries, streams, gaps, columns = None, None, [], None, self._columns()
         if not isinstance(self.layout, Dense):
             mask = self._segment_mask(first, count, stored)
             entries = int(np.count_nonzero(mask))
@@ -206,7 +240,11 @@ class TensorEncoder:
                 gaps = symbols.size
                 streams.append(self._encode(symbols, self.layout.bits))
             else:
-                streams.append(self._encode(np.packbits(mask, bitorder="little"), 8))
+                bitmap = np.packbits(mask, bitorder="little")
+                streams.append(self._encode(bitmap, 8, Beside(first, bits=count), columns=columns))
+        beside = Beside(first)
+        if mask is not None and self._ranged:
+            beside = Beside(first, np.flatnonzero(mask).astype(np.uint32))
         if self._codes is not None:
             codes = self._codes[first : first + count]
             if mask is not None:
@@ -214,14 +252,14 @@ class TensorEncoder:
             bits = self.values.bits  # type: ignore[union-attr]
             if codes.size and int(codes.max()) >> bits:
                 raise EncodingError(f"a code does not fit in {bits} bits")
-            streams.append(self._encode(codes, bits))
+            streams.append(self._encode(codes, bits, beside, columns=columns))
             if content is None:
                 content = self._decoded(codes, first, count, mask)
             return EncodedSegment(streams, entries, gaps, content)
         assert content is not None
         assert stored is not None
         data = stored if mask is None else stored.reshape(-1, itemsize)[mask].reshape(-1)
-        planes, buffer = self._encode_exact(data)
+        planes, buffer = self._encode_exact(data, beside)
         if stored is not content:
             # What the streams do not live in is not needed any more.
             buffer, unused = (stored, None) if buffer is None else (buffer, stored)
@@ -229,7 +267,7 @@ class TensorEncoder:
                 self._pool.give(unused)
         return EncodedSegment(streams + planes, entries, gaps, content, buffer)
 
-    def _encode_exact(self, data: np.ndarray) -> tuple[list[Coded], np.ndarray | None]:
+    def _encode_exact(self, data: np.ndarray, beside: Beside) -> tuple[list[Coded], np.ndarray | None]:
         """The value streams of exact entries, and the buffer in which they may live."""
         values = self.values
         assert isinstance(values, Exact)
@@ -237,11 +275,19 @@ class TensorEncoder:
         if values.stored_dtype is not None:
             data = narrowed(data, self.dtype, values.stored_dtype)
             itemsize = DTYPES[values.stored_dtype].itemsize
+        columns = self._columns()
         if values.split == "whole":
-            return [self._encode(data, 8)], None
-        planes = self._pool.take(data.size)
-        _native.split_planes(data, itemsize, values.split == "rotated", planes, values.offset)
-        return [self._encode(plane, 8) for plane in planes.reshape(itemsize, -1)], planes
+            beside = beside._replace(step=itemsize)
+            return [self._encode(data, 8, beside, columns=columns * itemsize)], None
+        buffer = self._pool.take(data.size)
+        rotated = values.split == "rotated"
+        _native.split_planes(data, itemsize, rotated, buffer, values.offset)
+        planes = buffer.reshape(itemsize, -1)
+        coded: list[Coded] = []
+        for j in reversed(range(itemsize)):
+            coded.insert(0, self._encode(planes[j], 8, beside, columns=columns, signs=rotated and j == 0))
+            beside = beside._replace(next=planes[j], last=planes[-1])
+        return coded, buffer
 
     def _segment_mask(self, first: int, count: int, content: np.ndarray | None) -> np.ndarray:
         if self._mask is not None:

@@ -15,7 +15,17 @@ from dcz.errors import CorruptStream
 from dcz.format import layout as spec
 from dcz.format.coding import decode_stream
 from dcz.format.dtypes import DTYPES
-from dcz.format.manifest import Affine, Codebook, Exact, PerChannel, PerGroup, PerTensor, RelativeIndex
+from dcz.format.manifest import (
+    Affine,
+    Bitmap,
+    Codebook,
+    Exact,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    RelativeIndex,
+)
+from dcz.format.range_models import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,14 +89,63 @@ def tensor_decoder(geometry: TensorGeometry, part: memoryview) -> _native.Segmen
     return segment_decoder(tensor.dtype, tensor.shape, tensor.layout, tensor.values, decoded)
 
 
-def _decoded(chunk: memoryview, start: int, streams: list[Stream]) -> dict[int, np.ndarray]:
+def _decoded(
+    geometry: TensorGeometry, segment: int, chunk: memoryview, start: int, streams: list[Stream]
+) -> dict[int, np.ndarray]:
     """The symbols of the streams that the native decoder does not read itself, by their number."""
     found: dict[int, np.ndarray] = {}
+    stored: list[memoryview] = []
     for i, stream in enumerate(streams):
-        if stream.coding not in _NATIVE:
-            found[i] = decode_stream(chunk[start : start + stream.length], stream)
+        stored.append(chunk[start : start + stream.length])
+        if stream.coding not in _NATIVE and stream.coding != spec.RANGE:
+            found[i] = decode_stream(stored[i], stream)
         start += stream.length
+    if any(stream.coding == spec.RANGE for stream in streams):
+        _decode_ranged(geometry, segment, stored, streams, found)
     return found
+
+
+def _decode_ranged(
+    geometry: TensorGeometry,
+    segment: int,
+    stored: list[memoryview],
+    streams: list[Stream],
+    found: dict[int, np.ndarray],
+) -> None:
+    """Adds the symbols of the range coded streams to ``found``, and of those that their models look at: the positions,
+    and the planes above, for which the planes are decoded from the last to the first."""
+    first, elements = segment * geometry.tensor.segment, geometry.segment_elements(segment)
+    values = geometry.position_streams
+    ranged = [i for i, stream in enumerate(streams) if stream.coding == spec.RANGE]
+    beside = Beside(first)
+    if values:
+        bits = elements if isinstance(geometry.tensor.layout, Bitmap) else 0
+        if 0 not in found:
+            found[0] = decode_stream(stored[0], streams[0], None, Beside(first, bits=bits))
+        if ranged[-1] >= values:
+            beside = Beside(first, _positions(geometry, segment, found[0]))
+    if len(streams) == values + 1 and isinstance(geometry.tensor.values, Exact):
+        beside = beside._replace(step=geometry.entry_size)
+    lowest = min((i for i in ranged if i >= values), default=len(streams))
+    for i in reversed(range(lowest, len(streams))):
+        if i not in found:
+            found[i] = decode_stream(stored[i], streams[i], None, beside)
+        beside = beside._replace(next=found[i], last=found[len(streams) - 1])
+
+
+def _positions(geometry: TensorGeometry, segment: int, symbols: np.ndarray) -> np.ndarray:
+    """The positions that the symbols of a position stream stand for (uint32). Raises CorruptStream unless they are as many
+    as the segment has entries, and inside of it."""
+    elements = geometry.segment_elements(segment)
+    layout = geometry.tensor.layout
+    if isinstance(layout, RelativeIndex):
+        stored = symbols != (1 << layout.bits) - 1
+        positions: np.ndarray = (np.cumsum(symbols + stored, dtype=np.int64) - 1)[stored]
+    else:
+        positions = np.flatnonzero(np.unpackbits(symbols, bitorder="little"))
+    if positions.size != geometry.segment_entries(segment) or positions.max(initial=0) >= elements:
+        raise CorruptStream("the positions of a segment are not those of its entries")
+    return positions.astype(np.uint32, copy=False)
 
 
 def decode_segment(
@@ -106,7 +165,7 @@ def decode_segment(
         chunk,
         start,
         streams,
-        _decoded(chunk, start, streams),
+        _decoded(geometry, segment, chunk, start, streams),
         segment * geometry.tensor.segment,
         geometry.segment_entries(segment),
         streaming,
@@ -127,7 +186,7 @@ def decode_entries(
         chunk,
         start,
         streams,
-        _decoded(chunk, start, streams),
+        _decoded(geometry, segment, chunk, start, streams),
         segment * geometry.tensor.segment,
         geometry.segment_elements(segment),
         positions,

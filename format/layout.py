@@ -37,9 +37,9 @@ MAX_GROUP: Final = 1 << 24
 RAW: Final = 0
 HUFFMAN: Final = 1
 ZSTD: Final = 2
-RANGE: Final = 3  # reserved
+RANGE: Final = 3
 CODING_NAMES: Final = {RAW: "raw", HUFFMAN: "huffman", ZSTD: "zstd", RANGE: "range"}
-READABLE_CODINGS: Final = frozenset({RAW, HUFFMAN, ZSTD})
+READABLE_CODINGS: Final = frozenset({RAW, HUFFMAN, ZSTD, RANGE})
 
 # Section 7
 ASSET_SEGMENT: Final = 1 << 20

@@ -22,6 +22,7 @@
 #include "../huffman.h"
 #include "../kernels.h"
 #include "../messagepack.h"
+#include "../range.h"
 #include "../segment.h"
 #include "../sparse.h"
 
@@ -29,7 +30,7 @@ using namespace dcz;
 
 namespace {
 
-enum Kernel : u8 { kHuffman, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kKernels };
+enum Kernel : u8 { kHuffman, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kRange, kKernels };
 
 // What a reader has checked before it calls a kernel: sizes and widths are in range, but agree with nothing.
 struct Input {
@@ -55,6 +56,32 @@ class Exact {
 };
 
 constexpr std::size_t kItemsizes[] = {1, 2, 4, 8};
+
+// What stands beside a range stream, by the parameter: nothing, a bitmap, sparse entries, or planes above.
+struct Beside {
+    std::vector<u32> positions;
+    std::vector<u8> next, last;
+    RangeContext context;
+
+    Beside(const Input& input) {
+        context.start = input.parameter * u64{0x1234567};
+        if (input.parameter % 4 == 1) context.bits = 8 * input.count - input.parameter / 4 % 8;
+        if (input.parameter % 4 == 2) {
+            context.step = input.count % 4 == 0 ? 4 : 1;
+            for (std::size_t i = 0; i < input.count / context.step; ++i) positions.push_back(static_cast<u32>(i * (i % 3 + 1)));
+            std::sort(positions.begin(), positions.end());
+            context.positions = positions;
+        }
+        if (input.parameter % 4 == 3) {
+            for (std::size_t i = 0; i < input.count; ++i) {
+                next.push_back(static_cast<u8>(i * 7));
+                last.push_back(static_cast<u8>(i % 5));
+            }
+            context.next = next.data();
+            context.last = last.data();
+        }
+    }
+};
 
 std::vector<u8> run(const Input& input) {
     Exact stream{Bytes(input.stream)};
@@ -135,6 +162,13 @@ std::vector<u8> run(const Input& input) {
             encode_delta(kind, base.data(), data.data(), bytes / itemsize, itemsize, again.data());
             if (again.copy() != differences) std::abort();
             return data.copy();
+        }
+        case kRange: {
+            if (input.count == 0) return {};
+            const Beside beside(input);
+            Exact out(input.count);
+            range_decode(stream.bytes(), input.count, beside.context.bits ? 8 : input.width, beside.context, out.data());
+            return out.copy();
         }
         case kKernels: break;
     }
@@ -277,6 +311,26 @@ Case valid(Random& random) {
         case kDelta:
             input.stream = symbols(random, 2 * (count % 2000) * itemsize, 8);
             break;
+        case kRange: {
+            const Beside beside(input);
+            const unsigned width = beside.context.bits ? 8 : input.width;
+            auto plain = symbols(random, count, width);
+            RangeModel model;
+            model.columns = static_cast<u32>(1 + random.below(300));
+            if (beside.context.bits) {
+                model.kind = RangeModel::kBits;
+                plain.back() &= static_cast<u8>(low_bits(8 - (8 * count - beside.context.bits)));
+            } else if (beside.context.last) {
+                model.kind = random.below(2) ? RangeModel::kPlanes : RangeModel::kSigned;
+                model.raw = static_cast<u8>(random.below(width) + (model.kind == RangeModel::kSigned));
+            } else {
+                model.raw = static_cast<u8>(random.below(width));
+                model.resolution = static_cast<u8>(random.below(4));
+            }
+            input.stream = range_encode(plain.data(), count, width, model, beside.context);
+            out.decoded = std::move(plain);
+            break;
+        }
         case kKernels: break;
     }
     return out;

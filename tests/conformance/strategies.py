@@ -8,7 +8,15 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 from tests.reference.dcz_reference import widened
-from tests.reference.dcz_reference_coders import Block, Coder, huffman, raw, zstd, zstd_library
+from tests.reference.dcz_reference_coders import (
+    Block,
+    Coder,
+    RangeCoder,
+    huffman,
+    raw,
+    zstd,
+    zstd_library,
+)
 from tests.reference.dcz_reference_manifest import DTYPES, FLOAT_DTYPES
 from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, tensor
 
@@ -35,6 +43,12 @@ def streams(draw: st.DrawFn) -> tuple[list[int], int]:
 
 coders: st.SearchStrategy[Coder] = st.sampled_from(
     [raw, zstd, zstd_library, huffman(), huffman(packed=True), huffman(Block("stored"))]
+) | st.builds(
+    RangeCoder,
+    columns=st.sampled_from([1, 2, 5, 16, 70_000]),
+    resolution=st.integers(0, 3),
+    raw=st.integers(1, 7),
+    signs=st.booleans(),
 )
 
 

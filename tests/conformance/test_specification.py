@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from tests.reference.dcz_reference import decode_stream, read, stored_positions
-from tests.reference.dcz_reference_coders import Block, encode_table, fixed, huffman, raw
+from tests.reference.dcz_reference_coders import Block, RangeCoder, encode_table, fixed, huffman, raw
 from tests.reference.dcz_reference_manifest import DTYPES
+from tests.reference.dcz_reference_range import Beside, Encoder, squash, stretch
 from tests.reference.dcz_reference_streams import canonical_codes, inner_nodes, read_table
 from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, draft, tensor
 
@@ -212,11 +213,66 @@ def run_huffman(example: Example) -> None:
     check_stream(example, 1, symbols, width)
 
 
+class RecordingEncoder(Encoder):
+    """Keeps the probabilities and decisions, as an example writes them."""
+
+    coded: list[str]
+
+    def decide(self, probability: int, decision: int) -> int:
+        self.coded.append(f"{probability}={decision}")
+        return super().decide(probability, decision)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the reference range coder codes from now on."""
+    coded: list[str] = []
+    monkeypatch.setattr(RecordingEncoder, "coded", coded, raising=False)
+    monkeypatch.setattr("tests.reference.dcz_reference_range.Encoder", RecordingEncoder)
+    return coded
+
+
+def run_range(example: Example, recorded: list[str]) -> None:
+    (width,), (columns,), symbols = (example.numbers(key) for key in ("width", "columns", "symbols"))
+    lengths = {int(symbol): int(length) for symbol, length in pairs(example.text("lengths"))}
+    head, decisions = example.bytes("model and columns"), example.bytes("decisions")
+    assert encode_table(lengths) == example.bytes("table")
+    stream = example.bytes("= stream")
+    assert head + encode_table(lengths) + decisions == stream
+    assert RangeCoder(columns, lengths=lengths)(symbols, width) == (3, stream)
+    assert recorded == example.text("coded").split()
+    check_stream(example, 3, symbols, width)
+
+
+def run_range_bits(example: Example, recorded: list[str]) -> None:
+    (count,), (columns,), ones = (example.numbers(key) for key in ("elements", "columns", "ones"))
+    elements = bytes(i in ones for i in range(count))
+    stream = example.bytes("= stream")
+    assert example.bytes("model and columns") + example.bytes("decisions") == stream
+    one = tensor(
+        "t", "u8", [count], Exact(elements), layout={"kind": "bitmap"}, coders=[RangeCoder(columns), raw]
+    )
+    assert split(one)[0] == stream
+    assert recorded == example.text("coded").split()
+    symbols = decode_stream(3, stream, -(-count // 8), 8, Beside(bits=count))
+    assert stored_positions(one.fields, 0, count, [symbols]) == ones
+    assert content_by_both(one) == elements
+
+
+def test_values_of_squash_and_stretch() -> None:
+    text = " ".join(TEXT.split())
+    for function in (squash, stretch):
+        values = re.findall(rf"{function.__name__}\((\d+)\) is (\u2212?)([\d,]*\d)", text)
+        assert len(values) == 2
+        for x, minus, value in values:
+            assert function(int(x)) == int(value.replace(",", "")) * (-1 if minus else 1)
+
+
 def pairs(text: str) -> list[list[str]]:
     return [word.split("=") for word in text.split()]
 
 
-RUN: dict[str, Callable[[Example], None]] = {
+RUN: dict[str, Callable[..., None]] = {
     "file": run_file,
     "relative-index": run_layout,
     "bitmap": run_layout,
@@ -226,15 +282,21 @@ RUN: dict[str, Callable[[Example], None]] = {
     "delta": run_delta,
     "raw": run_raw,
     "huffman": run_huffman,
+    "range": run_range,
+    "range-bits": run_range_bits,
 }
 
 
 @pytest.mark.parametrize(
     "example", EXAMPLES, ids=[f"{i}-{example.kind}" for i, example in enumerate(EXAMPLES, 1)]
 )
-def test_example(example: Example) -> None:
+def test_example(example: Example, recorded: list[str]) -> None:
     example.unused = set(example.lines)
-    RUN[example.kind](example)
+    run = RUN[example.kind]
+    if example.kind.startswith("range"):
+        run(example, recorded)
+    else:
+        run(example)
     assert example.unused == set(), "lines of the example that nothing looked at"
 
 

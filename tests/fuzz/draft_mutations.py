@@ -18,6 +18,7 @@ from tests.reference.dcz_reference import asset_parts, parameter_sizes, tensor_p
 from tests.reference.dcz_reference_coders import (
     Block,
     Coder,
+    RangeCoder,
     huffman,
     optimal_lengths,
     raw,
@@ -227,7 +228,15 @@ def _changed(random: Random, symbols: list[int], width: int) -> list[int]:
 def _encode(random: Random, symbols: list[int], width: int) -> tuple[int, bytes]:
     if not symbols:
         return random.choice([(0, b""), (1, b"\0"), (2, b"")])
-    coders: list[Coder] = [raw, zstd, zstd_library, huffman(), huffman(packed=True), huffman(Block("stored"))]
+    coders: list[Coder] = [
+        raw,
+        zstd,
+        zstd_library,
+        huffman(),
+        huffman(packed=True),
+        huffman(Block("stored")),
+        RangeCoder(random.choice([1, 3, 300])),
+    ]
     return random.choice(coders)(symbols, width)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from tests.reference.dcz_reference import ReferenceFile, read
-from tests.reference.dcz_reference_coders import Block, Coder, huffman, raw, zstd, zstd_library
+from tests.reference.dcz_reference_coders import Block, Coder, RangeCoder, huffman, raw, zstd, zstd_library
 from tests.reference.dcz_reference_manifest import DTYPES
 from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, asset, draft, tensor
 from tests.vectors.generate import FOLDER, bases
@@ -40,6 +40,7 @@ _CODERS: list[Coder] = [
     raw,
     zstd_library,
     huffman(Block("stored")),
+    RangeCoder(10, raw=4, signs=True),
 ]
 _GROUPS = {"kind": "group", "size": 4}
 _CHANNELS = {"kind": "channel", "axis": 0}
@@ -152,6 +153,10 @@ def _native() -> dict[str, bytes]:
             with Writer(path, metadata={"licence": "none"}, provenance=provenance, threads=1) as writer:
                 writer.add_tensor("weight", (random.normal(size=shape) * 0.02).astype(np.float32))
                 writer.add_tensor("shared", shared, layout=RelativeIndex(bits=4))
+                writer.add_tensor("shared, small", shared, coding="range")
+                writer.add_tensor(
+                    "weight, small", (random.normal(size=shape) * 0.02).astype(np.float32), coding="range"
+                )
                 writer.add_tensor("steps", np.arange(rows, dtype=np.int64))
                 writer.add_tensor("empty", np.empty((0, 3), np.float16))
                 writer.add_tensor("scalar", np.array(7, np.uint8))

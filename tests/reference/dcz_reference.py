@@ -24,11 +24,11 @@ from typing import Any
 
 from blake3 import blake3
 from tests.reference.dcz_reference_manifest import DTYPES, FLOAT_DTYPES, Limits, parse_manifest, unpack
+from tests.reference.dcz_reference_range import Beside, decode_stream
 from tests.reference.dcz_reference_streams import (
     FLOATS,
     Refused,
     affine_element,
-    decode_stream,
     decode_zstd_frame,
     element_of,
 )
@@ -155,7 +155,7 @@ def check_counts(section: str, codings: bytes, lengths: list[int], streams: int)
 def make_streams(codings: bytes, lengths: list[int], sizes: list[list[tuple[int, int]]]) -> list[Part]:
     """Join what is stored of each stream with its number and width of symbols, part by part."""
     for coding in codings:
-        if coding > 2:
+        if coding > 3:
             raise Refused("6", f"the coding {coding} is not allowed")
     stored = zip(codings, lengths, strict=True)
     return [[Stream(*next(stored), count, width) for count, width in part] for part in sizes]
@@ -213,10 +213,16 @@ class Streams:
         self.body = body
         self.at = 0
 
-    def next(self, stream: Stream) -> list[int]:
-        data = self.body[self.at : self.at + stream.length]
+    def take(self, stream: Stream) -> bytes:
         self.at += stream.length
-        return decode_stream(stream.coding, data, stream.count, stream.width)
+        return self.body[self.at - stream.length : self.at]
+
+    def next(self, stream: Stream) -> list[int]:
+        return decode(stream, self.take(stream), Beside())
+
+
+def decode(stream: Stream, data: bytes, beside: Beside) -> list[int]:
+    return decode_stream(stream.coding, data, stream.count, stream.width, beside)
 
 
 # 5 Tensors --------------------------------------------------------------------------------------------------------
@@ -275,8 +281,13 @@ def read_tensor(
     data = b""
     for i, part in enumerate(parts):
         start, elements = i * segment, min(segment, count - i * segment)
-        symbols = [streams.next(stream) for stream in part]
-        positions = stored_positions(tensor, i, elements, symbols)
+        coded = [(stream, streams.take(stream)) for stream in part]
+        positions = list(range(elements))
+        if tensor["layout"]["kind"] != "dense":
+            bits = elements if tensor["layout"]["kind"] == "bitmap" else 0
+            symbols = [decode(*coded.pop(0), Beside(start=start, bits=bits))]
+            positions = stored_positions(tensor, i, elements, symbols)
+        symbols = value_symbols(tensor, start, positions, coded)
         entries = stored_entries(tensor, [start + position for position in positions], parameters, symbols)
         content = [bytes(width)] * elements
         for position, entry in zip(positions, entries, strict=True):
@@ -402,6 +413,23 @@ def value_sizes(tensor: dict[str, Any], i: int, elements: int) -> list[tuple[int
         return [(entries, values["bits"])]
     width = entry_size(tensor)
     return [(entries * width, 8)] if values["split"] == "whole" else [(entries, 8)] * width
+
+
+def value_symbols(
+    tensor: dict[str, Any], start: int, positions: list[int], coded: list[tuple[Stream, bytes]]
+) -> list[list[int]]:
+    """The symbols of the value streams of a segment: those of the last stream first, because others need them."""
+    places = [start + position for position in positions]
+    if tensor["values"].get("split") == "whole":
+        width = entry_size(tensor)
+        places = [place * width + byte for place in places for byte in range(width)]
+    above: list[list[int]] = []
+    for stream, data in reversed(coded):
+        beside = Beside(places)
+        if above:
+            beside = Beside(places, next=above[0], last=above[-1])
+        above.insert(0, decode(stream, data, beside))
+    return above
 
 
 def check_scales(tensor: dict[str, Any], parameters: list[list[int]]) -> None:

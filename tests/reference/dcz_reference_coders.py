@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import zstandard
+from tests.reference.dcz_reference_range import Beside, Model, encode_decisions, raw_bits, split_symbol
 from tests.reference.dcz_reference_streams import BLOCK, canonical_codes, inner_nodes
 
 __all__ = [
     "Block",
     "Coder",
+    "RangeCoder",
     "Stream",
     "encode_table",
     "fixed",
@@ -182,3 +184,40 @@ def zstd(symbols: Sequence[int], width: int) -> Stream:
 
 def zstd_library(symbols: Sequence[int], width: int) -> Stream:
     return 2, zstandard.ZstdCompressor().compress(pack_symbols(symbols, width))
+
+
+# 6.4 range
+
+
+@dataclass(frozen=True)
+class RangeCoder:
+    """``raw`` and ``signs`` are for planes that have others above them. ``lengths`` None: the optimal ones."""
+
+    columns: int = 3
+    resolution: int = 0
+    raw: int = 0
+    signs: bool = False
+    lengths: Mapping[int, int] | None = None
+
+    def __call__(self, symbols: Sequence[int], width: int, beside: Beside | None = None) -> Stream:
+        beside = beside or Beside()
+        if beside.bits:
+            bits = [symbols[i // 8] >> i % 8 & 1 for i in range(beside.bits)]
+            model = Model(0, self.columns)
+            return 3, self.head(model) + encode_decisions(bits, {}, model, beside)
+        if beside.last is None:
+            model = Model(1, self.columns, self.resolution)
+        else:
+            model = Model(3 if self.signs else 2, self.columns, 0, self.raw)
+        parts = [split_symbol(symbol, model) for symbol in symbols]
+        data, lengths = self.head(model), dict(self.lengths or {0: 0})
+        if model.raw < width:
+            lengths = dict(self.lengths or optimal_lengths([upper for upper, _, _ in parts]))
+            data += encode_table(lengths)
+        data += encode_decisions(symbols, lengths, model, beside)
+        each = raw_bits(model)
+        return 3, data + (pack_symbols([low for _, low, _ in parts], each) if each else b"")
+
+    @staticmethod
+    def head(model: Model) -> bytes:
+        return bytes([model.kind | model.resolution << 2 | model.raw << 4]) + varint(model.columns)

@@ -23,8 +23,9 @@ from typing import Any
 import msgpack
 from blake3 import blake3
 from tests.reference.dcz_reference import END_MAGIC, MAGIC, stored_entries, widened
-from tests.reference.dcz_reference_coders import Coder, Stream, pack_bits, raw, zstd_frame
+from tests.reference.dcz_reference_coders import Coder, RangeCoder, Stream, pack_bits, raw, zstd_frame
 from tests.reference.dcz_reference_manifest import DTYPES
+from tests.reference.dcz_reference_range import Beside
 from tests.reference.dcz_reference_streams import FLOATS, difference_of
 
 __all__ = [
@@ -133,10 +134,10 @@ def tensor(
     fields: dict[str, Any] = {"name": name, "dtype": dtype, "shape": list(shape)}
     described = describe_values(values)
     full = {"granularity": {"kind": "tensor"}, "zero_points": False} | described
-    parts: list[list[tuple[Sequence[int], int]]] = []
+    parts: list[list[tuple[Sequence[int], int, Beside]]] = []
     parameters = parameter_streams(values)
     if parameters:
-        parts.append(parameters)
+        parts.append([(symbols, bits, Beside()) for symbols, bits in parameters])
 
     entries, gaps = [], []
     content = b""
@@ -144,19 +145,21 @@ def tensor(
     for start in range(0, count, segment):
         mask = stored[start : start + segment]
         positions = [i for i, kept in enumerate(mask) if kept]
-        streams: list[tuple[Sequence[int], int]] = []
+        places = [start + position for position in positions]
+        streams: list[tuple[Sequence[int], int, Beside]] = []
         if layout["kind"] == "bitmap":
-            streams.append((list(pack_bits([int(kept) for kept in mask])), 8))
+            beside = Beside(bits=len(mask), start=start)
+            streams.append((list(pack_bits([int(kept) for kept in mask])), 8, beside))
         elif layout["kind"] == "relative-index":
             symbols = encode_gaps(positions, layout["bits"])
             gaps.append(len(symbols))
-            streams.append((symbols, layout["bits"]))
+            streams.append((symbols, layout["bits"], Beside()))
         if isinstance(values, Exact):
             kept_entries = [exact[i * width : (i + 1) * width] for i in (start + p for p in positions)]
-            streams += exact_streams(kept_entries, values, dtype)
+            streams += exact_streams(kept_entries, values, dtype, places)
         else:
             codes = values.codes[used : used + len(positions)]
-            streams.append((codes, values.bits))
+            streams.append((codes, values.bits, Beside(places)))
             whole = {"dtype": dtype, "shape": list(shape), "values": full}
             symbols_of = [list(symbols) for symbols, _ in parameters]
             kept_entries = stored_entries(whole, [start + p for p in positions], symbols_of, [list(codes)])
@@ -171,7 +174,7 @@ def tensor(
         content = values.data
 
     coder_of = iter([coders] * sum(map(len, parts)) if callable(coders) else coders)
-    written = [[encode(next(coder_of), symbols, bits) for symbols, bits in part] for part in parts]
+    written = [[encode(next(coder_of), *stream) for stream in part] for part in parts]
     fields |= {
         "digest": blake3(content).digest(),
         "layout": layout,
@@ -195,8 +198,10 @@ def tensor(
     return Tensor(fields, [b"".join(data for _, data in part) for part in written], content)
 
 
-def encode(coder: Coder, symbols: Sequence[int], width: int) -> Stream:
-    return coder(symbols, width) if symbols else (0, b"")
+def encode(coder: Coder, symbols: Sequence[int], width: int, beside: Beside) -> Stream:
+    if not symbols:
+        return 0, b""
+    return coder(symbols, width, beside) if isinstance(coder, RangeCoder) else coder(symbols, width)
 
 
 def describe_values(values: Exact | Affine | Codebook) -> dict[str, Any]:
@@ -231,12 +236,15 @@ def parameter_streams(values: Exact | Affine | Codebook) -> list[tuple[Sequence[
     return scales if values.zero_points is None else [*scales, (values.zero_points, values.bits)]
 
 
-def exact_streams(entries: list[bytes], values: Exact, dtype: str) -> list[tuple[Sequence[int], int]]:
+def exact_streams(
+    entries: list[bytes], values: Exact, dtype: str, places: list[int]
+) -> list[tuple[Sequence[int], int, Beside]]:
     if values.stored_dtype is not None:
         entries = [narrowed(entry, dtype, values.stored_dtype) for entry in entries]
-    if values.split == "whole":
-        return [(list(b"".join(entries)), 8)]
     width = DTYPES[values.stored_dtype or dtype]
+    if values.split == "whole":
+        bytes_of = [place * width + byte for place in places for byte in range(width)]
+        return [(list(b"".join(entries)), 8, Beside(bytes_of))]
     if values.split == "rotated":
         numbers = [int.from_bytes(entry, "little") for entry in entries]
         added = values.offset << (8 * width - 16) if values.offset else 0
@@ -244,7 +252,9 @@ def exact_streams(entries: list[bytes], values: Exact, dtype: str) -> list[tuple
         entries = [
             (((n << 1 | n >> (8 * width - 1)) + added) & mask).to_bytes(width, "little") for n in numbers
         ]
-    return [([entry[plane] for entry in entries], 8) for plane in range(width)]
+    planes = [[entry[plane] for entry in entries] for plane in range(width)]
+    above = [Beside(places, next=plane, last=planes[-1]) for plane in planes[1:]]
+    return list(zip(planes, [8] * width, [*above, Beside(places)], strict=True))
 
 
 def narrowed(element: bytes, wide: str, narrow: str) -> bytes:
@@ -286,7 +296,9 @@ class Asset:
 
 
 def asset(path: str, content: bytes, *, role: str = "file", coder: Coder = raw) -> Asset:
-    written = [encode(coder, content[at : at + (1 << 20)], 8) for at in range(0, len(content), 1 << 20)]
+    written = [
+        encode(coder, content[at : at + (1 << 20)], 8, Beside()) for at in range(0, len(content), 1 << 20)
+    ]
     fields: dict[str, Any] = {"path": path, "size": len(content), "digest": blake3(content).digest()}
     if role != "file":
         fields["role"] = role

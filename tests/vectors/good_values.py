@@ -12,6 +12,8 @@ from tests.reference.dcz_reference_writer import Affine, Codebook, Draft, Exact,
 
 __all__ = [
     "BITMAP",
+    "DENSE",
+    "MIXED_ELEMENTS",
     "affine",
     "codebooks",
     "f32",
