@@ -131,9 +131,7 @@ def _try_range(
     return ((spec.RANGE, coded), len(coded)) if len(coded) < cost else None
 
 
-_Candidate: TypeAlias = (
-    "Callable[[np.ndarray, int, float, Effort, RangeContext], tuple[Coded, float] | None]"
-)
+_Candidate: TypeAlias = "Callable[[np.ndarray, int, float, Effort, RangeContext], tuple[Coded, float] | None]"
 _CANDIDATES: Final[dict[str, tuple[_Candidate, ...]]] = {
     "fast": (_try_huffman, _try_zstd),
     "balanced": (_try_huffman, _try_zstd),
