@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.common import Figure, figures_table
 
-NAMES = ("sizes", "load", "convert", "memory", "overhead", "startup", "clustering")
+NAMES = ("sizes", "load", "convert", "memory", "overhead", "startup", "clustering", "range_coder")
 
 
 _PREFACE = """\

@@ -288,6 +288,8 @@ class TensorEncoder:
         fixed = self._fixed_layout(layout, mask)
         if isinstance(fixed, Dense) and not bool(self._mask.all()):
             raise EncodingError("a tensor with a mask cannot be stored dense: the codes have no zero")
+        if fixed is None and self._coding == "range":
+            return Bitmap()
         return fixed or min(self._position_costs(mask), key=lambda item: item[0])[1]
 
     # -- the work
