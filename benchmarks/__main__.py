@@ -13,7 +13,17 @@ from pathlib import Path
 
 from benchmarks.common import Figure, between_markers, figures_table, processor
 
-NAMES = ("sizes", "delta", "load", "convert", "memory", "overhead", "startup", "clustering")
+NAMES = (
+    "sizes",
+    "delta",
+    "load",
+    "convert",
+    "memory",
+    "overhead",
+    "startup",
+    "clustering",
+    "range_coder",
+)
 
 
 _PREFACE = """\

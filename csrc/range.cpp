@@ -116,6 +116,7 @@ template <class Coder>
 void code_neighbours(Coder& coder, u8* symbols, std::size_t count, const Tree& tree, const std::array<Path, 256>& path,
                      const RangeModel& model, const RangeContext& context) {
     const std::size_t nodes = tree.nodes.size();
+    // The slots of one value of a context stand together: a symbol touches a few lines of the cache.
     std::vector<Slot> order0(nodes), slots(5 * 256 * nodes);
     std::vector<std::array<i32, 6>> weights(nodes, {13107, 13107, 13107, 13107, 13107, 13107});
     struct Column {
@@ -141,7 +142,7 @@ void code_neighbours(Coder& coder, u8* symbols, std::size_t count, const Tree& t
         const unsigned symbol = walk<Coder>(tree, path[symbols[i]], [&](unsigned node, unsigned bit) {
             std::array<Slot*, 6> chosen = {&order0[node]};
             for (std::size_t k = 0; k < 5; ++k) {
-                chosen[k + 1] = &slots[(k * nodes + node) * 256 + at[k]];
+                chosen[k + 1] = &slots[(k * 256 + at[k]) * nodes + node];
                 chosen[k + 1]->start_from(order0[node], kTrust);
             }
             return decide<15>(coder, bit, chosen, weights[node]);
@@ -171,7 +172,7 @@ void code_planes(Coder& coder, u8* symbols, u8* signs, std::size_t count, const 
     for (std::size_t i = 0; i < count; ++i) {
         const std::size_t top = context.last[i], next = context.next[i];
         const unsigned symbol = walk<Coder>(tree, path[symbols[i]], [&](unsigned node, unsigned bit) {
-            Slot &by_top = slots[node * 256 + top], &by_next = slots[(nodes + node) * 256 + next];
+            Slot &by_top = slots[top * nodes + node], &by_next = slots[(256 + next) * nodes + node];
             by_top.start_from(order0[node], kTrust);
             by_next.start_from(order0[node], kTrust);
             return decide<16>(coder, bit, std::array{&order0[node], &by_top, &by_next}, weights[node]);

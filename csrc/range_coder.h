@@ -81,9 +81,15 @@ class RangeDecoder {
 
     unsigned code(unsigned, u32 probability) {
         const u32 bound = static_cast<u32>((static_cast<u64>(range_) * probability) >> 16);
-        const bool bit = code_ < bound;
-        code_ -= bit ? 0 : bound;
-        range_ = bit ? bound : range_ - bound;
+        // A branch, not arithmetic: what is guessed rightly does not wait for the comparison.
+        unsigned bit = 0;
+        if (code_ < bound) [[unlikely]] {
+            bit = 1;
+            range_ = bound;
+        } else {
+            code_ -= bound;
+            range_ -= bound;
+        }
         while (range_ < kSmallest) {
             range_ <<= 8;
             code_ = code_ << 8 | next();

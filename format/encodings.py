@@ -25,7 +25,7 @@ from dcz.format.manifest import (
     PerTensor,
     RelativeIndex,
 )
-from dcz.format.range_models import Beside
+from dcz.format.range_models import NOTHING, Beside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,9 +119,11 @@ def _decode_ranged(
     ranged = [i for i, stream in enumerate(streams) if stream.coding == spec.RANGE]
     beside = Beside(first)
     if values:
-        bits = elements if isinstance(geometry.tensor.layout, Bitmap) else 0
+        bitmap = isinstance(geometry.tensor.layout, Bitmap)
         if 0 not in found:
-            found[0] = decode_stream(stored[0], streams[0], None, Beside(first, bits=bits))
+            found[0] = decode_stream(
+                stored[0], streams[0], None, Beside(first, bits=elements) if bitmap else NOTHING
+            )
         if ranged[-1] >= values:
             beside = Beside(first, _positions(geometry, segment, found[0]))
     if len(streams) == values + 1 and isinstance(geometry.tensor.values, Exact):
