@@ -20,7 +20,7 @@ from dcz import _native
 from dcz.compress.codebooks import quantize_codebook
 from dcz.compress.pruning import magnitude_mask
 from dcz.format import CodebookTensor, Reader, Writer
-from dcz.format.range_models import Beside, encode_range
+from dcz.format.range_models import Beside, RangeContext, encode_range
 
 _SHARED = 32
 _ROUNDS = 5
@@ -82,7 +82,7 @@ def _coded(tensors: list[Pruned]) -> list[tuple[np.ndarray, int, Beside, bytes]]
             (bitmap, 8, Beside(bits=one.mask.size)),
             (codes, one.tensor.bits, Beside(positions=positions)),
         ):
-            stored = encode_range(symbols, width, beside, one.mask.shape[1], signs=False)
+            stored = encode_range(symbols, width, RangeContext(beside, one.mask.shape[1]))
             streams.append((symbols, width, beside, stored))
     return streams
 
