@@ -72,8 +72,8 @@ LAYOUTS: list[Any] = [
     Bitmap(),
     *(RelativeIndex(bits=b) for b in (1, 4, 8)),
 ]
-Coding = Literal["auto", "raw", "huffman", "zstd"]
-CODINGS: list[Coding] = ["auto", "raw", "huffman", "zstd"]
+Coding = Literal["auto", "raw", "huffman", "zstd", "range"]
+CODINGS: list[Coding] = ["auto", "raw", "huffman", "zstd", "range"]
 
 
 @pytest.mark.parametrize("coding", CODINGS)
