@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 import zstandard
 from benchmarks.codecs import corruption, sparse, speed, weights
+from benchmarks.codecs.__main__ import RESULTS, ROOT
 from benchmarks.codecs.cells import ALL_PEERS
 from benchmarks.codecs.corruption import COUNTS, OUTCOMES, classify, mutations
 from benchmarks.codecs.peer import Decode, Peer
 from benchmarks.codecs.run import Choice, limited
-from benchmarks.codecs.tables import page
+from benchmarks.codecs.tables import page, readme
 from benchmarks.codecs.weights import DTYPES, Weights, write_safetensors
 from benchmarks.common import between_markers
 from safetensors.torch import load_file
@@ -47,9 +49,11 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Weights:
 
 @pytest.fixture
 def pruned(tmp_path: Path) -> Weights:
-    """Two matrices with a tenth of their weights, and at most 32 values each."""
+    """Two matrices with a tenth of their weights, at most 32 values each, and a row of zeros."""
     random = np.random.default_rng(8)
     tensors = [(name, random.normal(0, 0.02, (64, 80)).astype(np.float32)) for name in "ab"]
+    for _, tensor in tensors:
+        tensor[5] *= 1e-6
     dense = write_safetensors(tmp_path / "dense-fp32.safetensors", "fp32", tensors)
     return sparse.prune(dense, 0.1, tmp_path / "pruned-fp32.safetensors")
 
@@ -287,6 +291,7 @@ def test_only_a_whole_run_is_written() -> None:
     assert Choice(peers=["zstd", "dcz small"]).wants_peer("zstd 19")
     assert not Choice(peers=["zstd", "dcz small"]).wants_peer("dcz balanced")
     assert Choice(models=["crepe"], dtypes=["bf16"]).pairs() == [("crepe", "bf16")]
+    assert Choice(peers=["zstd"], everything=True).arguments == ["--peers", "zstd", "--all"]
 
 
 def _results(**sizes: float) -> dict[str, Any]:
@@ -350,3 +355,12 @@ def test_markers() -> None:
     for broken in ("", "<!-- begin x -->\n", "<!-- end x -->\n<!-- begin x -->\n"):
         with pytest.raises(ValueError, match="no markers"):
             between_markers(broken, "x", "new")
+
+
+def test_the_pages_show_the_results_that_are_committed() -> None:
+    """And nothing if there are none."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else None
+    for path, text in (("docs/benchmarks.md", page), ("README.md", readme)):
+        shown = (ROOT / path).read_text(encoding="utf-8")
+        expected = between_markers(shown, "codecs", text(results) if results else "")
+        assert shown == expected, "run `python -m benchmarks.codecs --render`"
