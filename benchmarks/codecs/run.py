@@ -30,6 +30,7 @@ SAMPLE: Final = "sample"
 QUICK: Final = ((SAMPLE, "bf16"), (SAMPLE, "fp32"))
 LIMIT: Final = 900.0  # seconds for one part
 SLOW_LIMIT: Final = 5400.0
+FOR_SPEED: Final = ("fast", "balanced")  # `small` is for size
 KERNELS: Final = ("avx512", "avx2", "portable")
 _LOADED: Final = ((LARGE, "bf16"), ("minilm", "fp32"))
 # One thread in every library, so that what is measured on one core did not prepare for more.
@@ -116,7 +117,7 @@ def _cells(made: Sequence[Weights], present: Sequence[str], choice: Choice, fold
             if in_time(name, weights):
                 yield _cell("lossless", "speed", name, weights)
 
-    chosen = [effort for effort in efforts() if f"dcz {effort}" in present]
+    chosen = [effort for effort in FOR_SPEED if f"dcz {effort}" in present]
     for key in QUICK if choice.quick else _LOADED:
         if key in by_key:
             for effort in chosen:

@@ -46,7 +46,8 @@ it and checks the BLAKE3 digest of every chunk; safetensors reads a file, the ot
 glyd and "zstd 3 + checksum" check what they read. zipnn, zstd, blosc2, pcodec and z4ai see the tensors as one buffer, without names and shapes;
 glyd and "z4ai .safetensors" get the .safetensors file. zipnn's `compress` changes its input in place, so it is given a
 copy, whose making is not timed. pcodec gets bf16 as unsigned integers. "Transposed" is by numpy, and timed. nncodec is
-DeepCABAC alone, without any quantization, on the indices of the shared values.
+DeepCABAC alone, without any quantization, on the indices of the shared values. `dcz small` is for size, and left out where
+only speed is compared.
 """
 
 
