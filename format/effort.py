@@ -16,7 +16,7 @@ __all__ = ["EFFORTS", "Effort", "EffortName", "effort_of"]
 
 EffortName: TypeAlias = Literal["fast", "balanced", "small"]
 
-# Measured on one core of a Zen 5 with AVX-512, on symbols of 2 to 7.8 bits: nanoseconds to decode one bit of a Huffman
+# Measured on one core with AVX-512, on symbols of 2 to 7.8 bits: nanoseconds to decode one bit of a Huffman
 # code (each is a step of a merge: 0.041 to 0.064), and one byte of a zstd frame that holds few repetitions (0.8 to 1.0).
 _NS_PER_HUFFMAN_BIT: Final = 0.05
 _NS_PER_ZSTD_BYTE: Final = 0.9
