@@ -11,6 +11,9 @@ namespace dcz {
 // Bytes behind a buffer that a kernel may read, though not use.
 inline constexpr std::size_t kSlack = 64;
 
+// Does a cache line start there? Only whole lines go around the caches.
+static inline bool is_line(const u8* p) { return reinterpret_cast<std::uintptr_t>(p) % 64 == 0; }
+
 // What a node of the wavelet tree takes symbols from: a leaf, which is one symbol; a pair, which is a node with two leaves,
 // as its bits; or a larger subtree, as its decoded symbols.
 struct Child {

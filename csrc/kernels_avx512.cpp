@@ -58,15 +58,9 @@ struct Avx512 {
             _mm512_storeu_si512(out, x);
     }
 
-    template <class T, bool kRotated>
-    static std::size_t merge_planes(const u8* const* planes, std::size_t count, T added, bool streaming, u8* out) {
-        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0) return merge_planes_to<T, kRotated, true>(planes, count, added, out);
-        return merge_planes_to<T, kRotated, false>(planes, count, added, out);
-    }
-
     // 64 elements at a time. Unpacking works within lanes of 128 bits, so the planes' pieces are put into these first.
     template <class T, bool kRotated, bool kStreaming>
-    static std::size_t merge_planes_to(const u8* const* p, std::size_t count, [[maybe_unused]] T added, u8* out) {
+    static std::size_t merge_planes(const u8* const* p, std::size_t count, [[maybe_unused]] T added, u8* out) {
         std::size_t i = 0;
         if constexpr (sizeof(T) == 2) {
             const __m512i taken = _mm512_set1_epi16(static_cast<short>(added));

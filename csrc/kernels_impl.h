@@ -6,7 +6,7 @@
 //   static void merge<left kind, right kind>(u64 mask, Child&, Child&, u8* out)    64 symbols; advances the children
 //   static u64  popcount(const u8* bits, std::size_t bytes)
 //   static u64  pack_flags(const u8* flags)                        64 of them
-//   static std::size_t merge_planes<T, rotated>(planes, count, added, streaming, out)   how many elements it has merged;
+//   static std::size_t merge_planes<T, rotated, streaming>(planes, count, added, out)   how many elements it has merged;
 //                                                     `added` is taken off before they are rotated back
 //   static u64  partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right)   the mask; advances
 //   static std::size_t look_up<T>(codes, count, table, size, out)                  how many elements it has looked up
@@ -167,7 +167,8 @@ struct Loops {
         const u8* p[sizeof(T)];
         for (std::size_t j = 0; j < sizeof(T); ++j) p[j] = planes[j];
         const T added = shifted<T>(offset);
-        const std::size_t done = P::template merge_planes<T, kRotated>(p, count, added, streaming, out);
+        const std::size_t done = streaming && is_line(out) ? P::template merge_planes<T, kRotated, true>(p, count, added, out)
+                                                           : P::template merge_planes<T, kRotated, false>(p, count, added, out);
         for (std::size_t i = done; i < count; ++i) {
             T value = 0;
             for (std::size_t j = 0; j < sizeof(T); ++j) value = static_cast<T>(value | static_cast<T>(static_cast<T>(p[j][i]) << (8 * j)));
@@ -319,7 +320,7 @@ struct Loops {
 
     template <class T>
     static void expand_of(const u8* bitmap, const u8* values, std::size_t count, bool streaming, u8* out) {
-        if (streaming && reinterpret_cast<std::uintptr_t>(out) % 64 == 0)
+        if (streaming && is_line(out))
             expand_as<T, true>(bitmap, values, count, out);
         else
             expand_as<T, false>(bitmap, values, count, out);

@@ -55,8 +55,8 @@ struct Portable {
         right.taken += ones;
     }
 
-    template <class T, bool kRotated>
-    static std::size_t merge_planes(const u8* const*, std::size_t, T, bool, u8*) {
+    template <class T, bool kRotated, bool kStreaming>
+    static std::size_t merge_planes(const u8* const*, std::size_t, T, u8*) {
         return 0;
     }
 

@@ -34,7 +34,7 @@ void expect_booleans(const u8* elements, std::size_t count) {
 // Where a strip of elements is made: in place, or in the cache, if what streams has to be aligned first.
 class Strip {
   public:
-    Strip(bool streaming, const u8* out) : copies_(streaming && reinterpret_cast<std::uintptr_t>(out) % 64 != 0), streaming_(streaming && !copies_) {}
+    Strip(bool streaming, const u8* out) : copies_(streaming && !is_line(out)), streaming_(streaming && !copies_) {}
 
     u8* begin(u8* out) { return copies_ ? made_.data() : out; }
     bool streaming() const { return streaming_; }  // what is made at begin()
