@@ -21,7 +21,16 @@ from dcz.format.range_models import NO_CONTEXT, NOTHING, Beside, RangeContext, e
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer
 
-__all__ = ["BALANCED", "Coded", "CodingChoice", "decode_stream", "encode_stream", "encode_zstd", "unzip"]
+__all__ = [
+    "BALANCED",
+    "Coded",
+    "CodingChoice",
+    "decode_stream",
+    "encode_stream",
+    "encode_zstd",
+    "tries_range",
+    "unzip",
+]
 
 CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd", "range"]
 Coded: TypeAlias = tuple[int, bytes | np.ndarray]
@@ -138,6 +147,11 @@ _CANDIDATES: Final[dict[str, tuple[_Candidate, ...]]] = {
     "small": (_try_huffman, _try_zstd, _try_range),
 }
 """What each effort tries, in this order: the stream if it costs less than the cost given, and its cost."""
+
+
+def tries_range(choice: CodingChoice, effort: Effort) -> bool:
+    """Whether encode_stream tries the range coder for this choice and effort."""
+    return choice == "range" or (choice == "auto" and _try_range in _CANDIDATES[effort.name])
 
 
 def unzip(stored: Buffer, stream: Stream) -> bytes:

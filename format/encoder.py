@@ -13,7 +13,7 @@ from dcz import _native
 from dcz.errors import EncodingError
 from dcz.format import layout as spec
 from dcz.format.choices import LayoutChoice, SplitChoice, choose_exact, choose_positions, gaps_of
-from dcz.format.coding import BALANCED, Coded, CodingChoice, encode_stream
+from dcz.format.coding import BALANCED, Coded, CodingChoice, encode_stream, tries_range
 from dcz.format.differences import Differences, choose_differences
 from dcz.format.dtypes import DTYPES, DType, dtype_of
 from dcz.format.encodings import segment_decoder
@@ -124,7 +124,7 @@ class TensorEncoder:
             if split != "auto":
                 raise EncodingError("only exact values can be split into planes")
         self.elements = math.prod(self.shape)
-        self._ranged = coding == "range" or (coding == "auto" and effort.name == "small")
+        self._ranged = tries_range(coding, effort)
         sized_as: CodingChoice = "range" if self._ranged else coding
         self.layout: Layout = Dense()
         self.values: Values = Exact(split="whole")
@@ -259,7 +259,7 @@ class TensorEncoder:
         assert content is not None
         assert stored is not None
         data = stored if mask is None else stored.reshape(-1, itemsize)[mask].reshape(-1)
-        planes, buffer = self._encode_exact(data, beside)
+        planes, buffer = self._encode_exact(data, beside, columns)
         if stored is not content:
             # What the streams do not live in is not needed any more.
             buffer, unused = (stored, None) if buffer is None else (buffer, stored)
@@ -267,7 +267,9 @@ class TensorEncoder:
                 self._pool.give(unused)
         return EncodedSegment(streams + planes, entries, gaps, content, buffer)
 
-    def _encode_exact(self, data: np.ndarray, beside: Beside) -> tuple[list[Coded], np.ndarray | None]:
+    def _encode_exact(
+        self, data: np.ndarray, beside: Beside, columns: int
+    ) -> tuple[list[Coded], np.ndarray | None]:
         """The value streams of exact entries, and the buffer in which they may live."""
         values = self.values
         assert isinstance(values, Exact)
@@ -275,7 +277,6 @@ class TensorEncoder:
         if values.stored_dtype is not None:
             data = narrowed(data, self.dtype, values.stored_dtype)
             itemsize = DTYPES[values.stored_dtype].itemsize
-        columns = self._columns()
         if values.split == "whole":
             beside = beside._replace(step=itemsize)
             return [self._encode(data, 8, beside, columns=columns * itemsize)], None

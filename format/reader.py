@@ -491,11 +491,13 @@ class Reader:
 
     # -- inside
 
-    def _located(self, name: str | None, place: PartPlace) -> Any:
+    def _offset(self, place: PartPlace) -> int:
         # What is wrong about a part without bytes stands in the manifest.
         geometry = self.geometry
-        offset = geometry.chunk_offsets[place.chunk] + place.start if place.chunk >= 0 else geometry.data_end
-        return located(self._source, name, offset)
+        return geometry.chunk_offsets[place.chunk] + place.start if place.chunk >= 0 else geometry.data_end
+
+    def _located(self, name: str | None, place: PartPlace) -> Any:
+        return located(self._source, name, self._offset(place))
 
     def _run(
         self,
@@ -586,15 +588,14 @@ class Reader:
     ) -> None:
         geometry, decoder = self.geometry.tensors[name], self._decoders[name]
         try:
-            if geometry.delta is None:
-                decode_segment(geometry, decoder, segment, chunk, start, out, streaming=streaming)
-            else:  # what was decoded is read again at once
-                decode_segment(geometry, decoder, segment, chunk, start, out, streaming=False)
+            # Differences are read again at once.
+            streaming = streaming and geometry.delta is None
+            decode_segment(geometry, decoder, segment, chunk, start, out, streaming=streaming)
+            if geometry.delta is not None:
                 self._bases.apply(geometry, segment, out)
         except FormatError as exc:
-            place = self.geometry.segment_place(name, segment)
-            offset = self.geometry.chunk_offsets[place.chunk] if place.chunk >= 0 else self.geometry.data_end
-            exc.locate(file=self.name, tensor=name, offset=offset + place.start)
+            offset = self._offset(self.geometry.segment_place(name, segment))
+            exc.locate(file=self.name, tensor=name, offset=offset)
             raise
 
     def _check_open(self) -> None:
