@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,59 @@ def alternate(actions: Sequence[Callable[[], object]], rounds: int) -> list[list
     for _ in range(rounds):
         for i, action in enumerate(actions):
             times[i].append(seconds(action))
+    return times
+
+
+_FIRST_LOAD = """
+import mmap, os, sys, time
+how, path, threads, warm, memory = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+import torch
+torch.set_num_threads(threads)
+if how == "dcz":
+    import dcz
+    load = lambda path: dcz.load(path, threads=threads)
+else:
+    from safetensors.torch import load_file
+    load = lambda path: {name: tensor.clone() for name, tensor in load_file(path).items()}
+load(warm)
+for _ in range(2):
+    if os.fork() == 0:
+        with mmap.mmap(-1, 4 * memory + (1 << 30)) as taken:
+            taken.madvise(mmap.MADV_HUGEPAGE)
+            taken.madvise(23)  # MADV_POPULATE_WRITE
+            os._exit(0)
+    os.wait()
+start = time.perf_counter()
+loaded = load(path)
+print(time.perf_counter() - start)
+"""
+
+
+def first_loads(plain: Path, packed: Path, threads: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of `safetensors.torch.load_file` with a copy of each tensor, and of `dcz.load`, taken in turns.
+
+    Each is the first load of a model in its process, on as many cores as threads: a second one would get the memory that the
+    first gave back. Before it, code and a tiny model have been loaded, and another process has taken and left memory: a
+    virtual machine may have given free memory back to its host, and to get it again costs far more than what is measured.
+    Where it does so at once, only the least times of many rounds mean something.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    import dcz
+
+    times: tuple[list[float], list[float]] = ([], [])
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = Path(folder) / "tiny.safetensors"
+        save_file({"weight": torch.zeros(4)}, tiny)
+        dcz.convert(tiny, tiny.with_suffix(".dcz"))
+        for _ in range(rounds):
+            for taken, how, path in zip(times, ("safetensors", "dcz"), (plain, packed), strict=True):
+                warm, memory = tiny.with_suffix(path.suffix), plain.stat().st_size
+                taken.append(
+                    float(run_python(_FIRST_LOAD, how, str(path), str(threads), str(warm), str(memory)))
+                )
     return times
 
 

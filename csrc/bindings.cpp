@@ -15,6 +15,7 @@
 #include <tuple>
 #include <utility>
 
+#include "batch.h"
 #include "bindings_clustering.h"
 #include "bits.h"
 #include "cpu.h"
@@ -23,6 +24,7 @@
 #include "exact_codes.h"
 #include "huffman.h"
 #include "kernels.h"
+#include "memory.h"
 #include "messagepack.h"
 #include "range.h"
 #include "segment.h"
@@ -342,7 +344,7 @@ struct SegmentStreams {
                 decoded_.emplace_back(found->second);
                 streams.push_back({Coding::symbols, decoded_.back().bytes(), count, width});
             } else {
-                require(coding <= 1, "streams of other codings are decoded before");
+                require(coding <= 0xFF && is_native(static_cast<u8>(coding)), "streams of other codings are decoded before");
                 streams.push_back({static_cast<Coding>(coding), part_.bytes().subspan(at, length), count, width});
             }
             at += length;
@@ -379,6 +381,55 @@ void py_decode_entries(const SegmentDecoder& decoder, nb::handle part, std::size
     require(decoder.is_dense() ? !at : where.size() == entries, "one position for each entry");
     nb::gil_scoped_release release;
     decoder.decode_entries({first, elements, entries, streams.streams}, where, to.data());
+}
+
+// A batch, and what it refers to.
+class PyBatch {
+  public:
+    PyBatch(nb::handle part_chunks, nb::handle part_starts, std::size_t streamed)
+        : batch_(integers(part_chunks), integers(part_starts), streamed) {}
+    PyBatch(const PyBatch&) = delete;
+    PyBatch& operator=(const PyBatch&) = delete;
+
+    void add(nb::object decoder, std::size_t first_part, unsigned bits, u64 segment, nb::handle codings, std::vector<u32> lengths,
+             std::vector<u32> entries, std::vector<u32> gaps, nb::handle out) {
+        check_width(bits);
+        const auto& segments = nb::cast<const SegmentDecoder&>(decoder);
+        Buffer to(out, true);
+        require(to.size() % segments.itemsize() == 0, "the output does not hold whole elements");
+        batch_.add({&segments, first_part, bits, to.size() / segments.itemsize(), segment, copy_of(codings), std::move(lengths),
+                    std::move(entries), std::move(gaps), to.data()});
+        decoders_.push_back(std::move(decoder));
+        outs_.push_back(std::move(to));
+    }
+
+    std::map<std::int64_t, u64> sizes() const { return batch_.sizes(); }
+
+    std::optional<std::tuple<std::size_t, std::size_t, std::string>> decode(std::int64_t chunk, nb::handle data) const {
+        const Buffer in(data);
+        nb::gil_scoped_release release;
+        const auto failure = batch_.decode(chunk, in.bytes());
+        if (!failure) return std::nullopt;
+        return std::tuple{failure->tensor, failure->segment, failure->reason};
+    }
+
+  private:
+    static std::vector<std::int64_t> integers(nb::handle object) {
+        const Buffer buffer(object);
+        const auto values = buffer.as<const std::int64_t>("places are 64-bit integers");
+        return {values.begin(), values.end()};
+    }
+
+    Batch batch_;
+    std::vector<nb::object> decoders_;
+    std::vector<Buffer> outs_;
+};
+
+// Asks the kernel for the pages of a buffer at once, which is cheaper than one by one; what it does not do is done later.
+void py_populate(nb::handle memory) {
+    const Buffer buffer(memory, true);
+    nb::gil_scoped_release release;
+    populate(buffer.data(), buffer.size());
 }
 
 Difference difference_of(const std::string& kind) {
@@ -527,6 +578,13 @@ NB_MODULE(_native, m) {
              nb::arg("entries"), nb::arg("streaming"), nb::arg("out"))
         .def("decode_entries", &py_decode_entries, nb::arg("part"), nb::arg("start"), nb::arg("streams"), nb::arg("decoded"),
              nb::arg("first"), nb::arg("elements"), nb::arg("positions").none(), nb::arg("out"));
+    nb::class_<PyBatch>(m, "Batch")
+        .def(nb::init<nb::handle, nb::handle, std::size_t>(), nb::arg("part_chunks"), nb::arg("part_starts"), nb::arg("streamed"))
+        .def("add", &PyBatch::add, nb::arg("decoder"), nb::arg("first_part"), nb::arg("bits"), nb::arg("segment"), nb::arg("codings"),
+             nb::arg("lengths"), nb::arg("entries"), nb::arg("gaps"), nb::arg("out"))
+        .def("sizes", &PyBatch::sizes)
+        .def("decode", &PyBatch::decode, nb::arg("chunk"), nb::arg("data"));
+    m.def("populate", &py_populate, nb::arg("memory"));
     m.def("shared_values", &py_shared_values, nb::arg("elements"), nb::arg("itemsize"), nb::arg("row"), nb::arg("skip_zeros"),
           nb::arg("limit"), nb::arg("codes"));
     m.def("uniform_codes", &py_uniform_codes, nb::arg("elements"), nb::arg("dtype"), nb::arg("row"), nb::arg("skip_zeros"), nb::arg("codes"));

@@ -182,12 +182,30 @@ bool SegmentDecoder::has_groups() const {
     return false;
 }
 
-void SegmentDecoder::expect_streams(const Segment& segment) const {
-    const std::size_t positions = position_streams();
+std::size_t SegmentDecoder::value_streams() const {
     const auto* exact = std::get_if<ExactValues>(&values_);
-    const std::size_t values = exact && exact->split ? entry_size() : 1;
-    const std::size_t symbols = exact && !exact->split ? segment.entries * entry_size() : segment.entries;
-    bool fit = segment.streams.size() == positions + values && segment.entries <= segment.elements;
+    return exact && exact->split ? entry_size() : 1;
+}
+
+std::size_t SegmentDecoder::value_symbols(std::size_t entries) const {
+    const auto* exact = std::get_if<ExactValues>(&values_);
+    return exact && !exact->split ? entries * entry_size() : entries;
+}
+
+void SegmentDecoder::describe(std::size_t elements, std::size_t entries, std::size_t gaps, unsigned bits,
+                              std::vector<CodedStream>& streams) const {
+    streams.clear();
+    if (has_gaps())
+        streams.push_back({Coding::raw, {}, gaps, layout_.bits});
+    else if (!is_dense())
+        streams.push_back({Coding::raw, {}, (elements + 7) / 8, 8});
+    const unsigned width = std::holds_alternative<ExactValues>(values_) ? 8 : bits;
+    streams.insert(streams.end(), value_streams(), {Coding::raw, {}, value_symbols(entries), width});
+}
+
+void SegmentDecoder::expect_streams(const Segment& segment) const {
+    const std::size_t positions = position_streams(), symbols = value_symbols(segment.entries);
+    bool fit = segment.streams.size() == segment_streams() && segment.entries <= segment.elements;
     if (is_dense()) fit = fit && segment.entries == segment.elements;
     if (fit && layout_.kind == Layout::Kind::bitmap) fit = segment.streams[0].count == (segment.elements + 7) / 8;
     for (std::size_t i = positions; fit && i < segment.streams.size(); ++i) fit = segment.streams[i].count == symbols;

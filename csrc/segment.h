@@ -20,6 +20,9 @@ enum class Coding : u8 {
     symbols = 0xFF,  // decoded already, a byte for each symbol: what other codings are to this file
 };
 
+// Is a stream of this coding decoded here?
+inline bool is_native(u8 coding) { return coding <= static_cast<u8>(Coding::huffman); }
+
 struct CodedStream {
     Coding coding;
     Bytes bytes;
@@ -82,6 +85,12 @@ class SegmentDecoder {
 
     std::size_t itemsize() const { return itemsize_; }
     bool is_dense() const { return layout_.kind == Layout::Kind::dense; }
+    bool has_gaps() const { return layout_.kind == Layout::Kind::relative_index; }
+    std::size_t segment_streams() const { return position_streams() + value_streams(); }
+
+    // How many symbols of how many bits each stream of a segment has; what it is coded as is left to the caller.
+    // `gaps`: with fillers. `bits`: of a code.
+    void describe(std::size_t elements, std::size_t entries, std::size_t gaps, unsigned bits, std::vector<CodedStream>& streams) const;
 
     struct Segment {
         u64 first;             // element of the tensor
@@ -100,6 +109,8 @@ class SegmentDecoder {
 
   private:
     std::size_t position_streams() const { return is_dense() ? 0 : 1; }
+    std::size_t value_streams() const;
+    std::size_t value_symbols(std::size_t entries) const;  // of each of these
     bool has_groups() const;
     std::size_t entry_size() const;  // bytes of an exact entry in the streams
     void expect_streams(const Segment& segment) const;

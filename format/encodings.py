@@ -30,12 +30,23 @@ from dcz.format.range_models import NOTHING, Beside
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dcz.format.geometry import Stream, TensorGeometry
+    from dcz.format.geometry import Geometry, Stream, TensorGeometry
     from dcz.format.manifest import Granularity, Layout, Values
 
-__all__ = ["decode_entries", "decode_segment", "groups_of", "segment_decoder", "tensor_decoder"]
+__all__ = [
+    "STREAMED",
+    "TensorBatch",
+    "decode_entries",
+    "decode_segment",
+    "groups_of",
+    "segment_decoder",
+    "tensor_decoder",
+]
 
 _NATIVE: Final = frozenset((spec.RAW, spec.HUFFMAN))
+# A whole tensor is decoded long before it is used: segments from this many bytes on are written around the caches, which
+# the rest needs.
+STREAMED: Final = 256 << 10
 
 
 def groups_of(granularity: Granularity, shape: tuple[int, ...]) -> tuple[str, int, int]:
@@ -195,3 +206,51 @@ def decode_entries(
         out,
     )
     return positions, out
+
+
+class TensorBatch:
+    """Whole tensors that are decoded chunk by chunk, all that is in a chunk in one native call.
+
+    That is for tensors whose streams the native decoder reads itself, and which are not differences: ``takes`` says so.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._native = _native.Batch(geometry.part_chunks, geometry.part_starts, STREAMED)
+        self._names: list[str] = []
+
+    @staticmethod
+    def takes(geometry: TensorGeometry) -> bool:
+        return geometry.delta is None and _NATIVE.issuperset(geometry.tensor.codings)
+
+    def add(self, name: str, decoder: _native.SegmentDecoder, out: np.ndarray) -> None:
+        """``out``: contiguous, of the tensor's size in bytes."""
+        geometry = self._geometry.tensors[name]
+        tensor, skip = geometry.tensor, len(geometry.parameters)
+        bits = 8 if isinstance(tensor.values, Exact) else tensor.values.bits
+        self._native.add(
+            decoder,
+            self._geometry.first_segment(name),
+            bits,
+            tensor.segment,
+            tensor.codings[skip:],
+            tensor.lengths[skip:],
+            tensor.entries,
+            tensor.gaps,
+            out,
+        )
+        self._names.append(name)
+
+    def sizes(self) -> dict[int, int]:
+        """For each chunk that is needed (-1: the parts without bytes), the decoded bytes of what is in it."""
+        return self._native.sizes()
+
+    def decode(self, chunk: int, data: memoryview) -> None:
+        """Decode what is in a chunk. Raises CorruptStream."""
+        failure = self._native.decode(chunk, data)
+        if failure is None:
+            return
+        number, segment, reason = failure
+        name = self._names[number]
+        place = self._geometry.segment_place(name, segment)
+        raise CorruptStream(reason, tensor=name, offset=self._geometry.offset_of(place))

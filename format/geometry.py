@@ -258,10 +258,10 @@ class Geometry:
         chunk_starts = ends - np.array(self.chunk_lengths, dtype=np.int64)
         if bool(np.any(part_ends[filled] > ends[chunk[filled]])):
             raise ManifestError("a part crosses the end of a chunk")
-        self._part_chunk = np.where(filled, chunk, -1)
-        self._part_start = np.zeros_like(starts)
-        self._part_start[filled] = starts[filled] - chunk_starts[chunk[filled]]
-        self._part_length = sizes
+        self.part_chunks = np.where(filled, chunk, -1)
+        self.part_starts = np.zeros_like(starts)
+        self.part_starts[filled] = starts[filled] - chunk_starts[chunk[filled]]
+        self._part_lengths = sizes
 
     @cached_property
     def padding(self) -> list[tuple[int, int]]:
@@ -275,7 +275,7 @@ class Geometry:
 
     def held_by(self, chunk: int) -> tuple[list[str], list[str]]:
         """The tensors and the assets (their paths) of which parts are in a chunk."""
-        parts = np.flatnonzero(self._part_chunk == chunk)
+        parts = np.flatnonzero(self.part_chunks == chunk)
         owners = [*self._first_part, *(geometry.asset.path for geometry in self.assets)]
         firsts = [*self._first_part.values(), *self._first_asset_part]
         # The last of those that start with the same part is the one that has it: the others have none.
@@ -285,14 +285,22 @@ class Geometry:
 
     def _place_of(self, part: int) -> PartPlace:
         return PartPlace(
-            int(self._part_chunk[part]), int(self._part_start[part]), int(self._part_length[part])
+            int(self.part_chunks[part]), int(self.part_starts[part]), int(self._part_lengths[part])
         )
+
+    def offset_of(self, place: PartPlace) -> int:
+        """Where a part starts in the file. What is wrong about one without bytes stands in the manifest."""
+        return self.chunk_offsets[place.chunk] + place.start if place.chunk >= 0 else self.data_end
 
     def parameter_place(self, name: str) -> PartPlace:
         return self._place_of(self._first_part[name])
 
+    def first_segment(self, name: str) -> int:
+        """The number, among all parts, of the first segment of a tensor."""
+        return self._first_part[name] + (1 if self.tensors[name].parameters else 0)
+
     def segment_place(self, name: str, segment: int) -> PartPlace:
-        return self._place_of(self._first_part[name] + (1 if self.tensors[name].parameters else 0) + segment)
+        return self._place_of(self.first_segment(name) + segment)
 
     def asset_place(self, asset: int, segment: int) -> PartPlace:
         return self._place_of(self._first_asset_part[asset] + segment)

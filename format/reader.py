@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import operator
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -31,33 +29,23 @@ from dcz.format import layout as spec
 from dcz.format.bases import BaseLike, BaseReference, Bases
 from dcz.format.coding import decode_stream
 from dcz.format.digests import Hasher, check_digest, digest, digest_name
-from dcz.format.encodings import decode_entries, decode_segment, tensor_decoder
+from dcz.format.encodings import STREAMED, TensorBatch, decode_entries, decode_segment, tensor_decoder
 from dcz.format.geometry import Geometry, PartPlace, TensorGeometry
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 from dcz.format.manifest import decode_manifest
 from dcz.format.memory import aligned_bytes
+from dcz.format.parallel import run, thread_count
 from dcz.format.source import ByteSource, SourceLike, located, open_source
 from dcz.format.sparse import CompressedSparse, SparseBuilder
 
 if TYPE_CHECKING:
     from dcz.format.manifest import Manifest
 
-__all__ = ["LazyTensor", "Reader", "thread_count"]
+__all__ = ["LazyTensor", "Reader"]
 
 _TAIL: Final = 64 << 10  # read with the footer: most manifests are in it
 _CACHED_CHUNKS: Final = 4
 _CACHED_BYTES: Final = 1 << 20
-# A whole tensor is decoded long before it is used: from this many bytes on, around the caches, which the rest needs.
-_STREAMED: Final = 256 << 10
-
-
-def thread_count(threads: int | None) -> int:
-    """``threads``; if that is None, as many as this process has cores, at most 8. Raises UsageError below 1."""
-    if threads is None:
-        return min(8, len(os.sched_getaffinity(0)))
-    if threads < 1:
-        raise UsageError(f"{threads} threads: at least 1 is needed")
-    return threads
 
 
 def _index(item: Any) -> Any:
@@ -170,7 +158,7 @@ class Reader:
         threads: int | None = None,
         base: BaseLike | Sequence[BaseLike] | None = None,
     ) -> None:
-        self._threads = thread_count(threads)
+        self.threads = thread_count(threads)
         self._source = open_source(source)
         self._closed = False
         self._limits = limits
@@ -289,31 +277,43 @@ class Reader:
             if not out.flags.writeable:
                 raise UsageError(f"the array for tensor {name!r} is read-only")
             targets.setdefault(self.stored_name(name), []).append(out.reshape(-1).view(np.uint8))
-        jobs: dict[int, list[tuple[str, int, int]]] = {}  # chunk -> segments in it, and where they start
-        for name in targets:
-            for segment in range(self.geometry.tensors[name].segments):
-                place = self.geometry.segment_place(name, segment)
-                jobs.setdefault(place.chunk, []).append((name, segment, place.start))
-        for name in targets:
+        batch = TensorBatch(self.geometry)
+        others: dict[int, list[tuple[str, int, int]]] = {}  # chunk -> segments in it, and where they start
+        for name, outputs in targets.items():
             self.prepare(name)
+            geometry = self.geometry.tensors[name]
+            if TensorBatch.takes(geometry):
+                if geometry.segments:
+                    batch.add(name, self._decoders[name], outputs[0])
+                continue
+            for segment in range(geometry.segments):
+                place = self.geometry.segment_place(name, segment)
+                others.setdefault(place.chunk, []).append((name, segment, place.start))
+        sizes = batch.sizes()
 
         # Who asks for one tensor may ask for its neighbours next; of many, each chunk is needed once.
         cached = len(targets) == 1
 
         def decode(chunk: int) -> int:
-            done = 0
-            with located(self._source, jobs[chunk][0][0]):
+            done = sizes.get(chunk, 0)
+            try:
                 data = self._chunk(chunk, cached=cached)
-            for name, segment, start in jobs[chunk]:
+                if done:
+                    batch.decode(chunk, data)
+            except FormatError as exc:
+                held = self.geometry.held_by(chunk)[0]
+                exc.locate(file=self.name, tensor=next((name for name in held if name in targets), None))
+                raise
+            for name, segment, start in others.get(chunk, ()):
                 geometry = self.geometry.tensors[name]
                 first = segment * geometry.tensor.segment * geometry.dtype.itemsize
                 size = geometry.segment_elements(segment) * geometry.dtype.itemsize
                 piece = targets[name][0][first : first + size]
-                self._decode_segment(name, segment, data, start, piece, streaming=size >= _STREAMED)
+                self._decode_segment(name, segment, data, start, piece, streaming=size >= STREAMED)
                 done += size
             return done
 
-        self._run(decode, sorted(jobs), progress)
+        self._run(decode, sorted(sizes.keys() | others.keys()), progress)
         for copies in targets.values():
             for copy in copies[1:]:
                 copy[:] = copies[0]
@@ -491,36 +491,13 @@ class Reader:
 
     # -- inside
 
-    def _offset(self, place: PartPlace) -> int:
-        # What is wrong about a part without bytes stands in the manifest.
-        geometry = self.geometry
-        return geometry.chunk_offsets[place.chunk] + place.start if place.chunk >= 0 else geometry.data_end
-
     def _located(self, name: str | None, place: PartPlace) -> Any:
-        return located(self._source, name, self._offset(place))
+        return located(self._source, name, self.geometry.offset_of(place))
 
     def _run(
-        self,
-        job: Callable[[Any], int | None],
-        items: Iterable[Any],
-        progress: Callable[[int], None] | None = None,
+        self, job: Callable[[Any], int], items: Iterable[Any], progress: Callable[[int], None] | None = None
     ) -> None:
-        """Runs the jobs on the threads. The first error in order of the items is raised, whatever the timing."""
-        todo = list(items)
-        if self._threads == 1 or len(todo) <= 1:
-            for item in todo:
-                done = job(item)
-                if progress and done:
-                    progress(done)
-            return
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="dcz") as pool:
-            try:
-                for done in pool.map(job, todo):
-                    if progress and done:
-                        progress(done)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        run(job, items, self.threads, progress)
 
     def _chunk(self, chunk: int, *, cached: bool = True) -> memoryview:
         """The verified bytes of a chunk (step 6), valid until the same thread asks for another one."""
@@ -594,7 +571,7 @@ class Reader:
             if geometry.delta is not None:
                 self._bases.apply(geometry, segment, out)
         except FormatError as exc:
-            offset = self._offset(self.geometry.segment_place(name, segment))
+            offset = self.geometry.offset_of(self.geometry.segment_place(name, segment))
             exc.locate(file=self.name, tensor=name, offset=offset)
             raise
 

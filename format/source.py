@@ -16,6 +16,7 @@ from dcz.format.dtypes import view_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from types import TracebackType
 
     from dcz.format.dtypes import Buffer
 
@@ -199,11 +200,19 @@ def open_source(source: SourceLike) -> ByteSource:
     return _StreamSource(source, str(getattr(source, "name", "<file object>")), owned=False)
 
 
-@contextlib.contextmanager
-def located(source: ByteSource, tensor: str | None = None, offset: int | None = None) -> Generator[None]:
+class located:  # used as a function, and too often for a generator
     """Format errors from inside say which file, tensor and offset they are about."""
-    try:
-        yield
-    except FormatError as exc:
-        exc.locate(file=source.name, tensor=tensor, offset=offset)
-        raise
+
+    __slots__ = ("_offset", "_source", "_tensor")
+
+    def __init__(self, source: ByteSource, tensor: str | None = None, offset: int | None = None) -> None:
+        self._source, self._tensor, self._offset = source, tensor, offset
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(value, FormatError):
+            value.locate(file=self._source.name, tensor=self._tensor, offset=self._offset)

@@ -35,7 +35,7 @@ from dcz.format.manifest import (
     describe,
     encode_manifest,
 )
-from dcz.format.reader import thread_count
+from dcz.format.parallel import thread_count
 
 if TYPE_CHECKING:
     from dcz.format.dtypes import Buffer

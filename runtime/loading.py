@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, overload
 
 from dcz.converters import conversion
 from dcz.converters.torch_tensors import (
@@ -40,6 +40,8 @@ __all__ = ["BasesLike", "LoadedInto", "convert", "load", "load_into", "open", "o
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 RegistryLike: TypeAlias = "Store | str | os.PathLike[str] | None"
 BasesLike: TypeAlias = "BaseLike | Sequence[BaseLike] | None"
+
+_MOST_EXPANDED: Final = 8
 
 
 def open_reader(
@@ -137,7 +139,12 @@ def load(
 
 def load_arrays(reader: Reader) -> dict[str, np.ndarray]:
     stored = {tensor.name: tensor for tensor in reader.manifest.tensors}
-    arrays = allocate((name, DTYPES[tensor.dtype], tensor.shape) for name, tensor in stored.items())
+    # What a file claims gets pages before it is read only in proportion to what the file brings.
+    claimed = sum(geometry.nbytes for geometry in reader.geometry.tensors.values())
+    arrays = allocate(
+        ((name, DTYPES[tensor.dtype], tensor.shape) for name, tensor in stored.items()),
+        populate=reader.threads if claimed <= _MOST_EXPANDED * reader.size else 0,
+    )
     reader.read_into(arrays)
     return arrays | {alias: arrays[target].view() for alias, target in reader.aliases.items()}
 

@@ -1,12 +1,12 @@
 """`dcz.load` against safetensors, both ending in memory of their own, from the page cache.
 
 safetensors maps the file, so that loading alone reads nothing; a copy of each tensor puts the weights where `dcz.load` puts
-them, too. The two take turns; the figure is the median of the ratios. Threads are those of both, and cores to run on.
+them, too. The two take turns, each in a process of its own that loads for the first time; the figure is the median of the
+ratios. Threads are those of both, and cores to run on.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 
 from benchmarks.codecs.dcz_peers import encode_file
 from benchmarks.codecs.weights import Weights
-from benchmarks.common import alternate, median_ratio
+from benchmarks.common import first_loads, median_ratio
 
 __all__ = ["measure_loading"]
 
-ROUNDS = 15
+ROUNDS = 9
 
 
 def measure_loading(weights: Weights, effort: str, threads: int, *, once: bool = False) -> dict[str, Any]:
@@ -28,23 +28,15 @@ def measure_loading(weights: Weights, effort: str, threads: int, *, once: bool =
 
     import dcz
 
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
-    torch.set_num_threads(threads)
     packed = Path(tempfile.mkdtemp()) / "file.dcz"
     encode_file(weights, packed, effort)
 
-    def peer() -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in load_file(weights.path).items()}
-
-    def ours() -> dict[str, torch.Tensor]:
-        return dcz.load(packed, threads=threads)
-
-    expected, seen = peer(), ours()
+    expected, seen = load_file(weights.path), dcz.load(packed)
     exact = expected.keys() == seen.keys() and all(
         torch.equal(expected[k].view(torch.uint8), seen[k].view(torch.uint8)) for k in expected
     )
     del expected, seen
-    theirs, mine = alternate((peer, ours), 1 if once else ROUNDS)
+    theirs, mine = first_loads(weights.path, packed, threads, 1 if once else ROUNDS)
     return {
         "x_safetensors": median_ratio(theirs, mine),
         "seconds": statistics.median(mine),

@@ -105,6 +105,33 @@ class SegmentDecoder:
         out: Buffer,
     ) -> None: ...
 
+class Batch:
+    """Whole tensors to be decoded chunk by chunk. ``part_chunks`` and ``part_starts`` (int64): the place of each part of the
+    file. Segments of ``streamed`` bytes and more are written around the caches."""
+
+    def __init__(self, part_chunks: Buffer, part_starts: Buffer, streamed: int) -> None: ...
+    def add(
+        self,
+        decoder: SegmentDecoder,
+        first_part: int,
+        bits: int,
+        segment: int,
+        codings: bytes,
+        lengths: Sequence[int],
+        entries: Sequence[int],
+        gaps: Sequence[int],
+        out: Buffer,
+    ) -> None:
+        """A tensor, all of whose streams have codings that SegmentDecoder knows. ``first_part``: of its segments. ``bits``:
+        of a code. ``codings`` and ``lengths``: of the streams of its segments."""
+
+    def sizes(self) -> dict[int, int]:
+        """For each chunk that is needed (-1: the parts without bytes), the decoded bytes of what is in it."""
+
+    def decode(self, chunk: int, data: Buffer) -> tuple[int, int, str] | None:
+        """Decode what is in a chunk. Gives the number of a tensor and a segment that are corrupt, and the reason."""
+
+def populate(memory: Buffer) -> None: ...
 def shared_values(
     elements: Buffer, itemsize: int, row: int, skip_zeros: bool, limit: int, codes: Buffer
 ) -> tuple[bytes, int] | None: ...
