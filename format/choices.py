@@ -51,6 +51,8 @@ _EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
 _DENSE: Final = 0.95  # no positions pay where more than this part is stored
+_TENSOR: Final = PerTensor()
+_ROWS: Final = PerChannel(axis=0)
 _OFFSET_FROM: Final = 1 << 12  # elements: in fewer, chance looks like structure
 _OFFSET_WORTH: Final = (
     4000  # an offset must save one part in so many: it costs nothing, but samples are not exact
@@ -255,7 +257,7 @@ class _Chooser:
                 continue
             part, rows = (self.sample, 1) if single else self._rows(grouping.row)
             row = part.size // self.dtype.itemsize // rows
-            sampled = Grouping(PerTensor() if single else PerChannel(axis=0), row)
+            sampled = Grouping(_TENSOR if single else _ROWS, row)
             few = None if mask is None else _nonzero(part, self.dtype.itemsize)
             share = self.data.size / part.size
             for recognize in recognition.RECOGNIZERS:
@@ -275,7 +277,7 @@ class _Chooser:
         """Whether the first row of so many elements is what rows are looked at for: hardly ever."""
         part = self.data[: row * self.dtype.itemsize]
         few = _nonzero(part, self.dtype.itemsize) if sparse else None
-        grouping = Grouping(PerChannel(axis=0), row)
+        grouping = Grouping(_ROWS, row)
         return any(
             recognize(part, self.dtype, (1, row), grouping, few) is not None
             for recognize in recognition.RECOGNIZERS

@@ -32,6 +32,11 @@ _LEAST_SHARED: Final = 4  # elements for each centroid, which is stored in full
 _PIECE: Final = 1 << 16
 
 
+_TENSOR: Final = PerTensor()
+_ROWS: Final = PerChannel(axis=0)
+_GROUPS: Final = tuple(PerGroup(size=size) for size in _GROUP_SIZES)
+
+
 @dataclass(frozen=True)
 class Grouping:
     """Groups that lie one behind the other in memory, each of ``row`` elements."""
@@ -43,14 +48,14 @@ class Grouping:
 def groupings(shape: tuple[int, ...]) -> Iterator[Grouping]:
     """The ways to group a tensor that are looked at, the fewest groups first."""
     elements = math.prod(shape)
-    yield Grouping(PerTensor(), elements)
+    yield Grouping(_TENSOR, elements)
     if len(shape) > 1:
         row = elements // shape[0]
         if row >= _LEAST_ROW and shape[0] > 1:
-            yield Grouping(PerChannel(axis=0), row)
-        for size in _GROUP_SIZES:
-            if size < shape[-1] and shape[-1] % size == 0:
-                yield Grouping(PerGroup(size=size), size)
+            yield Grouping(_ROWS, row)
+        for groups in _GROUPS:
+            if groups.size < shape[-1] and shape[-1] % groups.size == 0:
+                yield Grouping(groups, groups.size)
 
 
 def _bits_for(size: int) -> int:

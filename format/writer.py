@@ -79,7 +79,7 @@ class Writer:
         self._open = True
         self._whole = True
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="dcz")
-        self._window = 2 * workers
+        self._workers = workers
         self._metadata = dict(metadata or {})
         self._provenance = provenance or Provenance()
         self._tensors: list[Tensor] = []
@@ -220,14 +220,14 @@ class Writer:
 
     def _in_order(self, job: Callable[[int], EncodedSegment], count: int) -> Iterator[EncodedSegment]:
         """Runs the jobs on the threads, a few ahead, and gives their results in order."""
-        if count == 1:
-            yield job(0)
+        if count == 1 or self._workers == 1:
+            yield from map(job, range(count))
             return
         running: deque[Future[EncodedSegment]] = deque()
         try:
             for index in range(count):
                 running.append(self._pool.submit(job, index))
-                if len(running) >= self._window:
+                if len(running) >= 2 * self._workers:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
