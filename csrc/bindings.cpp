@@ -82,14 +82,15 @@ nb::object py_huffman_encode(nb::handle symbols, unsigned width, std::size_t lim
     check_width(width);
     require(price <= 1024, "decoding a bit is worth at most a byte");
     const Buffer in(symbols);
-    std::vector<u8> out;
+    thread_local std::vector<u8> out;  // fresh pages would cost as much as the code
+    bool smaller;
     {
         nb::gil_scoped_release release;
         require(width == 8 || std::all_of(in.data(), in.data() + in.size(), [&](u8 s) { return s >> width == 0; }),
                 "a symbol does not fit in the width");
-        out = huffman_encode(in.data(), in.size(), width, limit, price);
+        smaller = huffman_encode(in.data(), in.size(), width, limit, price, out);
     }
-    return out.empty() ? nb::object(nb::none()) : nb::object(to_bytes(out));
+    return smaller ? nb::object(to_bytes(out)) : nb::object(nb::none());
 }
 
 void py_huffman_decode(nb::handle stream, unsigned width, nb::handle out) {
@@ -482,6 +483,31 @@ nb::object py_shared_values(nb::handle elements, std::size_t itemsize, std::size
     return nb::make_tuple(to_bytes(found->centroids), found->size);
 }
 
+bool py_looks_quantized(nb::handle elements, std::size_t itemsize, const std::string& dtype, bool skip_zeros, std::size_t limit) {
+    const Buffer in(elements);
+    check_itemsize(itemsize);
+    require(in.size() > 0 && in.size() % itemsize == 0, "whole elements");
+    std::optional<FloatType> type;
+    if (dtype == "f32" || dtype == "f16" || dtype == "bf16") {
+        type = dtype == "f32" ? FloatType::f32 : dtype == "f16" ? FloatType::f16 : FloatType::bf16;
+        require(itemsize == (dtype == "f32" ? 4 : 2), "elements of the type's size");
+    }
+    nb::gil_scoped_release release;
+    return looks_quantized({in.bytes(), itemsize, in.size() / itemsize, skip_zeros}, type, limit);
+}
+
+nb::tuple py_plane_costs(nb::handle elements, std::size_t itemsize, bool rotated) {
+    check_itemsize(itemsize);
+    const Buffer in(elements);
+    require(in.size() % itemsize == 0, "whole elements");
+    PlaneCosts costs;
+    {
+        nb::gil_scoped_release release;
+        costs = plane_costs(in.bytes(), itemsize, rotated);
+    }
+    return nb::make_tuple(costs.whole, costs.bytes, costs.rotated);
+}
+
 nb::object py_uniform_codes(nb::handle elements, const std::string& dtype, std::size_t row, bool skip_zeros, nb::handle codes) {
     require(dtype == "f32" || dtype == "f16" || dtype == "bf16", "uniform codes are found of f32, f16 and bf16");
     const Buffer in(elements), to(codes, true);
@@ -587,6 +613,9 @@ NB_MODULE(_native, m) {
     m.def("populate", &py_populate, nb::arg("memory"));
     m.def("shared_values", &py_shared_values, nb::arg("elements"), nb::arg("itemsize"), nb::arg("row"), nb::arg("skip_zeros"),
           nb::arg("limit"), nb::arg("codes"));
+    m.def("looks_quantized", &py_looks_quantized, nb::arg("elements"), nb::arg("itemsize"), nb::arg("dtype"), nb::arg("skip_zeros"),
+          nb::arg("limit"));
+    m.def("plane_costs", &py_plane_costs, nb::arg("elements"), nb::arg("itemsize"), nb::arg("rotated"));
     m.def("uniform_codes", &py_uniform_codes, nb::arg("elements"), nb::arg("dtype"), nb::arg("row"), nb::arg("skip_zeros"), nb::arg("codes"));
     m.def("encode_delta", &py_encode_delta, nb::arg("kind"), nb::arg("base"), nb::arg("elements"), nb::arg("itemsize"),
           nb::arg("out"));

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "huffman.h"
+#include "kernels.h"
 
 namespace dcz {
 
@@ -265,6 +266,33 @@ std::optional<UniformCodes> uniform_codes(const Rows& rows, FloatType type, u8* 
         assign(distinct, rows, row, code_of, codes);
     }
     return out;
+}
+
+bool looks_quantized(const Rows& row, std::optional<FloatType> type, std::size_t limit) {
+    thread_local Distinct distinct;
+    if (!collect(distinct, row, 0, kMost)) return false;
+    if (distinct.values.size() <= limit) return true;
+    Fit fit;
+    if (!type || !fit_row(distinct.values, *type, fit)) return false;
+    return std::ranges::any_of(std::array{FloatType::f16, FloatType::bf16, FloatType::f32}, [&](FloatType scale) {
+        return scale_for(fit, distinct.values, *type, row.itemsize, scale) != 0;
+    });
+}
+
+PlaneCosts plane_costs(Bytes elements, std::size_t itemsize, bool rotated) {
+    const std::size_t count = elements.size() / itemsize;
+    thread_local std::vector<u8> planes;
+    planes.resize(elements.size());
+    const auto cost = [&](bool turned) {
+        std::array<u8*, 8> starts{};
+        for (std::size_t j = 0; j < itemsize; ++j) starts[j] = planes.data() + j * count;
+        kernels().split_planes(elements.data(), count, itemsize, turned, 0, starts.data());
+        std::size_t sum = 0;
+        for (std::size_t j = 0; j < itemsize; ++j) sum += huffman_estimate(starts[j], count);
+        return sum;
+    };
+    const std::size_t whole = huffman_estimate(elements.data(), elements.size());
+    return {whole, itemsize > 1 ? cost(false) : whole, rotated ? cost(true) : whole};
 }
 
 Offset best_offset(const u8* elements, std::size_t count, std::size_t itemsize) {

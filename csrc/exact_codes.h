@@ -40,6 +40,17 @@ struct UniformCodes {
 // that is not found: what is found is exact, but not everything is found.
 std::optional<UniformCodes> uniform_codes(const Rows& rows, FloatType type, u8* codes);
 
+// Whether shared_values, with this limit, or uniform_codes finds something in the elements if they are one row. `type` is
+// none for elements of other types, for which uniform codes are not found.
+bool looks_quantized(const Rows& row, std::optional<FloatType> type, std::size_t limit);
+
+// About the bytes of exact elements that are coded as they are, as one plane for each byte, and as planes of the rotated
+// elements: the sums of huffman_estimate over the planes.
+struct PlaneCosts {
+    std::size_t whole, bytes, rotated;
+};
+PlaneCosts plane_costs(Bytes elements, std::size_t itemsize, bool rotated);
+
 // The offset under which a Huffman code makes the highest plane of `count` rotated elements of `itemsize` (2, 4, 8) bytes
 // smallest, and by how many bits that is less than without an offset. From integers only.
 struct Offset {

@@ -269,6 +269,24 @@ const std::array<u32, kSample + 1>& weighted_logs() {
     return table;
 }
 
+// Bytes that no code of these symbols can be below, together with its table: what their entropy and a table of one bit for
+// each symbol take. 0 if that is not known.
+u64 least_bytes(const Histogram& histogram, std::size_t count) {
+    if (count > kSample) return 0;
+    const auto& logs = weighted_logs();
+    std::size_t first = 255, last = 0;
+    u64 bits = logs[count];  // in units of 2^-16
+    for (std::size_t s = 0; s < 256; ++s) {
+        if (histogram[s] == 0) continue;
+        first = std::min(first, s);
+        last = s;
+        bits -= logs[histogram[s]];
+    }
+    if (first >= last || bits <= count) return 0;
+    bits -= count;  // each logarithm is rounded down by at most one unit
+    return (bits >> 16) / 8 + 2 + (4 + (last - first) + 7) / 8;
+}
+
 // Whether no code can pay for a block of bytes, from a sample of it: its entropy, with what a sample of this size lacks of
 // that of the block (Miller 1955: half a nat for each symbol but one), leaves no gain beyond the error of that estimate.
 bool looks_dense(const u8* symbols, std::size_t count, unsigned price) {
@@ -364,7 +382,7 @@ Tree::Tree(const Lengths& lengths) {
     }
 }
 
-std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit, unsigned price) {
+bool huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit, unsigned price, std::vector<u8>& out) {
     // First how each block is going to be written, and with it the size, but for some padding of nodes; then, if that is
     // small enough, the bytes.
     struct Plan {
@@ -385,11 +403,12 @@ std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned wi
         const u64 stored = packed_bytes(n, width);
         if (width < 8 || !looks_dense(block, n, price)) {
             plan.histogram = count_symbols(block, n);
-            const Table own = best_table(plan.histogram, n, packed);
             const u64 with_same = trees.empty() ? ~u64{0} : data_bytes(plan.histogram, current, packed);
+            const bool hopeless = least_bytes(plan.histogram, n) >= stored;
+            const Table own = hopeless ? Table{{}, {}, ~u64{0}} : best_table(plan.histogram, n, packed);
             const u64 cost = std::min(own.cost, with_same);
             // The bits of a small block are decoded in no time.
-            if (cost + (packed ? 0 : cost * 8 * price / 1024) < stored) {
+            if (cost < stored && cost + (packed ? 0 : cost * 8 * price / 1024) < stored) {
                 const bool same = with_same <= own.cost;
                 tables.push_back(static_cast<u8>((same ? kSameTable : kNewTable) | (packed ? kPackedBit : 0)));
                 if (!same) {
@@ -406,9 +425,10 @@ std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned wi
             tables.push_back(kStored);
             size += stored;
         }
-        if (tables.size() + size >= limit) return {};
+        if (tables.size() + size >= limit) return false;
     }
-    std::vector<u8> out, scratch;
+    thread_local std::vector<u8> scratch;
+    out.clear();
     out.reserve(5 + tables.size() + size);
     write_varint(tables.size(), out);
     out.insert(out.end(), tables.begin(), tables.end());
@@ -421,13 +441,19 @@ std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned wi
         else
             pack(block, n, width, out);
     }
-    if (out.size() >= limit) return {};
+    return out.size() < limit;
+}
+
+std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit, unsigned price) {
+    std::vector<u8> out;
+    if (!huffman_encode(symbols, count, width, limit, price, out)) out.clear();
     return out;
 }
 
 std::size_t huffman_estimate(const u8* symbols, std::size_t count) {
     if (count == 0) return 0;
     const Histogram histogram = count_symbols(symbols, count);
+    if (least_bytes(histogram, count) >= count) return count;
     const Lengths lengths = code_lengths(histogram);
     std::vector<u8> table;
     write_table(lengths, table);

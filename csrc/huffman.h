@@ -55,9 +55,10 @@ struct Tree {
     explicit Tree(const Lengths& lengths);
 };
 
-// A whole stream. The encoder gives up and returns an empty vector when the result would not be below `limit`
-// bytes, or might be by no more than some padding. `price`: what the decoding of a bit is worth, in 1/1024 bytes; a large
+// A whole stream. The encoder gives up and returns false, or an empty vector, when the result would not be below `limit`
+// bytes, or might be by no more than some padding. What `out` held is lost; its memory is used again. `price`: what the decoding of a bit is worth, in 1/1024 bytes; a large
 // block is stored unless a code saves more than that.
+bool huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit, unsigned price, std::vector<u8>& out);
 std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit, unsigned price);
 
 // About the bytes of that stream, if it were one block with one table: from integers only, so that choices made by it

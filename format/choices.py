@@ -160,16 +160,12 @@ def _plane_costs(data: np.ndarray, dtype: DType, *, rotated: bool) -> dict[Split
     itemsize = dtype.itemsize
     if data.size == 0:
         return {"whole": 0.0}
-    costs: dict[Split, float] = {"whole": _native.huffman_estimate(data) + _STREAM_COST}
-    planes = np.empty_like(data)
-    splits: tuple[tuple[Split, bool], ...] = (("bytes", itemsize > 1), ("rotated", rotated))
-    for split, possible in splits:
-        if not possible:
-            continue
-        _native.split_planes(data, itemsize, split == "rotated", planes)
-        costs[split] = sum(
-            _native.huffman_estimate(plane) + _STREAM_COST for plane in planes.reshape(itemsize, -1)
-        )
+    whole, split, turned = _native.plane_costs(data, itemsize, rotated)
+    costs: dict[Split, float] = {"whole": whole + _STREAM_COST}
+    if itemsize > 1:
+        costs["bytes"] = split + itemsize * _STREAM_COST
+    if rotated:
+        costs["rotated"] = turned + itemsize * _STREAM_COST
     return costs
 
 
@@ -253,8 +249,9 @@ class _Chooser:
             return
         for grouping in recognition.groupings(self.shape):
             single = isinstance(grouping.granularity, PerTensor)
-            if not single and not self._fits_first(grouping.row, mask is not None):
-                continue
+            first = self.sample if single else self.data[: grouping.row * self.dtype.itemsize]
+            if not recognition.looks_quantized(first, self.dtype, sparse=mask is not None):
+                continue  # as hardly ever
             part, rows = (self.sample, 1) if single else self._rows(grouping.row)
             row = part.size // self.dtype.itemsize // rows
             sampled = Grouping(_TENSOR if single else _ROWS, row)
@@ -272,16 +269,6 @@ class _Chooser:
                     _weighed(total, mask),
                     self._as_codes(layout, recognize, grouping, sparse=mask is not None),
                 )
-
-    def _fits_first(self, row: int, sparse: bool) -> bool:
-        """Whether the first row of so many elements is what rows are looked at for: hardly ever."""
-        part = self.data[: row * self.dtype.itemsize]
-        few = _nonzero(part, self.dtype.itemsize) if sparse else None
-        grouping = Grouping(_ROWS, row)
-        return any(
-            recognize(part, self.dtype, (1, row), grouping, few) is not None
-            for recognize in recognition.RECOGNIZERS
-        )
 
     def _rows(self, row: int) -> tuple[np.ndarray, int]:
         """A sample of whole rows of so many elements, as bytes, and their number."""

@@ -21,7 +21,7 @@ from dcz.format.tensors import AffineTensor, CodebookTensor
 if TYPE_CHECKING:
     from dcz.format.manifest import Granularity
 
-__all__ = ["RECOGNIZERS", "Grouping", "Recognizer", "groupings", "is_narrow", "narrowed", "shared", "uniform"]
+__all__ = ["RECOGNIZERS", "Grouping", "Recognizer", "groupings", "is_narrow", "looks_quantized", "narrowed", "shared", "uniform"]
 
 Recognizer: TypeAlias = "Callable[[np.ndarray, DType, tuple[int, ...], Grouping, np.ndarray | None], AffineTensor | CodebookTensor | None]"
 
@@ -111,6 +111,13 @@ def uniform(
         zero_points=np.frombuffer(points, np.uint8) if points else None,
         mask=mask,
     )
+
+
+def looks_quantized(row: np.ndarray, dtype: DType, *, sparse: bool) -> bool:
+    """Whether any of the recognizers finds something in ``row``, uint8, if it is a group of its own; ``sparse``: if zeros
+    are not stored."""
+    limit = row.size // dtype.itemsize // _LEAST_SHARED
+    return _native.looks_quantized(row, dtype.itemsize, dtype.name, sparse, limit)
 
 
 RECOGNIZERS: Final[tuple[Recognizer, ...]] = (shared, uniform)
