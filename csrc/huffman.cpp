@@ -27,6 +27,30 @@ std::size_t read_varint(Bytes bytes, std::size_t& at) {
     throw Corrupt("a varint is too long");
 }
 
+namespace {
+
+// The bytes that write_table writes.
+std::size_t table_size(const Lengths& lengths) {
+    std::size_t first = 0, last = 255;
+    while (lengths[first] == 0) ++first;
+    while (lengths[last] == 0) --last;
+    if (first == last) return 2;
+    std::size_t bits = 4;
+    unsigned before = lengths[first];
+    for (std::size_t symbol = first + 1; symbol <= last; ++symbol) {
+        const unsigned length = lengths[symbol];
+        if (length == 0) {
+            bits += 3;
+            continue;
+        }
+        bits += length == before ? 1 : length == before + 1 || length + 1 == before ? 3 : 7;
+        before = length;
+    }
+    return 2 + (bits + 7) / 8;
+}
+
+}  // namespace
+
 void write_table(const Lengths& lengths, std::vector<u8>& out) {
     std::size_t first = 0, last = 255;
     while (lengths[first] == 0) ++first;
@@ -94,15 +118,22 @@ namespace {
 constexpr u8 kStored = 0, kNewTable = 1, kSameTable = 2;
 constexpr u8 kModeMask = 3, kPackedBit = 4;
 
+struct Leaf {
+    u64 count;
+    u8 symbol;
+    auto operator<=>(const Leaf&) const = default;
+};
+
 // Merging two Huffman trees in order of weight never needs a search: both queues are sorted already.
 // Returns false if a code is longer than allowed.
-bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned longest, Lengths& lengths) {
+bool unlimited_lengths(std::span<const Leaf> leaves, unsigned longest, Lengths& lengths) {
     const std::size_t n = leaves.size();
-    std::array<u64, 512> weight{};
-    std::array<u16, 512> parent{};
-    for (std::size_t i = 0; i < n; ++i) weight[i] = leaves[i].first;
+    std::array<u64, 512> weight;
+    std::array<u16, 512> parent;
+    for (std::size_t i = 0; i < n; ++i) weight[i] = leaves[i].count;
     std::size_t leaf = 0, inner = n;
     for (std::size_t next = n; next < 2 * n - 1; ++next) {
+        weight[next] = 0;
         for (int side = 0; side < 2; ++side) {
             const bool take_leaf = leaf < n && (inner == next || weight[leaf] <= weight[inner]);
             const std::size_t taken = take_leaf ? leaf++ : inner++;
@@ -110,19 +141,20 @@ bool unlimited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned l
             parent[taken] = static_cast<u16>(next);
         }
     }
-    std::array<u8, 512> depth{};
+    std::array<u8, 512> depth;
+    depth[2 * n - 2] = 0;
     for (std::size_t i = 2 * n - 2; i-- > 0;) {
         depth[i] = static_cast<u8>(depth[parent[i]] + 1);
         if (i < n) {
             if (depth[i] > longest) return false;
-            lengths[leaves[i].second] = depth[i];
+            lengths[leaves[i].symbol] = depth[i];
         }
     }
     return true;
 }
 
 // Package-merge (Larmore and Hirschberg 1990): the optimum under a limit on the length.
-void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned longest, Lengths& lengths) {
+void limited_lengths(std::span<const Leaf> leaves, unsigned longest, Lengths& lengths) {
     struct Item {
         u64 weight;
         int leaf;  // index, or -1 for a package
@@ -139,8 +171,8 @@ void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned lon
         auto& merged = levels[level];
         std::size_t leaf = 0, package = 0;
         while (leaf < n || package < packages.size()) {
-            if (package == packages.size() || (leaf < n && leaves[leaf].first <= packages[package].weight)) {
-                merged.push_back({leaves[leaf].first, static_cast<int>(leaf)});
+            if (package == packages.size() || (leaf < n && leaves[leaf].count <= packages[package].weight)) {
+                merged.push_back({leaves[leaf].count, static_cast<int>(leaf)});
                 ++leaf;
             } else {
                 merged.push_back(packages[package++]);
@@ -153,7 +185,7 @@ void limited_lengths(const std::vector<std::pair<u64, u8>>& leaves, unsigned lon
         for (std::size_t i = 0; i < take; ++i) {
             const Item& item = levels[level][i];
             if (item.leaf >= 0)
-                ++lengths[leaves[static_cast<std::size_t>(item.leaf)].second];
+                ++lengths[leaves[static_cast<std::size_t>(item.leaf)].symbol];
             else
                 ++packages;
         }
@@ -177,7 +209,7 @@ u64 data_bytes(const Histogram& histogram, const Lengths& lengths, bool packed) 
 
 struct Table {
     Lengths lengths;
-    std::vector<u8> bytes;
+    std::size_t size;
     u64 cost;  // of table and data
 };
 
@@ -185,9 +217,9 @@ struct Table {
 // symbols more alike, and a table says "the same" in one bit.
 Table best_table(const Histogram& histogram, std::size_t count, bool packed) {
     const auto make = [&](unsigned longest) {
-        Table table{code_lengths(histogram, longest), {}, 0};
-        write_table(table.lengths, table.bytes);
-        table.cost = data_bytes(histogram, table.lengths, packed) + table.bytes.size();
+        Table table{code_lengths(histogram, longest), 0, 0};
+        table.size = table_size(table.lengths);
+        table.cost = data_bytes(histogram, table.lengths, packed) + table.size;
         return table;
     };
     Table best = make(kMaxLength);
@@ -196,7 +228,7 @@ Table best_table(const Histogram& histogram, std::size_t count, bool packed) {
     const auto symbols = static_cast<u64>(std::count_if(histogram.begin(), histogram.end(), [](u64 n) { return n > 0; }));
     while (--longest > 0 && (u64{1} << longest) >= symbols) {
         Table other = make(longest);
-        if (other.cost < best.cost) best = std::move(other);
+        if (other.cost < best.cost) best = other;
     }
     return best;
 }
@@ -317,13 +349,15 @@ Histogram count_symbols(const u8* symbols, std::size_t count) {
 }
 
 Lengths code_lengths(const Histogram& histogram, unsigned longest) {
-    std::vector<std::pair<u64, u8>> leaves;
+    std::array<Leaf, 256> room;
+    std::size_t used = 0;
     for (std::size_t s = 0; s < 256; ++s)
-        if (histogram[s]) leaves.emplace_back(histogram[s], static_cast<u8>(s));
+        if (histogram[s]) room[used++] = {histogram[s], static_cast<u8>(s)};
+    const std::span<Leaf> leaves(room.data(), used);
     Lengths lengths{};
-    if (leaves.size() == 1) lengths[leaves[0].second] = 1;
-    if (leaves.size() <= 1) return lengths;
-    std::sort(leaves.begin(), leaves.end());
+    if (used == 1) lengths[leaves[0].symbol] = 1;
+    if (used <= 1) return lengths;
+    std::ranges::sort(leaves);
     if (!unlimited_lengths(leaves, longest, lengths)) {
         lengths.fill(0);
         limited_lengths(leaves, longest, lengths);
@@ -405,20 +439,20 @@ bool huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::s
             plan.histogram = count_symbols(block, n);
             const u64 with_same = trees.empty() ? ~u64{0} : data_bytes(plan.histogram, current, packed);
             const bool hopeless = least_bytes(plan.histogram, n) >= stored;
-            const Table own = hopeless ? Table{{}, {}, ~u64{0}} : best_table(plan.histogram, n, packed);
+            const Table own = hopeless ? Table{{}, 0, ~u64{0}} : best_table(plan.histogram, n, packed);
             const u64 cost = std::min(own.cost, with_same);
             // The bits of a small block are decoded in no time.
             if (cost < stored && cost + (packed ? 0 : cost * 8 * price / 1024) < stored) {
                 const bool same = with_same <= own.cost;
                 tables.push_back(static_cast<u8>((same ? kSameTable : kNewTable) | (packed ? kPackedBit : 0)));
                 if (!same) {
-                    tables.insert(tables.end(), own.bytes.begin(), own.bytes.end());
+                    write_table(own.lengths, tables);
                     current = own.lengths;
                     trees.emplace_back(current);
                 }
                 plan.tree = static_cast<u32>(trees.size() - 1);
                 plan.packed = packed;
-                size += same ? with_same : own.cost - own.bytes.size();
+                size += same ? with_same : own.cost - own.size;
             }
         }
         if (!plan.tree) {
@@ -455,9 +489,7 @@ std::size_t huffman_estimate(const u8* symbols, std::size_t count) {
     const Histogram histogram = count_symbols(symbols, count);
     if (least_bytes(histogram, count) >= count) return count;
     const Lengths lengths = code_lengths(histogram);
-    std::vector<u8> table;
-    write_table(lengths, table);
-    return std::min<std::size_t>(count, 2 + table.size() + static_cast<std::size_t>(data_bytes(histogram, lengths, true)));
+    return std::min<std::size_t>(count, 2 + table_size(lengths) + static_cast<std::size_t>(data_bytes(histogram, lengths, true)));
 }
 
 HuffmanDecoder::HuffmanDecoder(Bytes stream, std::size_t count, unsigned width) : remaining_(count), width_(width) {

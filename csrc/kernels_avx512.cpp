@@ -155,26 +155,64 @@ struct Avx512 {
 
     static constexpr std::size_t kWindow = 16;
 
-    static void count_window(const u8* in, std::size_t groups, u8 first, u64 counts[256]) {
-        const __m512i base = _mm512_set1_epi8(static_cast<char>(first)), width = _mm512_set1_epi8(kWindow);
-        const __m512i one = _mm512_set1_epi8(1), zero = _mm512_setzero_si512();
-        while (groups > 0) {
-            const std::size_t now = groups < 255 ? groups : 255;  // until a byte may overflow
-            __m512i sums[kWindow];
-            for (auto& sum : sums) sum = zero;
-            for (std::size_t g = 0; g < now; ++g, in += 64) {
-                const __m512i x = _mm512_sub_epi8(_mm512_loadu_si512(in), base);
-                for (std::size_t k = 0; k < kWindow; ++k) {
-                    const __mmask64 here = _mm512_cmpeq_epi8_mask(x, _mm512_set1_epi8(static_cast<char>(k)));
-                    sums[k] = _mm512_mask_add_epi8(sums[k], here, sums[k], one);
-                }
-                for (u64 others = _mm512_cmpge_epu8_mask(x, width); others != 0; others &= others - 1)
-                    ++counts[in[__builtin_ctzll(others)]];
-            }
-            for (std::size_t k = 0; k < kWindow; ++k)
-                counts[first + k] += static_cast<u64>(_mm512_reduce_add_epi64(_mm512_sad_epu8(sums[k], zero)));
-            groups -= now;
+    // Bit k of each byte of a vector says whether that byte's symbol is number k of 8. Vectors are added bit by bit: weight 1,
+    // 2, 4 and 8 are kept, and what is carried into 16 is counted (Harley and Seal; Mula, Kurz and Lemire 2018).
+    class FlagCounter {
+      public:
+        void add(const __m512i (&flags)[16]) {
+            __m512i carried[8];
+            for (std::size_t i = 0; i < 8; ++i) carried[i] = carry(kept_[0], flags[2 * i], flags[2 * i + 1]);
+            for (std::size_t i = 0; i < 4; ++i) carried[i] = carry(kept_[1], carried[2 * i], carried[2 * i + 1]);
+            for (std::size_t i = 0; i < 2; ++i) carried[i] = carry(kept_[2], carried[2 * i], carried[2 * i + 1]);
+            count(carry(kept_[3], carried[0], carried[1]), 16);
         }
+
+        // Adds to `counts` what was counted.
+        void finish(u64 counts[8]) {
+            for (std::size_t i = 0; i < 4; ++i) count(kept_[i], u64{1} << i);
+            for (std::size_t k = 0; k < 8; ++k) counts[k] += counts_[k];
+        }
+
+      private:
+        static __m512i carry(__m512i& sum, __m512i a, __m512i b) {
+            const __m512i carried = _mm512_ternarylogic_epi32(sum, a, b, 0xE8);  // two of three
+            sum = _mm512_ternarylogic_epi32(sum, a, b, 0x96);                    // one or three
+            return carried;
+        }
+
+        void count(__m512i flags, u64 weight) {
+            for (unsigned k = 0; k < 8; ++k)
+                counts_[k] += weight * static_cast<u64>(_mm_popcnt_u64(_mm512_test_epi8_mask(flags, _mm512_set1_epi8(static_cast<char>(1u << k)))));
+        }
+
+        __m512i kept_[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+        u64 counts_[8] = {};
+    };
+
+    static void count_window(const u8* in, std::size_t groups, u8 first, u64 counts[256]) {
+        const __m512i base = _mm512_set1_epi8(static_cast<char>(first)), up = _mm512_set1_epi8(0x80 - kWindow);
+        const __m512i low = _mm512_broadcast_i32x4(_mm_set_epi64x(0, static_cast<long long>(0x8040201008040201)));
+        const __m512i high = _mm512_broadcast_i32x4(_mm_set_epi64x(static_cast<long long>(0x8040201008040201), 0));
+        FlagCounter lower, upper;
+        for (std::size_t g = 0; g < groups; g += 16) {
+            __m512i low_flags[16], high_flags[16];
+            for (std::size_t i = 0; i < 16; ++i) {
+                if (g + i >= groups) {
+                    low_flags[i] = high_flags[i] = _mm512_setzero_si512();
+                    continue;
+                }
+                const u8* group = in + (g + i) * 64;
+                // Below 0x80 are those of the window, whose place is in the lower four bits; the others have no flag.
+                const __m512i x = _mm512_adds_epu8(_mm512_sub_epi8(_mm512_loadu_si512(group), base), up);
+                low_flags[i] = _mm512_shuffle_epi8(low, x);
+                high_flags[i] = _mm512_shuffle_epi8(high, x);
+                for (u64 others = _mm512_movepi8_mask(x); others != 0; others &= others - 1) ++counts[group[__builtin_ctzll(others)]];
+            }
+            lower.add(low_flags);
+            upper.add(high_flags);
+        }
+        lower.finish(counts + first);
+        upper.finish(counts + first + 8);
     }
 
     static void translate(const u8* in, const u8 table[256], u8* out) {
