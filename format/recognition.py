@@ -21,7 +21,17 @@ from dcz.format.tensors import AffineTensor, CodebookTensor
 if TYPE_CHECKING:
     from dcz.format.manifest import Granularity
 
-__all__ = ["RECOGNIZERS", "Grouping", "Recognizer", "groupings", "is_narrow", "looks_quantized", "narrowed", "shared", "uniform"]
+__all__ = [
+    "RECOGNIZERS",
+    "Grouping",
+    "Recognizer",
+    "groupings",
+    "is_narrow",
+    "looks_quantized",
+    "narrowed",
+    "shared",
+    "uniform",
+]
 
 Recognizer: TypeAlias = "Callable[[np.ndarray, DType, tuple[int, ...], Grouping, np.ndarray | None], AffineTensor | CodebookTensor | None]"
 

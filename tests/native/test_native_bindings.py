@@ -81,6 +81,13 @@ VALUE_ERRORS: list[Call] = [
     (codebook.decode, Z, 0, [(0, 8, 8, 8)], {}, 0, 7, False, zeros(8)),
     (codebook.decode, Z, 0, [(0, 8, 8, 8)], {}, 1 << 63, 8, False, zeros(8)),
     (codebook.decode, Z, 0, [(0, 8, 8, 8)], {}, (1 << 64) - 1, 8, False, zeros(8)),
+    *(("plane_costs", zeros(size), itemsize, True) for size, itemsize in ((8, 3), (8, 0), (9, 2), (4, 8))),
+    *(
+        ("looks_quantized", zeros(size), itemsize, "u32", False, 9)
+        for size, itemsize in ((8, 3), (9, 4), (0, 4))
+    ),
+    ("looks_quantized", zeros(8), 2, "f32", False, 9),
+    ("looks_quantized", zeros(8), 4, "bf16", False, 9),
     ("histogram", Z, zeros(255 * 8)),
     ("histogram", Z, zeros(256 * 8 - 1)),
 ]
@@ -210,6 +217,8 @@ ARGUMENTS: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
     "encode_gaps": (buffers, numbers),
     "count_gaps": (buffers,),
     "histogram": (buffers, buffers),
+    "plane_costs": (buffers, numbers, st.booleans()),
+    "looks_quantized": (buffers, numbers, dtypes, st.booleans(), numbers),
 }
 
 

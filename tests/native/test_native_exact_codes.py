@@ -201,6 +201,74 @@ def test_weights_that_no_quantizer_made_have_no_codes(name: str) -> None:
         assert _native.uniform_codes(as_bytes(case), name, 64, False, codes) is None
 
 
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("name", [*TYPES, "i64"])
+def test_a_row_looks_quantized_if_codes_are_found_for_it(name: str, skip: bool) -> None:
+    random = np.random.default_rng(6)
+    dtype = TYPES.get(name, np.dtype(np.int64))
+    seen = set()
+    for count in (1, 16, 300, 4000):
+        for row in (
+            random.normal(size=count) * 1000,
+            random.choice(random.normal(size=200) * 1000, count),
+            random.choice([1, 2.5, 1000], count),
+            product(
+                np.full(count, 0.01, np.float32), random.integers(-127, 128, count), np.dtype(np.float64)
+            ),
+            np.where(random.random(count) < 0.9, 0, random.normal(size=count) * 1000),
+        ):
+            elements = row.astype(dtype)
+            kept = elements.view(f"u{dtype.itemsize}")
+            distinct = np.unique(kept[kept != 0] if skip else kept).size
+            codes = np.empty(count, np.uint8)
+            uniform = name in TYPES and _native.uniform_codes(as_bytes(elements), name, count, skip, codes)
+            found = _native.looks_quantized(as_bytes(elements), dtype.itemsize, name, skip, count // 4)
+            assert found == (
+                distinct <= min(256, count // 4) or (uniform is not None and uniform is not False)
+            )
+            seen.add(found)
+    assert seen == {False, True}
+
+
+# -- splits
+
+
+@on_each_isa
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8])
+def test_splits_are_weighed_by_what_their_planes_take(isa: str, itemsize: int) -> None:
+    random = np.random.default_rng(itemsize)
+    for count in (0, 1, 100, 5000):
+        elements = np.frombuffer(random.normal(size=count).tobytes(), f"<u{itemsize}")
+        one, top = elements.dtype.type(1), elements.dtype.type(8 * itemsize - 1)
+        rotated = (elements << one) | (elements >> top)
+        with forced(isa):
+            plain, turned = (
+                sum(
+                    _native.huffman_estimate(plane.copy()) for plane in as_bytes(each).reshape(-1, itemsize).T
+                )
+                for each in (elements, rotated)
+            )
+            whole = _native.huffman_estimate(as_bytes(elements))
+            assert _native.plane_costs(as_bytes(elements), itemsize, True) == (whole, plain, turned)
+            assert _native.plane_costs(as_bytes(elements), itemsize, False)[:2] == (whole, plain)
+
+
+def test_a_stream_that_is_bound_to_be_as_long_as_its_symbols_is_known_as_such() -> None:
+    """What is left out because no code can pay, from entropy and least table, is what would not have paid."""
+    random = np.random.default_rng(7)
+    for count in (2, 9, 64, 300, 1000, 4096):
+        for most in (2, 16, 100, 200, 256):
+            symbols = random.integers(0, most, count).astype(np.uint8)
+            counts = np.bincount(symbols, minlength=256)
+            used = np.flatnonzero(counts)
+            least = huffman_bits(counts) / 8 + 2 + (4 + used[-1] - used[0]) / 8 if used.size > 1 else 2
+            coded = _native.huffman_encode(symbols, 8, count)
+            if least + 16 < count and least < 0.9 * count:
+                assert coded is not None
+                assert len(coded) >= least
+            assert _native.huffman_estimate(symbols) >= min(count, int(least))
+
+
 # -- offsets
 
 
