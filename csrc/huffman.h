@@ -19,6 +19,17 @@ inline constexpr std::size_t kTunedBelow = 32768;  // ... and looks for tables t
 using Histogram = std::array<u64, 256>;
 using Lengths = std::array<u8, 256>;  // 0: the symbol has no code
 
+// Calls `use` with each symbol that has a code, in ascending order. Most have none, and are next to each other.
+template <class Use>
+void for_each_code(const Lengths& lengths, Use use) {
+    for (std::size_t s = 0; s < 256; s += 8)
+        for (u64 word = load<u64>(lengths.data() + s); word != 0;) {
+            const unsigned at = static_cast<unsigned>(std::countr_zero(word)) / 8;
+            word &= ~(u64{0xFF} << (8 * at));
+            use(s + at);
+        }
+}
+
 Histogram count_symbols(const u8* symbols, std::size_t count);
 
 // Optimal code lengths of at most `longest`, which must suffice for the number of symbols and not exceed kMaxLength. A
@@ -28,7 +39,7 @@ Lengths code_lengths(const Histogram& histogram, unsigned longest = kMaxLength);
 // The same, but in a small block such as take the least space together with their table.
 Lengths tuned_lengths(const Histogram& histogram, std::size_t count);
 
-// The table of a code (section 6.2). `at` moves behind what is read; both readers throw Corrupt.
+// The table of a code (section 6.2), which says one number for each symbol. `at` moves behind what is read; both readers throw Corrupt.
 void write_table(const Lengths& lengths, std::vector<u8>& out);
 Lengths read_table(Bytes tables, std::size_t& at, unsigned width);
 
@@ -54,6 +65,9 @@ struct Tree {
     // Throws Corrupt unless the lengths are those of a complete prefix code, or there is one symbol only.
     explicit Tree(const Lengths& lengths);
 };
+
+// Whether no code can pay for a block of bytes, from a sample of it. `price`: as in huffman_encode.
+bool looks_dense(const u8* symbols, std::size_t count, unsigned price);
 
 // A whole stream. The encoder gives up and returns an empty vector when the result would not be below `limit`
 // bytes, or might be by no more than some padding. `price`: what the decoding of a bit is worth, in 1/1024 bytes; a large
@@ -104,7 +118,7 @@ class HuffmanDecoder {
 
 void huffman_decode(Bytes stream, std::size_t count, unsigned width, u8* out);
 
-// Bytes of a stream that are descriptors and tables, without decoding it.
-std::size_t huffman_table_bytes(Bytes stream);
+// Bytes of a stream, of this coding or of cascades, that are descriptors and tables, without decoding it.
+std::size_t table_bytes(Bytes stream);
 
 }  // namespace dcz

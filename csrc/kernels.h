@@ -25,8 +25,21 @@ struct Child {
     std::size_t taken = 0;     // of the pair's bits
 };
 
+// Elements of 2 or 4 bytes of which all planes but the last are there (`rotated`, section 5.3 of the format). `streaming`, as
+// in merge_planes.
+struct Assembly {
+    const u8* const* planes;
+    std::size_t itemsize;
+    u8 offset;
+    bool streaming;
+    u8* out;
+};
+
 // From a narrower float to a wider one.
 enum class Widening { bf16_f32, f16_f32, f32_f64 };
+
+// Bits of the codes that take_level_into takes.
+inline constexpr unsigned kNarrow = 4;
 
 struct Kernels {
     // Does `merge` take pairs, or is it quicker to decode their symbols first?
@@ -42,6 +55,17 @@ struct Kernels {
     // The mirror image: bit i = in[i] >= threshold; symbols go to `left` and `right` (null: dropped) in order.
     // `in` has kSlack readable, `left`, `right` and `bits` kSlack writable bytes behind what they hold.
     void (*partition)(const u8* in, std::size_t count, u8 threshold, u8* bits, u8* left, u8* right);
+    // A level of a cascade (docs/format.md, section 6.5): out[i] = symbols[code i], where a code has `width` bits, in planes
+    // of 64 codes; or, unless `higher` is null, the next of `higher` where all bits are ones. Writes `count` bytes, reads up
+    // to `count` + kSlack of `higher`, and returns how many of them it has used.
+    std::size_t (*take_level)(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher, u8* out);
+    // The same for `count` symbols, a multiple of 64, that become the last plane of elements as soon as they are decoded: while
+    // memory takes the ones, the others are decoded. At most kNarrow bits; `higher` is not null.
+    std::size_t (*take_level_into)(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher,
+                                   const Assembly& into);
+    // The mirror image: codes of values from `base` on, which are what each is above it but at most 2^width - 1, to planes. The
+    // values of which that is the code stay behind in `values`, which has kSlack bytes behind it.
+    void (*put_level)(u8* values, std::size_t count, unsigned width, u8 base, u8* groups);
     // Adds to counts[s] how often s is among at most 2^30 symbols.
     void (*count)(const u8* symbols, std::size_t count, u64 counts[256]);
     // out[i] = table[in[i]], in place if wanted; `in` and `out` have kSlack bytes behind them.

@@ -1,6 +1,8 @@
 // AVX-512 VBMI2: vpexpandb and vpcompressb move 64 symbols at once.
 #include <immintrin.h>
 
+#include <array>
+
 #include "kernels_impl.h"
 
 namespace dcz {
@@ -48,6 +50,58 @@ struct Avx512 {
             }
         }
         _mm512_storeu_si512(out, x);
+    }
+
+    // Codes of one or two bits choose by mask; wider ones become bytes that a table is permuted by.
+    template <unsigned kWidth, bool kLast>
+    struct Symbols {
+        explicit Symbols(const u8 symbols[256]) {
+            constexpr unsigned kLoads = kWidth <= 6 ? 1 : kWidth == 7 ? 2 : 4;
+            for (unsigned i = 0; i < (kWidth <= 2 ? 1u << kWidth : kLoads); ++i)
+                x[i] = kWidth > 2 ? _mm512_loadu_si512(symbols + 64 * i) : _mm512_set1_epi8(static_cast<char>(symbols[i]));
+        }
+
+        __m512i x[4];
+    };
+
+    // 64 codes as bytes: the bytes of all planes that belong to 8 codes come together, and these 8 by 8 bits are transposed.
+    template <unsigned kWidth>
+    static __m512i codes(const u8* group) {
+        alignas(64) static constexpr std::array<u8, 64> kTogether = [] {
+            std::array<u8, 64> order{};
+            for (unsigned eight = 0; eight < 8; ++eight)
+                for (unsigned bit = 0; bit < 8; ++bit) order[8 * eight + 7 - bit] = static_cast<u8>(8 * bit + eight);
+            return order;
+        }();
+        const __m512i planes = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(low_bits(kWidth)), group);
+        const __m512i together = _mm512_permutexvar_epi8(_mm512_load_si512(kTogether.data()), planes);
+        return _mm512_gf2p8affine_epi64_epi8(_mm512_set1_epi64(static_cast<long long>(0x8040201008040201)), together, 0);
+    }
+
+    template <unsigned kWidth, bool kLast>
+    static u64 take_group(const u8* group, const Symbols<kWidth, kLast>& of, const u8* higher, u8* out) {
+        u64 all = ~u64{0};
+        for (unsigned k = 0; k < kWidth; ++k) all &= load<u64>(group + 8 * k);
+        __m512i x;
+        if constexpr (kWidth <= 2) {
+            x = _mm512_mask_blend_epi8(load<u64>(group), of.x[0], of.x[1]);
+            if constexpr (kWidth == 2) {
+                x = _mm512_mask_blend_epi8(load<u64>(group + 8), x, of.x[2]);
+                if constexpr (kLast) x = _mm512_mask_blend_epi8(all, x, of.x[3]);
+            }
+        } else {
+            const __m512i code = codes<kWidth>(group);
+            if constexpr (kWidth <= 6) x = _mm512_permutexvar_epi8(code, of.x[0]);
+            if constexpr (kWidth > 6) x = _mm512_permutex2var_epi8(of.x[0], code, of.x[1]);
+            if constexpr (kWidth == 8) x = _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), x, _mm512_permutex2var_epi8(of.x[2], code, of.x[3]));
+        }
+        if constexpr (!kLast) x = _mm512_mask_expand_epi8(x, all, _mm512_loadu_si512(higher));
+        _mm512_storeu_si512(out, x);
+        return all;
+    }
+
+    static u64 plane(const u8* values, unsigned bit) {
+        return _mm512_test_epi8_mask(_mm512_loadu_si512(values), _mm512_set1_epi8(static_cast<char>(1 << bit)));
     }
 
     template <bool kStreaming>

@@ -8,6 +8,10 @@
 //   static u64  pack_flags(const u8* flags)                        64 of them
 //   static std::size_t merge_planes<T, rotated, streaming>(planes, count, added, out)   how many elements it has merged;
 //                                                     `added` is taken off before they are rotated back
+//   Symbols<kWidth, kLast>                            the symbols of a level's codes, as take_group wants them
+//   static u64  take_group<kWidth, kLast>(const u8* group, const Symbols<kWidth, kLast>&, const u8* higher, u8* out)
+//                                                     64 codes; the mask of those that `higher` was taken for
+//   static u64  plane(const u8* values, unsigned bit)             64 values
 //   static u64  partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right)   the mask; advances
 //   static std::size_t look_up<T>(codes, count, table, size, out)                  how many elements it has looked up
 //   static void expand<T, streaming>(u64 mask, const u8*& values, u8* out)         64 elements; advances the values
@@ -95,6 +99,56 @@ struct Loops {
         for (std::size_t i = 0; i < count; i += 64) {
             const u64 valid = low_bits(static_cast<unsigned>(count - i < 64 ? count - i : 64));
             store(bits + i / 8, P::partition(in + i, threshold, valid, left, right));
+        }
+    }
+
+    template <unsigned kWidth, bool kLast>
+    static std::size_t take_level_as(const u8* groups, std::size_t count, const u8 symbols[256], const u8* higher, u8* out) {
+        const typename P::template Symbols<kWidth, kLast> of(symbols);
+        const u8* next = higher;
+        std::size_t i = 0;
+        for (; i + 64 <= count; i += 64, groups += 8 * kWidth) {
+            const u64 used = P::template take_group<kWidth, kLast>(groups, of, next, out + i);
+            if constexpr (!kLast) next += __builtin_popcountll(used);
+        }
+        if (i < count) {
+            u8 group[8 * kWidth] = {}, tail[64];
+            const std::size_t bytes = (count - i + 7) / 8;
+            for (unsigned k = 0; k < kWidth; ++k) std::memcpy(group + 8 * k, groups + bytes * k, bytes);
+            const u64 used = P::template take_group<kWidth, kLast>(group, of, next, tail);
+            if constexpr (!kLast) next += __builtin_popcountll(used);
+            std::memcpy(out + i, tail, count - i);
+        }
+        return static_cast<std::size_t>(next - higher);
+    }
+
+    template <unsigned kWidth>
+    static std::size_t take_level_of(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher, u8* out) {
+        if constexpr (kWidth < 8)
+            if (width > kWidth) return take_level_of<kWidth + 1>(groups, count, width, symbols, higher, out);
+        if (higher == nullptr) return take_level_as<kWidth, true>(groups, count, symbols, higher, out);
+        return take_level_as<kWidth, false>(groups, count, symbols, higher, out);
+    }
+
+    static std::size_t take_level(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher, u8* out) {
+        return take_level_of<1>(groups, count, width, symbols, higher, out);
+    }
+
+    static void put_level(u8* values, std::size_t count, unsigned width, u8 base, u8* groups) {
+        const auto most = static_cast<u8>(low_bits(width));
+        u8* behind = values;
+        u8* none = nullptr;
+        for (std::size_t i = 0; i < count; i += 64) {
+            const unsigned here = static_cast<unsigned>(count - i < 64 ? count - i : 64);
+            const u64 valid = low_bits(here);
+            const std::size_t bytes = (here + 7) / 8;
+            u8 codes[64];
+            for (unsigned j = 0; j < 64; ++j) codes[j] = std::min(static_cast<u8>(values[i + j] - base), most);
+            for (unsigned k = 0; k < width; ++k, groups += bytes) {
+                const u64 plane = P::plane(codes, k) & valid;
+                std::memcpy(groups, &plane, bytes);
+            }
+            P::partition(values + i, static_cast<u8>(base + most), valid, none, behind);
         }
     }
 
@@ -208,6 +262,39 @@ struct Loops {
             case 4: return merge_planes_of<u32>(planes, count, rotated, offset, streaming, out);
             default: return merge_planes_of<u64>(planes, count, rotated, offset, streaming, out);
         }
+    }
+
+    template <unsigned kWidth, class T>
+    static std::size_t take_level_into_as(const u8* groups, std::size_t count, const u8 symbols[256], const u8* higher, const Assembly& into) {
+        const typename P::template Symbols<kWidth, false> of(symbols);
+        alignas(64) u8 last[64];
+        const u8* p[sizeof(T)];
+        for (std::size_t j = 0; j + 1 < sizeof(T); ++j) p[j] = into.planes[j];
+        p[sizeof(T) - 1] = last;
+        const u8 offset = into.offset;
+        const bool streaming = into.streaming;
+        u8* out = into.out;
+        const u8* next = higher;
+        for (std::size_t i = 0; i < count; i += 64, groups += 8 * kWidth, out += 64 * sizeof(T)) {
+            next += __builtin_popcountll(P::template take_group<kWidth, false>(groups, of, next, last));
+            merge_planes_as<T, true>(p, 64, offset, streaming, out);
+            for (std::size_t j = 0; j + 1 < sizeof(T); ++j) p[j] += 64;
+        }
+        return static_cast<std::size_t>(next - higher);
+    }
+
+    template <unsigned kWidth>
+    static std::size_t take_level_into_of(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher,
+                                          const Assembly& into) {
+        if constexpr (kWidth < kNarrow)
+            if (width > kWidth) return take_level_into_of<kWidth + 1>(groups, count, width, symbols, higher, into);
+        if (into.itemsize == 2) return take_level_into_as<kWidth, u16>(groups, count, symbols, higher, into);
+        return take_level_into_as<kWidth, u32>(groups, count, symbols, higher, into);
+    }
+
+    static std::size_t take_level_into(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher,
+                                       const Assembly& into) {
+        return take_level_into_of<1>(groups, count, width, symbols, higher, into);
     }
 
     static void split_planes(const u8* in, std::size_t count, std::size_t itemsize, bool rotated, u8 offset, u8* const* planes) {
@@ -360,6 +447,9 @@ struct Loops {
                 .pack_flags = pack_flags,
                 .merge = merge,
                 .partition = partition,
+                .take_level = take_level,
+                .take_level_into = take_level_into,
+                .put_level = put_level,
                 .count = count,
                 .translate = translate,
                 .unpack = unpack,

@@ -14,7 +14,8 @@ namespace {
 
 // Symbols that are decoded and used at a time: so few that they stay in the first-level cache, and that the memory takes
 // what was written while the next ones are decoded.
-constexpr std::size_t kStrip = 2048;
+constexpr std::size_t kStrip = 1024;
+constexpr std::size_t kAhead = 4096;  // bytes: so far ahead, raw symbols are fetched into the second-level cache
 constexpr std::size_t kMaxItem = 8;  // bytes of an element
 
 // Memory that each thread uses again and again: new pages cost more than what is done in them.
@@ -56,14 +57,22 @@ void decode_planes(std::span<const CodedStream> planes, std::size_t count, const
     for (std::size_t j = 0; j < itemsize; ++j) readers[j].emplace(planes[j]);
     const Kernels& k = kernels();
     Strip strip(streaming, out);
+    const std::size_t last = itemsize - 1;
+    const bool may_fuse = exact.rotated && !exact.widening && (itemsize == 2 || itemsize == 4);
     for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * size) {
         const std::size_t n = std::min(kStrip, count - start);
-        for (std::size_t j = 0; j < itemsize; ++j) pointers[j] = readers[j]->next(symbols[j].data(), n);
+        u8* const made = strip.begin(out);
+        for (std::size_t j = 0; j < last; ++j) pointers[j] = readers[j]->next(symbols[j].data(), n);
+        if (may_fuse && readers[last]->next_into({pointers.data(), itemsize, exact.offset, strip.streaming(), made}, n)) {
+            strip.end(n * size, out);
+            continue;
+        }
+        pointers[last] = readers[last]->next(symbols[last].data(), n);
         if (exact.widening) {
             k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, false, narrow.data());
-            k.widen(narrow.data(), n, *exact.widening, strip.begin(out));
+            k.widen(narrow.data(), n, *exact.widening, made);
         } else {
-            k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, strip.streaming(), strip.begin(out));
+            k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, strip.streaming(), made);
         }
         strip.end(n * size, out);
     }
@@ -104,6 +113,10 @@ SymbolReader::SymbolReader(const CodedStream& stream) : bytes_(stream.bytes.data
             if (stream.count == 0) throw Corrupt("a stream without symbols is not empty");
             huffman_.emplace(stream.bytes, stream.count, stream.width);
             return;
+        case Coding::cascade:
+            if (stream.count == 0) throw Corrupt("a stream without symbols is not empty");
+            cascade_.emplace(stream.bytes, stream.count, stream.width);
+            return;
         case Coding::symbols: width_ = 8; [[fallthrough]];
         case Coding::raw: break;
     }
@@ -112,20 +125,26 @@ SymbolReader::SymbolReader(const CodedStream& stream) : bytes_(stream.bytes.data
 }
 
 const u8* SymbolReader::next(u8* out, std::size_t count) {
-    if (huffman_ || width_ < 8) {
+    if (huffman_ || cascade_ || width_ < 8) {
         read(out, count);
         return out;
     }
     const u8* here = bytes_;
     bytes_ += count;
     // While these are used and others are decoded, the next ones come.
-    const u8* end = bytes_ + std::min<std::size_t>(count, static_cast<std::size_t>(end_ - bytes_));
-    for (const u8* line = bytes_; line < end; line += 64) __builtin_prefetch(line);
+    const std::size_t left = static_cast<std::size_t>(end_ - bytes_);
+    const u8 *from = bytes_ + std::min(kAhead, left), *to = bytes_ + std::min(kAhead + count, left);
+    for (const u8* line = from; line < to; line += 64) __builtin_prefetch(line, 0, 2);
     return here;
+}
+
+bool SymbolReader::next_into(const Assembly& into, std::size_t count) {
+    return cascade_ && cascade_->next_into(into, count);
 }
 
 void SymbolReader::read(u8* out, std::size_t count) {
     if (huffman_) return huffman_->next(out, count);
+    if (cascade_) return cascade_->next(out, count);
     // A piece of symbols is whole bytes, whatever their width.
     kernels().unpack(bytes_, count, width_, out);
     bytes_ += packed_bytes(count, width_);

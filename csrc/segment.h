@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base.h"
+#include "cascade.h"
 #include "dequantize.h"
 #include "huffman.h"
 #include "kernels.h"
@@ -17,11 +18,15 @@ namespace dcz {
 enum class Coding : u8 {
     raw = 0,
     huffman = 1,
+    cascade = 4,
     symbols = 0xFF,  // decoded already, a byte for each symbol: what other codings are to this file
 };
 
 // Is a stream of this coding decoded here?
-inline bool is_native(u8 coding) { return coding <= static_cast<u8>(Coding::huffman); }
+inline bool is_native(u8 coding) {
+    const auto known = static_cast<Coding>(coding);
+    return known == Coding::raw || known == Coding::huffman || known == Coding::cascade;
+}
 
 struct CodedStream {
     Coding coding;
@@ -43,8 +48,12 @@ class SymbolReader {
     // The same, always in `out`.
     void read(u8* out, std::size_t count);
 
+    // The same as the last plane of elements, and true; or false, and nothing has happened, if that is not at hand.
+    bool next_into(const Assembly& into, std::size_t count);
+
   private:
     std::optional<HuffmanDecoder> huffman_;
+    std::optional<CascadeDecoder> cascade_;
     const u8 *bytes_, *end_;
     unsigned width_;
 };

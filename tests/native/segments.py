@@ -101,20 +101,20 @@ def scatter(positions: np.ndarray, values: np.ndarray, elements: int, *, streami
 
 
 def join_planes(
-    streams: Sequence[tuple[bool, bytes]],
+    streams: Sequence[tuple[int, bytes]],
     rotated: bool,
     size: int,
     *,
     streaming: bool = False,
     offset: int = 0,
 ) -> bytes:
-    """``size`` bytes of elements from their planes, of which those marked are Huffman-coded."""
+    """``size`` bytes of elements from their planes, each with its coding."""
     itemsize = len(streams)
     split = "rotated" if rotated else "bytes"
     decoder = _native.SegmentDecoder.exact("dense", 8, itemsize, split, False, offset)
     count = size // itemsize
     described = [
-        (HUFFMAN if coded and count else RAW, len(data) if count else 0, count, 8) for coded, data in streams
+        (int(coding) if count else RAW, len(data) if count else 0, count, 8) for coding, data in streams
     ]
     with guarded(size) as out:
         part = b"".join(data for _, data in streams)

@@ -155,7 +155,7 @@ def check_counts(section: str, codings: bytes, lengths: list[int], streams: int)
 def make_streams(codings: bytes, lengths: list[int], sizes: list[list[tuple[int, int]]]) -> list[Part]:
     """Join what is stored of each stream with its number and width of symbols, part by part."""
     for coding in codings:
-        if coding > 3:
+        if coding > 4:
             raise Refused("6", f"the coding {coding} is not allowed")
     stored = zip(codings, lengths, strict=True)
     return [[Stream(*next(stored), count, width) for count, width in part] for part in sizes]
