@@ -14,7 +14,7 @@ namespace {
 
 // Symbols that are decoded and used at a time: so few that they stay in the first-level cache, and that the memory takes
 // what was written while the next ones are decoded.
-constexpr std::size_t kStrip = 1024;
+constexpr std::size_t kStrip = 2048, kPlaneStrip = 1024;
 constexpr std::size_t kAhead = 4096;  // bytes: so far ahead, raw symbols are fetched into the second-level cache
 constexpr std::size_t kMaxItem = 8;  // bytes of an element
 
@@ -51,28 +51,26 @@ class Strip {
 void decode_planes(std::span<const CodedStream> planes, std::size_t count, const ExactValues& exact, bool streaming, u8* out) {
     const std::size_t itemsize = planes.size(), size = exact.widening ? 2 * itemsize : itemsize;
     std::array<std::optional<SymbolReader>, kMaxItem> readers;
-    alignas(64) std::array<std::array<u8, kStrip>, kMaxItem> symbols;
-    alignas(64) std::array<u8, kStrip * kMaxItem / 2> narrow;
+    alignas(64) std::array<std::array<u8, kPlaneStrip>, kMaxItem> symbols;
+    alignas(64) std::array<u8, kPlaneStrip * kMaxItem / 2> narrow;
     std::array<const u8*, kMaxItem> pointers;
     for (std::size_t j = 0; j < itemsize; ++j) readers[j].emplace(planes[j]);
     const Kernels& k = kernels();
     Strip strip(streaming, out);
     const std::size_t last = itemsize - 1;
-    const bool may_fuse = exact.rotated && !exact.widening && (itemsize == 2 || itemsize == 4);
-    for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * size) {
-        const std::size_t n = std::min(kStrip, count - start);
+    const bool is_direct = exact.rotated && !exact.widening && (itemsize == 2 || itemsize == 4);
+    for (std::size_t start = 0; start < count; start += kPlaneStrip, out += kPlaneStrip * size) {
+        const std::size_t n = std::min(kPlaneStrip, count - start);
         u8* const made = strip.begin(out);
         for (std::size_t j = 0; j < last; ++j) pointers[j] = readers[j]->next(symbols[j].data(), n);
-        if (may_fuse && readers[last]->next_into({pointers.data(), itemsize, exact.offset, strip.streaming(), made}, n)) {
-            strip.end(n * size, out);
-            continue;
-        }
-        pointers[last] = readers[last]->next(symbols[last].data(), n);
-        if (exact.widening) {
-            k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, false, narrow.data());
-            k.widen(narrow.data(), n, *exact.widening, made);
-        } else {
-            k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, strip.streaming(), made);
+        if (!is_direct || !readers[last]->next_into({pointers.data(), itemsize, exact.offset, strip.streaming(), made}, n)) {
+            pointers[last] = readers[last]->next(symbols[last].data(), n);
+            if (exact.widening) {
+                k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, false, narrow.data());
+                k.widen(narrow.data(), n, *exact.widening, made);
+            } else {
+                k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, strip.streaming(), made);
+            }
         }
         strip.end(n * size, out);
     }
