@@ -283,8 +283,8 @@ bool CascadeDecoder::next_into(const Assembly& into, std::size_t count) {
     if (left_in_block_ == 0) open_block();
     if (mode_ != Mode::levels || count > left_in_block_ || count > kStep || count % kPiece != 0) return false;
     if (open_.size() < 2 || open_[0].width > kNarrow) return false;
-    fetch(count);
     provide(1, count);
+    fetch(count);
     const Open& top = open_[0];
     use(1, kernels().take_level_into(top.groups, count, top.width, top.symbol_of, buffer(1) + open_[1].begin, into));
     advance(0, count);

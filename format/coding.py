@@ -92,9 +92,9 @@ def encode_stream(
         assert coded is not None
         return spec.HUFFMAN, coded
     if choice == "cascade":
-        found = _native.cascade_encode(symbols, width, _NO_LIMIT)
-        assert found is not None
-        return spec.CASCADE, found[0]
+        cascade = _native.cascade_encode(symbols, width, _NO_LIMIT)
+        assert cascade is not None
+        return spec.CASCADE, cascade[0]
     if choice == "range":
         stored = [
             (spec.RAW, _raw(symbols, width)),

@@ -243,7 +243,12 @@ def run_cascade(example: Example) -> None:
     assert read_numbers(table, width) == (levels, b"")
     bits = example.bits("bits of table")
     assert bits == [byte >> i & 1 for byte in table[2:] for i in range(8)][: len(bits)]
-    parts = [example.bytes("table length"), example.bytes("descriptor"), table, example.bytes("count of level 2")]
+    parts = [
+        example.bytes("table length"),
+        example.bytes("descriptor"),
+        table,
+        example.bytes("count of level 2"),
+    ]
     assert b"".join([*parts, *data]) == example.bytes("= stream")
     assert cascade(Block(lengths=levels))(symbols, width) == (4, example.bytes("= stream"))
     check_stream(example, 4, symbols, width)

@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 from tests.reference.dcz_reference import ReferenceFile, read
-from tests.reference.dcz_reference_coders import Block, Coder, RangeCoder, cascade, huffman, raw, zstd, zstd_library
+from tests.reference.dcz_reference_coders import (
+    Block,
+    Coder,
+    RangeCoder,
+    cascade,
+    huffman,
+    raw,
+    zstd,
+    zstd_library,
+)
 from tests.reference.dcz_reference_manifest import DTYPES
 from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, asset, draft, tensor
 from tests.vectors.generate import FOLDER, bases

@@ -110,7 +110,9 @@ def test_the_levels_are_the_best(counts: list[int], price: int) -> None:
     levels = levels_of_first_block(encode(symbols, 8, price), 8)
     if levels is None:
         best = cost_of(counts, [1] * len(counts), 0) / 8192
-        assert min(least_cost(counts, price) / 8192, best) > 0.9 * symbols.size - 16, "stored, though a code pays"
+        assert min(least_cost(counts, price) / 8192, best) > 0.9 * symbols.size - 16, (
+            "stored, though a code pays"
+        )
         return
     found = cost_of(counts, [levels[symbol] for symbol in range(len(counts))], price)
     assert found == least_cost(counts, price)
@@ -238,7 +240,9 @@ def test_planes_are_joined_as_numpy_does(isa: str, itemsize: int) -> None:
             joined = np.ascontiguousarray(planes.T).view(elements.dtype).ravel()
             if rotated:
                 one, top = joined.dtype.type(1), joined.dtype.type(8 * itemsize - 1)
-                shift = joined.dtype.type(offset << (8 * itemsize - 16)) if itemsize > 1 else joined.dtype.type(0)
+                shift = (
+                    joined.dtype.type(offset << (8 * itemsize - 16)) if itemsize > 1 else joined.dtype.type(0)
+                )
                 joined = joined - shift
                 joined = (joined >> one) | (joined << top)
             for price in PRICES[:2]:
@@ -246,7 +250,9 @@ def test_planes_are_joined_as_numpy_does(isa: str, itemsize: int) -> None:
                 streams.append((CASCADE, encode(few, 8, price)))
                 with forced(isa):
                     for streaming in (False, True):
-                        found = join_planes(streams, rotated, joined.nbytes, streaming=streaming, offset=offset)
+                        found = join_planes(
+                            streams, rotated, joined.nbytes, streaming=streaming, offset=offset
+                        )
                         assert found == joined.tobytes()
 
 

@@ -476,9 +476,7 @@ def decode_levels(data: bytes, levels: list[Level], passing: list[int]) -> tuple
             length = -(-group // 8)
             if width * length > len(data):
                 raise Refused("6.5", "the data ends inside a block")
-            planes = [
-                read_bits(data[j * length : (j + 1) * length], group, "6.5") for j in range(width)
-            ]
+            planes = [read_bits(data[j * length : (j + 1) * length], group, "6.5") for j in range(width)]
             codes += [number([plane[i] for plane in planes]) for i in range(group)]
             data = data[width * length :]
         codes_of.append(codes)

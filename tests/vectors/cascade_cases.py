@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tests.reference.dcz_reference_coders import Block, cascade, encode_levels, encode_table, pack_bits, varint
+from tests.reference.dcz_reference_coders import (
+    Block,
+    cascade,
+    encode_levels,
+    encode_table,
+    pack_bits,
+    varint,
+)
 from tests.reference.dcz_reference_writer import Draft, Exact, asset, draft, tensor
 from tests.vectors.bad_cases import CORRUPT, Case
 from tests.vectors.bad_streams import stream
@@ -22,7 +29,13 @@ def cascade_files() -> Iterator[tuple[str, Draft]]:
 
     yield (
         "cascade-one-symbol",
-        draft([bytes_tensor([7] * 9, cascade()), bytes_tensor([0], cascade(), "u"), bytes_tensor(ONES, cascade(), "v")]),
+        draft(
+            [
+                bytes_tensor([7] * 9, cascade()),
+                bytes_tensor([0], cascade(), "u"),
+                bytes_tensor(ONES, cascade(), "v"),
+            ]
+        ),
     )
     yield "cascade-two-symbols", draft([bytes_tensor([7, 7, 9, 7, 9], cascade())])
     yield from cascade_levels()
@@ -41,7 +54,12 @@ def cascade_files() -> Iterator[tuple[str, Draft]]:
     yield "cascade-stored-block-of-3-bits", draft([bytes_tensor(few, cascade(Block("stored")), bits=3)])
     yield (
         "cascade-widths",
-        draft([bytes_tensor(numbers(133, 1 << bits, seed=bits), cascade(), f"{bits}", bits) for bits in range(1, 9)]),
+        draft(
+            [
+                bytes_tensor(numbers(133, 1 << bits, seed=bits), cascade(), f"{bits}", bits)
+                for bits in range(1, 9)
+            ]
+        ),
     )
     yield (
         "cascade-of-asset",
@@ -53,13 +71,19 @@ def cascade_levels() -> Iterator[tuple[str, Draft]]:
     # Each level half as frequent as the one before, and all of one symbol but the last.
     skewed = [min(15, (number & -number).bit_length() - 1) for number in numbers(500, 1 << 16)]
     deepest = {symbol: min(symbol + 1, 15) for symbol in range(16)}
-    yield "cascade-fifteen-levels", draft([bytes_tensor([*skewed, *range(16)], cascade(Block(lengths=deepest)))])
+    yield (
+        "cascade-fifteen-levels",
+        draft([bytes_tensor([*skewed, *range(16)], cascade(Block(lengths=deepest)))]),
+    )
 
     scattered = {3: 2, 4: 1, 9: 2, 10: 2, 77: 1, 99: 3, 101: 3, 200: 1, 254: 3, 255: 3}
     spread = [sorted(scattered)[number] for number in numbers(700, 10)]
     yield "cascade-scattered-symbols", draft([bytes_tensor(spread, cascade(Block(lengths=scattered)))])
     yield "cascade-unused-levels", draft([bytes_tensor([4, 200, 77], cascade(Block(lengths=scattered)))])
-    yield "cascade-only-last-level", draft([bytes_tensor([255] * 70 + [99], cascade(Block(lengths=scattered)))])
+    yield (
+        "cascade-only-last-level",
+        draft([bytes_tensor([255] * 70 + [99], cascade(Block(lengths=scattered)))]),
+    )
 
     # Level 1 to 7 have the width of their number, level 8 has the nine symbols that are left.
     levels = [level for level in range(1, 8) for _ in range((1 << level) - 1)] + [8] * 9
@@ -70,7 +94,9 @@ def cascade_levels() -> Iterator[tuple[str, Draft]]:
         draft(
             [
                 bytes_tensor(
-                    numbers(3 * size, size, seed=size), cascade(Block(lengths=dict.fromkeys(range(size), 1))), f"{size}"
+                    numbers(3 * size, size, seed=size),
+                    cascade(Block(lengths=dict.fromkeys(range(size), 1))),
+                    f"{size}",
                 )
                 for size in (2, 3, 4, 5, 17, 64, 100, 129, 256)
             ]
@@ -81,7 +107,14 @@ def cascade_levels() -> Iterator[tuple[str, Draft]]:
         "cascade-planes",
         draft(
             [
-                tensor(f"{split}-{offset}", "f32", [2_000], Exact(elements, split, offset), segment=1_500, coders=cascade())
+                tensor(
+                    f"{split}-{offset}",
+                    "f32",
+                    [2_000],
+                    Exact(elements, split, offset),
+                    segment=1_500,
+                    coders=cascade(),
+                )
                 for split, offset in (("bytes", 0), ("rotated", 0), ("rotated", 77))
             ]
         ),
@@ -179,9 +212,17 @@ def data_cases() -> Iterator[Case]:
     # Behind 64 symbols, one more: all its planes are bytes of their own.
     longer = (2, 3) * 32 + (2,)
     counts, data = encode_levels(longer, LEVELS)
-    yield case("padding-of-second-group", coded(b"\1" + TABLE + bytes(counts), data[:8] + b"\3" + data[9:]), longer)
-    yield case("code-3-of-three-symbols", coded(head, FIRST + pack_bits([0, 1, 1, 0]) + pack_bits([0, 0, 1, 0])))
-    yield case("code-3-of-three-symbols-on-one-level", coded(b"\1" + encode_table({1: 1, 2: 1, 3: 1}), b"\7\4"), (2, 2, 3))
+    yield case(
+        "padding-of-second-group", coded(b"\1" + TABLE + bytes(counts), data[:8] + b"\3" + data[9:]), longer
+    )
+    yield case(
+        "code-3-of-three-symbols", coded(head, FIRST + pack_bits([0, 1, 1, 0]) + pack_bits([0, 0, 1, 0]))
+    )
+    yield case(
+        "code-3-of-three-symbols-on-one-level",
+        coded(b"\1" + encode_table({1: 1, 2: 1, 3: 1}), b"\7\4"),
+        (2, 2, 3),
+    )
     # A symbol of level 1 more, and one of level 2 less; and the other way round.
     yield case("escape-missing", coded(head, pack_bits([0, 1, 0, 0, 1, 1]) + SECOND))
     yield case("escape-too-many", coded(head, pack_bits([0, 1, 1, 1, 1, 1]) + SECOND))
