@@ -254,7 +254,7 @@ def test_efforts_trade_size_for_speed(tmp_path: Path) -> None:
     assert sizes["small"] < sizes["balanced"]
 
 
-def codings_of(folder: Path, array: np.ndarray, effort: EffortName) -> tuple[int, set[str]]:
+def codings_of(folder: Path, array: np.ndarray, effort: str) -> tuple[int, set[str]]:
     size, _ = write(folder, array, effort=effort)
     with Reader(folder / "one.dcz") as reader:
         return size, set(account(reader).tensors[0].codings)
