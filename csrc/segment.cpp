@@ -18,12 +18,14 @@ constexpr std::size_t kStrip = 2048;
 constexpr std::size_t kMaxItem = 8;  // bytes of an element
 
 // Memory that each thread uses again and again: new pages cost more than what is done in them.
-u8* scratch(std::vector<u8>& held, std::size_t size) {
+template <class T>
+T* scratch(std::vector<T>& held, std::size_t size) {
     if (held.size() < size + kSlack) held.resize(size + kSlack);
     return held.data();
 }
 
-thread_local std::vector<u8> flag_scratch, bitmap_scratch, value_scratch, code_scratch;
+thread_local std::vector<u8> gap_scratch, bitmap_scratch, value_scratch, code_scratch;
+thread_local std::vector<u32> position_scratch;
 
 void expect_booleans(const u8* elements, std::size_t count) {
     u8 all = 0;
@@ -131,23 +133,19 @@ void SymbolReader::read(u8* out, std::size_t count) {
     bytes_ += packed_bytes(count, width_);
 }
 
-void SegmentDecoder::decode_positions(const CodedStream& stream, std::size_t elements, std::size_t entries, u8* bitmap) const {
-    SymbolReader symbols(stream);
-    if (layout_.kind == Layout::Kind::bitmap) {
-        symbols.read(bitmap, stream.count);
-        check_bitmap({bitmap, stream.count}, elements, entries);
-        return;
-    }
-    u8* flags = scratch(flag_scratch, elements);
-    std::memset(flags, 0, elements);
-    GapMarker marker(flags, layout_.bits, elements);
-    alignas(64) std::array<u8, 4096> strip;
-    for (std::size_t start = 0; start < stream.count; start += strip.size()) {
-        const std::size_t n = std::min(strip.size(), stream.count - start);
-        marker.mark({symbols.next(strip.data(), n), n});
-    }
-    marker.finish(entries);
-    kernels().pack_flags(flags, elements, bitmap);
+const u8* SegmentDecoder::decode_bitmap(const CodedStream& stream, std::size_t elements, std::size_t entries) const {
+    u8* bitmap = scratch(bitmap_scratch, stream.count);
+    SymbolReader(stream).read(bitmap, stream.count);
+    check_bitmap({bitmap, stream.count}, elements, entries);
+    return bitmap;
+}
+
+const u32* SegmentDecoder::decode_gaps(const CodedStream& stream, std::size_t elements, std::size_t entries) const {
+    if (stream.count > elements) throw Corrupt("a relative index has more symbols than there are elements");
+    const u8* gaps = SymbolReader(stream).next(scratch(gap_scratch, stream.count), stream.count);
+    u32* positions = scratch(position_scratch, stream.count);
+    gap_positions({gaps, stream.count}, layout_.bits, elements, entries, positions);
+    return positions;
 }
 
 std::size_t SegmentDecoder::entry_size() const {
@@ -214,20 +212,27 @@ void SegmentDecoder::expect_streams(const Segment& segment) const {
 
 void SegmentDecoder::decode(const Segment& segment, bool streaming, u8* out) const {
     expect_streams(segment);
-    if (is_dense()) {
-        decode_values(segment.streams, {segment.first, segment.elements, nullptr}, streaming, out);
-    } else {
-        u8* bitmap = scratch(bitmap_scratch, (segment.elements + 7) / 8);
-        decode_positions(segment.streams[0], segment.elements, segment.entries, bitmap);
+    const auto sparse = [&](const u32* positions) {
         u8* values = scratch(value_scratch, segment.entries * itemsize_);
-        std::vector<u32> positions;
-        if (has_groups()) {
-            positions.resize(segment.entries);
-            bitmap_positions({bitmap, (segment.elements + 7) / 8}, positions);
+        decode_values(segment.streams.subspan(1), {segment.first, segment.entries, has_groups() ? positions : nullptr}, false, values);
+        return values;
+    };
+    switch (layout_.kind) {
+        case Layout::Kind::dense:
+            decode_values(segment.streams, {segment.first, segment.elements, nullptr}, streaming, out);
+            break;
+        case Layout::Kind::relative_index: {
+            const u32* positions = decode_gaps(segment.streams[0], segment.elements, segment.entries);
+            const u8* values = sparse(positions);
+            kernels().place(positions, values, segment.entries, segment.elements, itemsize_, streaming, out);
+            break;
         }
-        decode_values(segment.streams.subspan(1), {segment.first, segment.entries, positions.empty() ? nullptr : positions.data()}, false,
-                      values);
-        expand(bitmap, values, segment.elements, itemsize_, streaming, out);
+        case Layout::Kind::bitmap: {
+            const u8* bitmap = decode_bitmap(segment.streams[0], segment.elements, segment.entries);
+            u32* positions = scratch(position_scratch, has_groups() ? segment.entries : 0);
+            if (has_groups()) bitmap_positions({bitmap, segment.streams[0].count}, {positions, segment.entries});
+            expand(bitmap, sparse(positions), segment.elements, itemsize_, streaming, out);
+        }
     }
     // Whoever is told that this is done must see what went around the caches.
     if (streaming) std::atomic_thread_fence(std::memory_order_seq_cst);
@@ -235,12 +240,12 @@ void SegmentDecoder::decode(const Segment& segment, bool streaming, u8* out) con
 
 void SegmentDecoder::decode_entries(const Segment& segment, std::span<u32> positions, u8* out) const {
     expect_streams(segment);
-    const u32* where = nullptr;
-    if (!is_dense()) {
-        u8* bitmap = scratch(bitmap_scratch, (segment.elements + 7) / 8);
-        decode_positions(segment.streams[0], segment.elements, segment.entries, bitmap);
-        bitmap_positions({bitmap, (segment.elements + 7) / 8}, positions);
-        where = positions.data();
+    const u32* where = is_dense() ? nullptr : positions.data();
+    if (layout_.kind == Layout::Kind::bitmap) {
+        const u8* bitmap = decode_bitmap(segment.streams[0], segment.elements, segment.entries);
+        bitmap_positions({bitmap, segment.streams[0].count}, positions);
+    } else if (layout_.kind == Layout::Kind::relative_index) {
+        std::copy_n(decode_gaps(segment.streams[0], segment.elements, segment.entries), segment.entries, positions.data());
     }
     decode_values(segment.streams.subspan(position_streams()), {segment.first, segment.entries, where}, false, out);
 }
