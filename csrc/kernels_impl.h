@@ -209,6 +209,13 @@ struct Loops {
         }
     }
 
+    // By bits and not by a branch, into which a compiler would move the arithmetic of one side, and then not vectorize it.
+    template <class T>
+    static T pick(bool first, T a, T b) {
+        const T mask = static_cast<T>(-static_cast<T>(first));
+        return (a & mask) | (b & ~mask);
+    }
+
     // Of a binary float, sign aside: below `kNormal` it is a multiple of the smallest number, which is exact in the wider
     // type; otherwise the exponent moves, and the mantissa gets zeros behind it.
     static u32 wide_of(u16 narrow_bits, bool half) {
@@ -216,14 +223,14 @@ struct Loops {
         const u32 bits = narrow_bits & 0x7FFFu, sign = static_cast<u32>(narrow_bits & 0x8000u) << 16;
         const u32 normal = (bits << 13) + (bits >= 0x7C00 ? 0x70000000u : 0x38000000u);
         const u32 small = std::bit_cast<u32>(static_cast<float>(static_cast<int>(bits)) * 0x1p-24f);
-        return sign | (bits < 0x400 ? small : normal);
+        return sign | pick(bits < 0x400, small, normal);
     }
 
     static u64 wide_of(u32 narrow_bits) {
         const u64 bits = narrow_bits & 0x7FFFFFFFu, sign = static_cast<u64>(narrow_bits & 0x80000000u) << 32;
         const u64 normal = (bits << 29) + (bits >= 0x7F800000 ? u64{1792} << 52 : u64{896} << 52);
         const u64 small = std::bit_cast<u64>(static_cast<double>(static_cast<int>(bits)) * 0x1p-149);
-        return sign | (bits < 0x800000 ? small : normal);
+        return sign | pick(bits < 0x800000, small, normal);
     }
 
     // What is too large or too precise becomes anything whose wide form differs.
@@ -233,7 +240,7 @@ struct Loops {
         const u32 normal = (bits >= 0x7F800000 ? 0x7C00 | (bits >> 13 & 0x3FF) : (bits - 0x38000000u) >> 13) & 0x7FFF;
         const float tiny = std::bit_cast<float>(bits < 0x38800000 ? bits : 0);
         const u32 small = static_cast<u32>(static_cast<int>(tiny * 0x1p24f));
-        return static_cast<u16>(sign | (bits < 0x38800000 ? small : normal));
+        return static_cast<u16>(sign | pick(bits < 0x38800000, small, normal));
     }
 
     static u32 narrow_of(u64 wide) {
@@ -242,7 +249,7 @@ struct Loops {
         const u64 normal = (bits >= infinity ? 0x7F800000 | (bits >> 29 & 0x7FFFFF) : (bits - (u64{896} << 52)) >> 29) & 0x7FFFFFFF;
         const double tiny = std::bit_cast<double>(bits < smallest_normal ? bits : u64{0});
         const u64 small = static_cast<u64>(static_cast<int>(tiny * 0x1p149));
-        return static_cast<u32>(sign | (bits < smallest_normal ? small : normal));
+        return static_cast<u32>(sign | pick(bits < smallest_normal, small, normal));
     }
 
     static void widen(const u8* in, std::size_t count, Widening which, u8* out) {

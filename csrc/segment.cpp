@@ -33,10 +33,12 @@ void expect_booleans(const u8* elements, std::size_t count) {
     if (all > 1) throw Corrupt("a bool is neither 0 nor 1");
 }
 
-// Where a strip of elements is made: in place, or in the cache, if what streams has to be aligned first.
+// Where a strip of elements is made: in place; or in the cache, if what streams has to be aligned first, or if who makes it
+// does not stream.
 class Strip {
   public:
-    Strip(bool streaming, const u8* out) : copies_(streaming && !is_line(out)), streaming_(streaming && !copies_) {}
+    Strip(bool streaming, bool maker_streams, const u8* out)
+        : copies_(streaming && !(maker_streams && is_line(out))), streaming_(streaming && !copies_) {}
 
     u8* begin(u8* out) { return copies_ ? made_.data() : out; }
     bool streaming() const { return streaming_; }  // what is made at begin()
@@ -57,7 +59,7 @@ void decode_planes(std::span<const CodedStream> planes, std::size_t count, const
     std::array<const u8*, kMaxItem> pointers;
     for (std::size_t j = 0; j < itemsize; ++j) readers[j].emplace(planes[j]);
     const Kernels& k = kernels();
-    Strip strip(streaming, out);
+    Strip strip(streaming, !exact.widening, out);
     for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * size) {
         const std::size_t n = std::min(kStrip, count - start);
         for (std::size_t j = 0; j < itemsize; ++j) pointers[j] = readers[j]->next(symbols[j].data(), n);
@@ -74,21 +76,27 @@ void decode_planes(std::span<const CodedStream> planes, std::size_t count, const
 void decode_whole(const CodedStream& stream, std::size_t size, const ExactValues& exact, bool streaming, u8* out) {
     SymbolReader bytes(stream);
     const Kernels& k = kernels();
-    alignas(64) std::array<u8, kStrip * kMaxItem> strip;
-    for (std::size_t start = 0; start < size; start += strip.size()) {
-        const std::size_t n = std::min(strip.size(), size - start);
-        if (exact.widening)
-            k.widen(bytes.next(strip.data(), n), n / (*exact.widening == Widening::f32_f64 ? 4 : 2), *exact.widening, out + 2 * start);
-        else if (streaming)
-            k.copy(bytes.next(strip.data(), n), n, out + start);
-        else
-            bytes.read(out + start, n);
+    alignas(64) std::array<u8, kStrip * kMaxItem / 2> symbols;
+    Strip strip(streaming, false, out);
+    for (std::size_t start = 0; start < size; start += symbols.size()) {
+        const std::size_t n = std::min(symbols.size(), size - start);
+        if (exact.widening) {
+            k.widen(bytes.next(symbols.data(), n), n / (*exact.widening == Widening::f32_f64 ? 4 : 2), *exact.widening, strip.begin(out));
+            strip.end(2 * n, out);
+            out += 2 * n;
+        } else {
+            if (streaming)
+                k.copy(bytes.next(symbols.data(), n), n, out);
+            else
+                bytes.read(out, n);
+            out += n;
+        }
     }
 }
 
 void expand(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out) {
     const Kernels& k = kernels();
-    Strip strip(streaming, out);
+    Strip strip(streaming, true, out);
     for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * itemsize) {
         const std::size_t n = std::min(kStrip, count - start);
         k.expand(bitmap + start / 8, values, n, itemsize, strip.streaming(), strip.begin(out));
