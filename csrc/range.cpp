@@ -24,7 +24,8 @@ class Places {
         return static_cast<std::size_t>(place - row_) % kColumnSlots;
     }
 
-    // How many symbols there are in the row of the last one, from this one on.
+    // The place of the last symbol, and how many symbols there are in its row from it on.
+    u64 last() const { return at(symbol_ - 1); }
     u64 left_in_row() const {
         std::size_t end = symbol_;
         while (end < count_ && at(end) - row_ < columns_) ++end;
@@ -43,6 +44,11 @@ class Places {
     u64 columns_, row_ = 0;
 };
 
+template <class T>
+std::size_t digits(T value) {
+    return static_cast<std::size_t>(std::bit_width(value));
+}
+
 std::size_t column_slots(u32 columns) { return std::min<std::size_t>(columns, kColumnSlots); }
 
 // 6.4.4: the bits of a bitmap.
@@ -58,18 +64,18 @@ void code_bits(Coder& coder, u8* bitmap, const RangeContext& context, u32 column
     };
     std::vector<Column> lines(column_slots(columns));
     std::array<Slot, 128> neighbours;
-    std::array<std::array<Slot, 33>, 33> ages;
+    std::array<std::array<std::array<Slot, 4>, 33>, 33> ages;
     Slot all, row;
     std::array<Weight, 5> weights = {26214, 19661, -6554, 13107, 13107};
     std::size_t x = static_cast<std::size_t>(context.start % columns);
     const u8* here = bits.data() + pad;
-    u32 y = 1, run = 0;
+    u32 y = 1, run = 0, recent = 0, ones = 0;  // recent: the latest 32 bits of the row, and the ones among them
     row.start_from(all, kLineTrust);
     for (std::size_t i = 0; i < count; ++i, ++here, ++x) {
         if (x == columns) {
             x = 0;
             ++y;
-            run = 0;
+            run = recent = ones = 0;
             row = {};
             row.start_from(all, kLineTrust);
         }
@@ -77,13 +83,15 @@ void code_bits(Coder& coder, u8* bitmap, const RangeContext& context, u32 column
         const unsigned pattern = here[-1] | here[-2] << 1 | (here[-3] | here[-4]) << 2 | above[0] << 3 | above[-1] << 4 |
                                  above[1] << 5 | twice[0] << 6;
         Column& column = lines[x % kColumnSlots];
-        Slot& age = ages[static_cast<std::size_t>(std::bit_width(y - column.last))][static_cast<std::size_t>(std::bit_width(run))];
+        Slot& age = ages[digits(y - column.last)][digits(run)][std::min<std::size_t>(3, digits(ones))];
         column.slot.start_from(all, kLineTrust);
         neighbours[pattern].start_from(all, kTrust);
         age.start_from(all, kTrust);
         unsigned bit = Coder::kDecodes ? 0 : (bitmap[i / 8] >> (i % 8)) & 1u;
         bit = decide<17>(coder, bit, std::array{&column.slot, &row, &all, &neighbours[pattern], &age}, weights);
         ++run;
+        ones = ones + bit - (recent >> 31);
+        recent = recent << 1 | bit;
         if (bit) {
             run = 0;
             column.last = y;
@@ -140,7 +148,8 @@ void code_neighbours(Coder& coder, u8* symbols, std::size_t count, const Tree& t
     constexpr std::size_t kContexts = 5;
     const std::size_t nodes = tree.nodes.size();
     // The slots of one value of a context stand together: a symbol touches a few lines of the cache.
-    std::vector<Slot> order0(nodes), slots(kContexts * 256 * nodes);
+    constexpr std::array<std::size_t, kContexts + 1> kFirst = {0, 256, 1281, 1537, 1793, 2049};  // values of the contexts before
+    std::vector<Slot> order0(nodes), slots(kFirst[kContexts] * nodes);
     std::vector<std::array<Weight, 1 + kContexts>> weights(nodes, {20000, 8000, 10000, 8000, 16000, 8000});
     struct Column {
         Mean mean;
@@ -159,7 +168,7 @@ void code_neighbours(Coder& coder, u8* symbols, std::size_t count, const Tree& t
     Places places(context, count, model.columns);
     Mean row;
     i32 left = -1;
-    u64 in_row = 0;
+    u64 in_row = 0, before = 0;
     const auto index = [&](i32 value) -> std::size_t {
         return value < 0 ? 0 : static_cast<std::size_t>((value >> (5 + model.resolution)) + 1) & 255;
     };
@@ -171,13 +180,17 @@ void code_neighbours(Coder& coder, u8* symbols, std::size_t count, const Tree& t
             left = -1;
         }
         if (sparse && (row_starts || i == 0)) in_row = places.left_in_row();
-        const std::size_t density = sparse ? static_cast<std::size_t>(std::bit_width(in_row * column.symbols)) : index(row.value);
-        const std::array<std::size_t, kContexts> at = {index(middle(row.value, column.mean.value)), index(left), index(column.mean.value),
+        const std::size_t density = sparse ? digits(in_row * column.symbols) : index(row.value);
+        // Who stands next to it says more than who is far away.
+        const u64 here = places.last();
+        const std::size_t near = left < 0 ? 0 : 1 + 4 * static_cast<std::size_t>(left) + std::min<std::size_t>(3, digits(here - before - 1));
+        before = here;
+        const std::array<std::size_t, kContexts> at = {index(middle(row.value, column.mean.value)), near, index(column.mean.value),
                                                        density, index(column.last)};
         const unsigned symbol = walk<Coder>(tree, path[symbols[i]], [&](unsigned node, unsigned bit) {
             std::array<Slot*, 1 + kContexts> chosen = {&order0[node]};
             for (std::size_t k = 0; k < kContexts; ++k) {
-                chosen[k + 1] = &slots[(k * 256 + at[k]) * nodes + node];
+                chosen[k + 1] = &slots[(kFirst[k] + at[k]) * nodes + node];
                 chosen[k + 1]->start_from(order0[node], kNodeTrust);
             }
             return decide<14>(coder, bit, chosen, weights[node]);
@@ -185,7 +198,8 @@ void code_neighbours(Coder& coder, u8* symbols, std::size_t count, const Tree& t
         if constexpr (Coder::kDecodes) symbols[i] = static_cast<u8>(symbol);
         row.add(symbol, 4);
         column.mean.add(symbol, 3);
-        left = column.last = static_cast<i32>(symbol) << 8;
+        left = static_cast<i32>(symbol);
+        column.last = left << 8;
     }
 }
 

@@ -189,9 +189,9 @@ class Mixer:
 def code_bits(coder: Coder, given: Sequence[int], model: Model, beside: Beside) -> list[int]:
     every, columns, patterns = Slot(), dict[int, Slot](), [Slot() for _ in range(128)]
     row = Slot()
-    ages: dict[tuple[int, int], Slot] = {}
+    ages: dict[tuple[int, int, int], Slot] = {}
     latest: dict[int, int] = {}  # 1 in a column -> how many rows had begun
-    rows_begun, run = 0, 0
+    rows_begun, run, bits_of_row = 0, 0, 0
     mixer = Mixer([26214, 19661, -6554, 13107, 13107], 17)
     bits: list[int] = []
 
@@ -205,7 +205,7 @@ def code_bits(coder: Coder, given: Sequence[int], model: Model, beside: Beside) 
             row = Slot()
             row.start_from(every, 12)
             rows_begun += int(i > 0)
-            run = 0
+            run = bits_of_row = 0
         column = columns.setdefault(x % 65536, Slot())
         column.start_from(every, 12)
         pattern = patterns[
@@ -220,10 +220,11 @@ def code_bits(coder: Coder, given: Sequence[int], model: Model, beside: Beside) 
         pattern.start_from(every, 4)
         seen = latest.get(x % 65536)
         y = 1 + rows_begun if seen is None else rows_begun - seen
-        age = ages.setdefault((y.bit_length(), run.bit_length()), Slot())
+        crowd = sum(b(i - k) for k in range(1, 33) if k <= bits_of_row)
+        age = ages.setdefault((y.bit_length(), run.bit_length(), min(crowd.bit_length(), 3)), Slot())
         age.start_from(every, 4)
         bits.append(mixer.decide(coder, [column, row, every, pattern, age], given[i] if given else 0))
-        run += 1
+        run, bits_of_row = run + 1, bits_of_row + 1
         if bits[-1]:
             latest[x % 65536], run = rows_begun, 0
     return bits
@@ -299,7 +300,9 @@ def code_neighbours(
     symbols = []
     places = rows_and_columns(count, model, beside)
     in_row, in_column = Counter(r for r, _ in places), Counter(c for _, c in places)
+    before = 0
     for i, (r, c) in enumerate(places):
+        place = i if beside.places is None else beside.places[i]
         if r != number:
             row, number = Line(), r
         column = columns.setdefault(c, Line())
@@ -307,8 +310,10 @@ def code_neighbours(
             both: int | None = (row.mean + column.mean) >> 1
         else:
             both = column.mean if row.mean is None else row.mean
-        contexts = [both, scaled(row.latest), column.mean, row.mean, scaled(column.latest)]
-        values = [value(context) for context in contexts]
+        values = [value(context) for context in (both, None, column.mean, row.mean, scaled(column.latest))]
+        if row.latest is not None:
+            values[1] = 1 + 4 * row.latest + min((place - before - 1).bit_length(), 3)
+        before = place
         if beside.sparse:
             values[3] = (in_row[r] * in_column[c]).bit_length()
         upper = tree.code(coder, values, given[i] if given else 0)
