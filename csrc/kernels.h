@@ -41,13 +41,17 @@ enum class Widening { bf16_f32, f16_f32, f32_f64 };
 // Bits of the codes that take_level_into takes.
 inline constexpr unsigned kNarrow = 4;
 
+// Behind the last of some gap symbols: the position, and how many entries there were.
+struct GapEnd {
+    u64 position;
+    std::size_t entries;
+};
+
 struct Kernels {
     // Does `merge` take pairs, or is it quicker to decode their symbols first?
     bool takes_pairs;
     // Ones among the first `count` bits; bits behind them in the last byte are zero.
     u64 (*popcount)(const u8* bits, std::size_t count);
-    // Bit i = flags[i], which is 0 or 1; bits behind them in the last byte are zero. Writes ceil(count / 8) bytes.
-    void (*pack_flags)(const u8* flags, std::size_t count, u8* bits);
     // out[i] = the next symbol of `right` where bit i is 1, of `left` where it is 0. Writes `count` bytes, and advances
     // the children, which are those of a canonical code: the kind of the left one is not above that of the right one.
     // If there is more to come, `count` is a multiple of 64.
@@ -84,6 +88,11 @@ struct Kernels {
     void (*look_up)(const u8* codes, std::size_t count, const u8* table, std::size_t size, std::size_t itemsize, u8* out);
     // Elements where the bitmap has a one: the next of `values`, which has kSlack readable bytes behind it; zeros elsewhere.
     void (*expand)(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out);
+    // The positions of the entries of `count` gap symbols (docs/format.md, section 5.2), modulo 2^32; `positions` has room for
+    // `count` and kSlack / 4 more.
+    GapEnd (*gap_positions)(const u8* gaps, std::size_t count, u8 filler, u32* positions);
+    // Elements at `positions`, which ascend and are below `count`: those of `values`; zeros elsewhere.
+    void (*place)(const u32* positions, const u8* values, std::size_t entries, std::size_t count, std::size_t itemsize, bool streaming, u8* out);
     // memcpy, around the caches where the instruction set can, whatever the alignment.
     void (*copy)(const u8* in, std::size_t size, u8* out);
     // out[i] = scale * (codes[i] - zero) in binary32; the same, rounded to bfloat16.

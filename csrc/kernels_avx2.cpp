@@ -46,15 +46,6 @@ struct Avx2 {
         return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit_of), bit_of);
     }
 
-    static u64 pack_flags(const u8* flags) {
-        u64 bits = 0;
-        for (unsigned i = 0; i < 64; i += 32) {
-            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(flags + i));
-            bits |= u64{static_cast<u32>(_mm256_movemask_epi8(_mm256_slli_epi16(x, 7)))} << i;
-        }
-        return bits;
-    }
-
     // Choosing between two symbols by bits takes as many instructions as merging symbols.
     static constexpr bool kTakesPairs = false;
 
@@ -218,9 +209,25 @@ struct Avx2 {
         if constexpr (kStreaming) copy(elements, sizeof elements, out);
     }
 
+    static std::size_t gap_positions(const u8*, std::size_t, u8, u32*, GapEnd&) { return 0; }
+
     static std::size_t copy(const u8* in, std::size_t size, u8* out) {
         std::size_t i = 0;
         for (; i + 32 <= size; i += 32) put<true>(out + i, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i)));
+        return i;
+    }
+
+    static std::size_t drain(u8* in, std::size_t size, u8* out) {
+        const __m256i zero = _mm256_setzero_si256();
+        std::size_t i = 0;
+        for (; i + 64 <= size; i += 64) {
+            const auto* line = reinterpret_cast<const __m256i*>(in + i);
+            const __m256i a = _mm256_load_si256(line), b = _mm256_load_si256(line + 1);
+            put<false>(in + i, zero);
+            put<false>(in + i + 32, zero);
+            put<true>(out + i, a);
+            put<true>(out + i + 32, b);
+        }
         return i;
     }
 

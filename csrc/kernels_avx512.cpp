@@ -17,11 +17,6 @@ struct Avx512 {
         return static_cast<u64>(_mm512_reduce_add_epi64(ones));
     }
 
-    static u64 pack_flags(const u8* flags) {
-        const __m512i x = _mm512_loadu_si512(flags);
-        return _mm512_test_epi8_mask(x, x);
-    }
-
     static constexpr bool kTakesPairs = true;
 
     template <Child::Kind kLeft, Child::Kind kRight>
@@ -185,9 +180,47 @@ struct Avx512 {
         }
     }
 
+    // 16 symbols at a time, and 4096 before the position is kept as a number.
+    static std::size_t gap_positions(const u8* gaps, std::size_t count, u8 filler, u32* positions, GapEnd& end) {
+        const __m512i zero = _mm512_setzero_si512(), last = _mm512_set1_epi32(15), fillers = _mm512_set1_epi32(filler);
+        std::size_t i = 0, entry = 0;
+        u64 position = 0;
+        while (i + 16 <= count) {
+            const std::size_t stop = std::min(count - 15, i + 4096);
+            const __m512i base = _mm512_set1_epi32(static_cast<int>(position - 1));
+            __m512i sum = zero;
+            for (; i < stop; i += 16) {
+                __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(gaps + i)));
+                const __mmask16 stored = _mm512_cmpneq_epi32_mask(x, fillers);
+                x = _mm512_mask_add_epi32(x, stored, x, _mm512_set1_epi32(1));
+                x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, zero, 15));
+                x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, zero, 14));
+                x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, zero, 12));
+                x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, zero, 8));
+                x = _mm512_add_epi32(x, sum);
+                sum = _mm512_permutexvar_epi32(last, x);
+                _mm512_storeu_si512(positions + entry, _mm512_maskz_compress_epi32(stored, _mm512_add_epi32(x, base)));
+                entry += static_cast<std::size_t>(_mm_popcnt_u32(stored));
+            }
+            position += static_cast<u32>(_mm_cvtsi128_si32(_mm512_castsi512_si128(sum)));
+        }
+        end = {position, entry};
+        return i;
+    }
+
     static std::size_t copy(const u8* in, std::size_t size, u8* out) {
         std::size_t i = 0;
         for (; i + 64 <= size; i += 64) put<true>(out + i, _mm512_loadu_si512(in + i));
+        return i;
+    }
+
+    static std::size_t drain(u8* in, std::size_t size, u8* out) {
+        std::size_t i = 0;
+        for (; i + 64 <= size; i += 64) {
+            const __m512i x = _mm512_load_si512(in + i);
+            put<false>(in + i, _mm512_setzero_si512());
+            put<true>(out + i, x);
+        }
         return i;
     }
 

@@ -29,12 +29,6 @@ struct Portable {
 
     static u64 popcount(const u8* bits, std::size_t bytes) { return popcount_words(bits, bytes); }
 
-    static u64 pack_flags(const u8* flags) {
-        u64 bits = 0;
-        for (unsigned i = 0; i < 64; i += 8) bits |= load<u64>(flags + i) * 0x0102040810204080u >> 56 << i;
-        return bits;
-    }
-
     static constexpr bool kTakesPairs = true;
 
     template <Child::Kind kLeft, Child::Kind kRight>
@@ -109,7 +103,11 @@ struct Portable {
         expand_ones<T>(mask, values, out);
     }
 
+    static std::size_t gap_positions(const u8*, std::size_t, u8, u32*, GapEnd&) { return 0; }
+
     static std::size_t copy(const u8*, std::size_t, u8*) { return 0; }
+
+    static std::size_t drain(u8*, std::size_t, u8*) { return 0; }
 
     static u64 partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right) {
         u64 mask = 0;

@@ -123,7 +123,9 @@ class SegmentDecoder {
     bool has_groups() const;
     std::size_t entry_size() const;  // bytes of an exact entry in the streams
     void expect_streams(const Segment& segment) const;
-    void decode_positions(const CodedStream& stream, std::size_t elements, std::size_t entries, u8* bitmap) const;
+    // In memory of the thread's, until it decodes the next one.
+    const u8* decode_bitmap(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
+    const u32* decode_gaps(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
     void decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const;
 
     std::size_t itemsize_;
