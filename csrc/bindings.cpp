@@ -18,6 +18,7 @@
 #include "batch.h"
 #include "bindings_clustering.h"
 #include "bits.h"
+#include "cascade.h"
 #include "cpu.h"
 #include "delta.h"
 #include "dequantize.h"
@@ -78,6 +79,11 @@ void check_itemsize(std::size_t itemsize) {
 
 nb::bytes to_bytes(const std::vector<u8>& data) { return nb::bytes(data.data(), data.size()); }
 
+void check_symbols(const Buffer& in, unsigned width) {
+    require(width == 8 || std::all_of(in.data(), in.data() + in.size(), [&](u8 s) { return s >> width == 0; }),
+            "a symbol does not fit in the width");
+}
+
 nb::object py_huffman_encode(nb::handle symbols, unsigned width, std::size_t limit, unsigned price) {
     check_width(width);
     require(price <= 1024, "decoding a bit is worth at most a byte");
@@ -86,18 +92,33 @@ nb::object py_huffman_encode(nb::handle symbols, unsigned width, std::size_t lim
     bool smaller;
     {
         nb::gil_scoped_release release;
-        require(width == 8 || std::all_of(in.data(), in.data() + in.size(), [&](u8 s) { return s >> width == 0; }),
-                "a symbol does not fit in the width");
+        check_symbols(in, width);
         smaller = huffman_encode(in.data(), in.size(), width, limit, price, out);
     }
     return smaller ? nb::object(to_bytes(out)) : nb::object(nb::none());
 }
 
-void py_huffman_decode(nb::handle stream, unsigned width, nb::handle out) {
+nb::object py_cascade_encode(nb::handle symbols, unsigned width, std::size_t limit, unsigned price) {
+    check_width(width);
+    require(price <= 8192, "decoding a symbol of a level is worth at most a byte");
+    const Buffer in(symbols);
+    CascadeStream out;
+    {
+        nb::gil_scoped_release release;
+        check_symbols(in, width);
+        out = cascade_encode(in.data(), in.size(), width, limit, price);
+    }
+    return out.bytes.empty() ? nb::object(nb::none()) : nb::object(nb::make_tuple(to_bytes(out.bytes), out.cost));
+}
+
+using Decoder = void (*)(Bytes, std::size_t, unsigned, u8*);
+
+template <Decoder decode>
+void py_decode_symbols(nb::handle stream, unsigned width, nb::handle out) {
     check_width(width);
     const Buffer in(stream), to(out, true);
     nb::gil_scoped_release release;
-    if (to.size() > 0) huffman_decode(in.bytes(), to.size(), width, to.data());
+    if (to.size() > 0) decode(in.bytes(), to.size(), width, to.data());
 }
 
 // What a range coder may look at. The buffers live as long as this does.
@@ -578,13 +599,15 @@ NB_MODULE(_native, m) {
     m.def("force_isa", [](std::string_view name) { return force_isa(name); }, nb::arg("name"));
     m.def("huffman_encode", &py_huffman_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("limit"), nb::arg("price") = 0);
     m.def("huffman_estimate", &py_huffman_estimate, nb::arg("symbols"));
-    m.def("huffman_decode", &py_huffman_decode, nb::arg("stream"), nb::arg("width"), nb::arg("out"));
+    m.def("huffman_decode", &py_decode_symbols<huffman_decode>, nb::arg("stream"), nb::arg("width"), nb::arg("out"));
+    m.def("cascade_encode", &py_cascade_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("limit"), nb::arg("price") = 0);
+    m.def("cascade_decode", &py_decode_symbols<cascade_decode>, nb::arg("stream"), nb::arg("width"), nb::arg("out"));
     m.def("range_encode", &py_range_encode, nb::arg("symbols"), nb::arg("width"), nb::arg("model"), nb::arg("start"), nb::arg("positions").none(),
           nb::arg("step"), nb::arg("bits"), nb::arg("next").none(), nb::arg("last").none());
     m.def("range_decode", &py_range_decode, nb::arg("stream"), nb::arg("width"), nb::arg("start"), nb::arg("positions").none(), nb::arg("step"),
           nb::arg("bits"), nb::arg("next").none(), nb::arg("last").none(), nb::arg("out"));
     m.def("check_messagepack", &py_check_messagepack, nb::arg("data"), nb::arg("max_depth"));
-    m.def("huffman_table_bytes", [](nb::handle stream) { return huffman_table_bytes(Buffer(stream).bytes()); }, nb::arg("stream"));
+    m.def("table_bytes", [](nb::handle stream) { return table_bytes(Buffer(stream).bytes()); }, nb::arg("stream"));
     m.def("pack", &py_pack, nb::arg("symbols"), nb::arg("width"));
     m.def("unpack", &py_unpack, nb::arg("bits"), nb::arg("width"), nb::arg("out"));
     m.def("split_planes", &py_split_planes, nb::arg("data"), nb::arg("itemsize"), nb::arg("rotated"), nb::arg("out"), nb::arg("offset") = 0);

@@ -42,16 +42,21 @@ void BitWriter::finish() {
 }
 
 unsigned BitReader::read(unsigned count) {
+    if (at_ / 8 + 8 <= bytes_.size()) {
+        const u64 word = load<u64>(bytes_.data() + at_ / 8) >> (at_ % 8);
+        at_ += count;
+        return static_cast<unsigned>(word & low_bits(count));
+    }
     unsigned value = 0;
     for (unsigned i = 0; i < count; ++i, ++at_) {
-        if (at_ / 8 >= bytes_.size()) throw Corrupt("a Huffman table is cut off");
+        if (at_ / 8 >= bytes_.size()) throw Corrupt("a code table is cut off");
         value |= static_cast<unsigned>((bytes_[at_ / 8] >> (at_ % 8)) & 1) << i;
     }
     return value;
 }
 
 void BitReader::expect_zero_padding() const {
-    if (at_ % 8 != 0 && bytes_[at_ / 8] >> (at_ % 8)) throw Corrupt("padding bits of a Huffman table are not zero");
+    if (at_ % 8 != 0 && bytes_[at_ / 8] >> (at_ % 8)) throw Corrupt("padding bits of a code table are not zero");
 }
 
 }  // namespace dcz

@@ -10,7 +10,7 @@ namespace dcz {
 
 enum class Isa { portable, avx2, avx512 };
 
-// The sets that this processor has, by name, best first: "avx512" (F, BW, VL, VBMI, VBMI2, VPOPCNTDQ, BMI2),
+// The sets that this processor has, by name, best first: "avx512" (F, BW, VL, VBMI, VBMI2, VPOPCNTDQ, GFNI, BMI2),
 // "avx2" (AVX2, BMI1, BMI2, POPCNT), "portable".
 std::vector<std::string_view> available_isas();
 

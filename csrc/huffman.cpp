@@ -16,7 +16,7 @@ void write_varint(std::size_t value, std::vector<u8>& out) {
 std::size_t read_varint(Bytes bytes, std::size_t& at) {
     u64 value = 0;
     for (unsigned shift = 0; shift < 35; shift += 7) {
-        if (at >= bytes.size()) throw Corrupt("a Huffman stream is cut off");
+        if (at >= bytes.size()) throw Corrupt("a varint is cut off");
         const u8 byte = bytes[at++];
         value |= static_cast<u64>(byte & 0x7F) << shift;
         if (!(byte & 0x80)) {
@@ -81,10 +81,10 @@ void write_table(const Lengths& lengths, std::vector<u8>& out) {
 }
 
 Lengths read_table(Bytes tables, std::size_t& at, unsigned width) {
-    if (tables.size() - at < 2) throw Corrupt("a Huffman table is cut off");
+    if (tables.size() - at < 2) throw Corrupt("a code table is cut off");
     const std::size_t first = tables[at], last = tables[at + 1];
     at += 2;
-    if (first > last || last >> width) throw Corrupt("the symbols of a Huffman table are out of range");
+    if (first > last || last >> width) throw Corrupt("the symbols of a code table are out of range");
     Lengths lengths{};
     if (first == last) {
         lengths[first] = 1;
@@ -92,19 +92,19 @@ Lengths read_table(Bytes tables, std::size_t& at, unsigned width) {
     }
     BitReader bits(tables.subspan(at));
     unsigned before = bits.read(4);
-    if (before == 0) throw Corrupt("the first symbol of a Huffman table has no code");
+    if (before == 0) throw Corrupt("the first symbol of a code table has no code");
     lengths[first] = static_cast<u8>(before);
     for (std::size_t symbol = first + 1; symbol <= last; ++symbol) {
         if (bits.read(1) != 0) {
             if (bits.read(1) == 0) {
                 before = bits.read(1) == 0 ? before + 1 : before - 1;
             } else if (bits.read(1) == 0) {
-                if (symbol == last) throw Corrupt("the last symbol of a Huffman table has no code");
+                if (symbol == last) throw Corrupt("the last symbol of a code table has no code");
                 continue;
             } else {
                 before = bits.read(4);
             }
-            if (before == 0 || before > kMaxLength) throw Corrupt("a code length of a Huffman table is out of range");
+            if (before == 0 || before > kMaxLength) throw Corrupt("a number of a code table is out of range");
         }
         lengths[symbol] = static_cast<u8>(before);
     }
@@ -319,13 +319,15 @@ u64 least_bytes(const Histogram& histogram, std::size_t count) {
     return (bits >> 16) / 8 + 2 + (4 + (last - first) + 7) / 8;
 }
 
-// Whether no code can pay for a block of bytes, from a sample of it: its entropy, with what a sample of this size lacks of
-// that of the block (Miller 1955: half a nat for each symbol but one), leaves no gain beyond the error of that estimate.
+}  // namespace
+
+// The entropy of the sample, with what one of this size lacks of that of the block (Miller 1955: half a nat for each symbol
+// but one), leaves no gain beyond the error of that estimate.
 bool looks_dense(const u8* symbols, std::size_t count, unsigned price) {
-    constexpr std::size_t kPieces = 16, kPiece = kSample / kPieces;
+    constexpr std::size_t kRuns = 16, kRun = kSample / kRuns;
     if (count < 4 * kSample) return false;
     std::array<u8, kSample> sample;
-    for (std::size_t i = 0; i < kPieces; ++i) std::memcpy(&sample[i * kPiece], symbols + i * (count / kPieces), kPiece);
+    for (std::size_t i = 0; i < kRuns; ++i) std::memcpy(&sample[i * kRun], symbols + i * (count / kRuns), kRun);
     const auto& logs = weighted_logs();
     u64 bits = u64{logs[kSample]}, used = 0;  // in units of 2^-16
     for (const u64 n : count_symbols(sample.data(), kSample)) {
@@ -336,8 +338,6 @@ bool looks_dense(const u8* symbols, std::size_t count, unsigned price) {
     constexpr u64 error = (kSample << 16) / 50;
     return bits > error && (bits - error) * (128 + price) > (u64{kSample} << 16) * 1024;
 }
-
-}  // namespace
 
 Lengths tuned_lengths(const Histogram& histogram, std::size_t count) { return best_table(histogram, count, true).lengths; }
 
@@ -367,16 +367,14 @@ Lengths code_lengths(const Histogram& histogram, unsigned longest) {
 
 Tree::Tree(const Lengths& lengths) {
     std::array<u32, kMaxLength + 2> leaves{}, next{};
-    for (const u8 length : lengths) ++leaves[length];
-    leaves[0] = 0;
+    for_each_code(lengths, [&](std::size_t s) { ++leaves[lengths[s]]; });
     for (unsigned length = 1; length <= kMaxLength; ++length) next[length + 1] = next[length] + leaves[length];
     std::vector<u8> order(next[kMaxLength + 1]);
-    for (std::size_t s = 0; s < 256; ++s) {
-        if (lengths[s] == 0) continue;
+    for_each_code(lengths, [&](std::size_t s) {
         const u32 place = next[lengths[s]]++;
         rank[s] = static_cast<u8>(place);
         order[place] = static_cast<u8>(s);
-    }
+    });
     if (order.empty()) throw Corrupt("a Huffman table has no symbols");
     if (order.size() == 1) {
         only = order[0];
@@ -643,10 +641,10 @@ void huffman_decode(Bytes stream, std::size_t count, unsigned width, u8* out) {
     HuffmanDecoder(stream, count, width).next(out, count);
 }
 
-std::size_t huffman_table_bytes(Bytes stream) {
+std::size_t table_bytes(Bytes stream) {
     std::size_t at = 0;
     const std::size_t length = read_varint(stream, at);
-    if (length > stream.size() - at) throw Corrupt("the tables of a Huffman stream are cut off");
+    if (length > stream.size() - at) throw Corrupt("the tables of a stream are cut off");
     return at + length;
 }
 

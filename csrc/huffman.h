@@ -19,6 +19,17 @@ inline constexpr std::size_t kTunedBelow = 32768;  // ... and looks for tables t
 using Histogram = std::array<u64, 256>;
 using Lengths = std::array<u8, 256>;  // 0: the symbol has no code
 
+// Calls `use` with each symbol that has a code, in ascending order. Most have none, and are next to each other.
+template <class Use>
+void for_each_code(const Lengths& lengths, Use use) {
+    for (std::size_t s = 0; s < 256; s += 8)
+        for (u64 word = load<u64>(lengths.data() + s); word != 0;) {
+            const unsigned at = static_cast<unsigned>(std::countr_zero(word)) / 8;
+            word &= ~(u64{0xFF} << (8 * at));
+            use(s + at);
+        }
+}
+
 Histogram count_symbols(const u8* symbols, std::size_t count);
 
 // Optimal code lengths of at most `longest`, which must suffice for the number of symbols and not exceed kMaxLength. A
@@ -28,7 +39,7 @@ Lengths code_lengths(const Histogram& histogram, unsigned longest = kMaxLength);
 // The same, but in a small block such as take the least space together with their table.
 Lengths tuned_lengths(const Histogram& histogram, std::size_t count);
 
-// The table of a code (section 6.2). `at` moves behind what is read; both readers throw Corrupt.
+// The table of a code (section 6.2), which says one number for each symbol. `at` moves behind what is read; both readers throw Corrupt.
 void write_table(const Lengths& lengths, std::vector<u8>& out);
 Lengths read_table(Bytes tables, std::size_t& at, unsigned width);
 
@@ -55,9 +66,12 @@ struct Tree {
     explicit Tree(const Lengths& lengths);
 };
 
+// Whether no code can pay for a block of bytes, from a sample of it. `price`: as in huffman_encode.
+bool looks_dense(const u8* symbols, std::size_t count, unsigned price);
+
 // A whole stream. The encoder gives up and returns false, or an empty vector, when the result would not be below `limit`
-// bytes, or might be by no more than some padding. What `out` held is lost; its memory is used again. `price`: what the decoding of a bit is worth, in 1/1024 bytes; a large
-// block is stored unless a code saves more than that.
+// bytes, or might be by no more than some padding. What `out` held is lost; its memory is used again. `price`: what the
+// decoding of a bit is worth, in 1/1024 bytes; a large block is stored unless a code saves more than that.
 bool huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit, unsigned price, std::vector<u8>& out);
 std::vector<u8> huffman_encode(const u8* symbols, std::size_t count, unsigned width, std::size_t limit, unsigned price);
 
@@ -105,7 +119,7 @@ class HuffmanDecoder {
 
 void huffman_decode(Bytes stream, std::size_t count, unsigned width, u8* out);
 
-// Bytes of a stream that are descriptors and tables, without decoding it.
-std::size_t huffman_table_bytes(Bytes stream);
+// Bytes of a stream, of this coding or of cascades, that are descriptors and tables, without decoding it.
+std::size_t table_bytes(Bytes stream);
 
 }  // namespace dcz

@@ -25,16 +25,33 @@ struct Child {
     std::size_t taken = 0;     // of the pair's bits
 };
 
+// Elements of 2 or 4 bytes of which all planes but the last are there (`rotated`, section 5.3 of the format). `streaming`, as
+// in merge_planes.
+struct Assembly {
+    const u8* const* planes;
+    std::size_t itemsize;
+    u8 offset;
+    bool streaming;
+    u8* out;
+};
+
 // From a narrower float to a wider one.
 enum class Widening { bf16_f32, f16_f32, f32_f64 };
+
+// Bits of the codes that take_level_into takes.
+inline constexpr unsigned kNarrow = 4;
+
+// Behind the last of some gap symbols: the position, and how many entries there were.
+struct GapEnd {
+    u64 position;
+    std::size_t entries;
+};
 
 struct Kernels {
     // Does `merge` take pairs, or is it quicker to decode their symbols first?
     bool takes_pairs;
     // Ones among the first `count` bits; bits behind them in the last byte are zero.
     u64 (*popcount)(const u8* bits, std::size_t count);
-    // Bit i = flags[i], which is 0 or 1; bits behind them in the last byte are zero. Writes ceil(count / 8) bytes.
-    void (*pack_flags)(const u8* flags, std::size_t count, u8* bits);
     // out[i] = the next symbol of `right` where bit i is 1, of `left` where it is 0. Writes `count` bytes, and advances
     // the children, which are those of a canonical code: the kind of the left one is not above that of the right one.
     // If there is more to come, `count` is a multiple of 64.
@@ -42,6 +59,17 @@ struct Kernels {
     // The mirror image: bit i = in[i] >= threshold; symbols go to `left` and `right` (null: dropped) in order.
     // `in` has kSlack readable, `left`, `right` and `bits` kSlack writable bytes behind what they hold.
     void (*partition)(const u8* in, std::size_t count, u8 threshold, u8* bits, u8* left, u8* right);
+    // A level of a cascade (docs/format.md, section 6.5): out[i] = symbols[code i], where a code has `width` bits, in planes
+    // of 64 codes; or, unless `higher` is null, the next of `higher` where all bits are ones. Writes `count` bytes, reads up
+    // to `count` + kSlack of `higher`, and returns how many of them it has used.
+    std::size_t (*take_level)(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher, u8* out);
+    // The same for `count` symbols, a multiple of 64, that become the last plane of elements as soon as they are decoded: while
+    // memory takes the ones, the others are decoded. At most kNarrow bits; `higher` is not null.
+    std::size_t (*take_level_into)(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher,
+                                   const Assembly& into);
+    // The mirror image: codes of values from `base` on, which are what each is above it but at most 2^width - 1, to planes. The
+    // values of which that is the code stay behind in `values`, which has kSlack bytes behind it.
+    void (*put_level)(u8* values, std::size_t count, unsigned width, u8 base, u8* groups);
     // Adds to counts[s] how often s is among at most 2^30 symbols.
     void (*count)(const u8* symbols, std::size_t count, u64 counts[256]);
     // out[i] = table[in[i]], in place if wanted; `in` and `out` have kSlack bytes behind them.
@@ -60,6 +88,11 @@ struct Kernels {
     void (*look_up)(const u8* codes, std::size_t count, const u8* table, std::size_t size, std::size_t itemsize, u8* out);
     // Elements where the bitmap has a one: the next of `values`, which has kSlack readable bytes behind it; zeros elsewhere.
     void (*expand)(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out);
+    // The positions of the entries of `count` gap symbols (docs/format.md, section 5.2), modulo 2^32; `positions` has room for
+    // `count` and kSlack / 4 more.
+    GapEnd (*gap_positions)(const u8* gaps, std::size_t count, u8 filler, u32* positions);
+    // Elements at `positions`, which ascend and are below `count`: those of `values`; zeros elsewhere.
+    void (*place)(const u32* positions, const u8* values, std::size_t entries, std::size_t count, std::size_t itemsize, bool streaming, u8* out);
     // memcpy, around the caches where the instruction set can, whatever the alignment.
     void (*copy)(const u8* in, std::size_t size, u8* out);
     // out[i] = scale * (codes[i] - zero) in binary32; the same, rounded to bfloat16.

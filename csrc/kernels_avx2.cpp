@@ -19,6 +19,17 @@ constexpr std::array<u64, 256> kMerge = [] {
     return table;
 }();
 
+// For each mask of 8 bits, which of 16 bytes go where: where a bit is 1, the next from `first` on; elsewhere none, so zero.
+constexpr std::array<u64, 256> expansion(u64 first) {
+    std::array<u64, 256> table{};
+    for (unsigned mask = 0; mask < 256; ++mask) {
+        u64 next = first;
+        for (unsigned i = 0; i < 8; ++i) table[mask] |= ((mask >> i) & 1 ? next++ : 0x80) << (8 * i);
+    }
+    return table;
+}
+constexpr std::array<u64, 256> kExpandLow = expansion(0), kExpandHigh = expansion(8);
+
 struct Avx2 {
     static constexpr std::size_t kWindow = 0;
 
@@ -33,15 +44,6 @@ struct Avx2 {
         const __m256i bit_of = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
         const __m256i x = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), byte_of);
         return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit_of), bit_of);
-    }
-
-    static u64 pack_flags(const u8* flags) {
-        u64 bits = 0;
-        for (unsigned i = 0; i < 64; i += 32) {
-            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(flags + i));
-            bits |= u64{static_cast<u32>(_mm256_movemask_epi8(_mm256_slli_epi16(x, 7)))} << i;
-        }
-        return bits;
     }
 
     // Choosing between two symbols by bits takes as many instructions as merging symbols.
@@ -78,6 +80,72 @@ struct Avx2 {
         }
         if constexpr (kLeft == Kind::subtree) left.data = l + 64;
         right.data = r;
+    }
+
+    // Codes of up to four bits index a shuffle; of a fifth, it chooses between two.
+    template <unsigned kWidth, bool kLast>
+    struct Symbols {
+        explicit Symbols(const u8 symbols[256]) {
+            std::memcpy(all, symbols, sizeof all);
+            if constexpr (!kLast) all[low_bits(kWidth)] = 0;
+            for (unsigned i = 0; i < 2; ++i) x[i] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(all + 16 * i)));
+        }
+
+        u8 all[kWidth <= 5 ? 32 : 256];
+        __m256i x[2];
+    };
+
+    // The next of 16 bytes where a bit of the mask is 1, zero elsewhere; advances.
+    static __m128i expand16(u64 mask, const u8*& from) {
+        const u64 low = mask & 0xFF, high = mask >> 8 & 0xFF;
+        const auto count = static_cast<std::size_t>(_mm_popcnt_u64(low));
+        const auto pair = [](const void* a, const void* b) {
+            return _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(_mm_loadl_epi64(static_cast<const __m128i*>(a))), static_cast<const __m64*>(b)));
+        };
+        const __m128i bytes = pair(from, from + count), order = pair(&kExpandLow[low], &kExpandHigh[high]);
+        from += count + static_cast<std::size_t>(_mm_popcnt_u64(high));
+        return _mm_shuffle_epi8(bytes, order);
+    }
+
+    template <unsigned kWidth, bool kLast>
+    static u64 take_group(const u8* group, const Symbols<kWidth, kLast>& of, const u8* higher, u8* out) {
+        u64 all = ~u64{0};
+        for (unsigned k = 0; k < kWidth; ++k) all &= load<u64>(group + 8 * k);
+        for (unsigned half = 0; half < 2; ++half) {
+            __m256i x;
+            if constexpr (kWidth <= 5) {
+                __m256i code = _mm256_setzero_si256();
+                for (unsigned k = 0; k < (kWidth < 4 ? kWidth : 4); ++k)
+                    code = _mm256_or_si256(code, _mm256_and_si256(spread32(load<u32>(group + 8 * k + 4 * half)), _mm256_set1_epi8(static_cast<char>(1 << k))));
+                x = _mm256_shuffle_epi8(of.x[0], code);
+                if constexpr (kWidth == 5)
+                    x = _mm256_blendv_epi8(x, _mm256_shuffle_epi8(of.x[1], code), spread32(load<u32>(group + 32 + 4 * half)));
+            } else {
+                u8 made[32];
+                for (unsigned i = 0; i < 4; ++i) {
+                    u64 code = 0;
+                    for (unsigned k = 0; k < kWidth; ++k) code |= _pdep_u64(group[8 * k + 4 * half + i], 0x0101010101010101u) << k;
+                    for (unsigned j = 0; j < 8; ++j) made[8 * i + j] = of.all[code >> (8 * j) & 0xFF];
+                }
+                x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(made));
+            }
+            if constexpr (!kLast) {
+                const u64 here = all >> (32 * half);
+                const __m128i low = expand16(here, higher), high = expand16(here >> 16, higher);
+                x = _mm256_or_si256(x, _mm256_set_m128i(high, low));
+            }
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * half), x);
+        }
+        return all;
+    }
+
+    static u64 plane(const u8* values, unsigned bit) {
+        u64 bits = 0;
+        for (unsigned i = 0; i < 64; i += 32) {
+            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i));
+            bits |= u64{static_cast<u32>(_mm256_movemask_epi8(_mm256_sll_epi16(x, _mm_cvtsi32_si128(static_cast<int>(7 - bit)))))} << i;
+        }
+        return bits;
     }
 
     template <bool kStreaming>
@@ -141,9 +209,25 @@ struct Avx2 {
         if constexpr (kStreaming) copy(elements, sizeof elements, out);
     }
 
+    static std::size_t gap_positions(const u8*, std::size_t, u8, u32*, GapEnd&) { return 0; }
+
     static std::size_t copy(const u8* in, std::size_t size, u8* out) {
         std::size_t i = 0;
         for (; i + 32 <= size; i += 32) put<true>(out + i, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i)));
+        return i;
+    }
+
+    static std::size_t drain(u8* in, std::size_t size, u8* out) {
+        const __m256i zero = _mm256_setzero_si256();
+        std::size_t i = 0;
+        for (; i + 64 <= size; i += 64) {
+            const auto* line = reinterpret_cast<const __m256i*>(in + i);
+            const __m256i a = _mm256_load_si256(line), b = _mm256_load_si256(line + 1);
+            put<false>(in + i, zero);
+            put<false>(in + i + 32, zero);
+            put<true>(out + i, a);
+            put<true>(out + i + 32, b);
+        }
         return i;
     }
 

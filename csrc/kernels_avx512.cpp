@@ -1,6 +1,8 @@
 // AVX-512 VBMI2: vpexpandb and vpcompressb move 64 symbols at once.
 #include <immintrin.h>
 
+#include <array>
+
 #include "kernels_impl.h"
 
 namespace dcz {
@@ -13,11 +15,6 @@ struct Avx512 {
         for (; i + 64 <= bytes; i += 64) ones = _mm512_add_epi64(ones, _mm512_popcnt_epi64(_mm512_loadu_si512(bits + i)));
         ones = _mm512_add_epi64(ones, _mm512_popcnt_epi64(_mm512_maskz_loadu_epi8(low_bits(static_cast<unsigned>(bytes - i)), bits + i)));
         return static_cast<u64>(_mm512_reduce_add_epi64(ones));
-    }
-
-    static u64 pack_flags(const u8* flags) {
-        const __m512i x = _mm512_loadu_si512(flags);
-        return _mm512_test_epi8_mask(x, x);
     }
 
     static constexpr bool kTakesPairs = true;
@@ -48,6 +45,58 @@ struct Avx512 {
             }
         }
         _mm512_storeu_si512(out, x);
+    }
+
+    // Codes of one or two bits choose by mask; wider ones become bytes that a table is permuted by.
+    template <unsigned kWidth, bool kLast>
+    struct Symbols {
+        explicit Symbols(const u8 symbols[256]) {
+            constexpr unsigned kLoads = kWidth <= 6 ? 1 : kWidth == 7 ? 2 : 4;
+            for (unsigned i = 0; i < (kWidth <= 2 ? 1u << kWidth : kLoads); ++i)
+                x[i] = kWidth > 2 ? _mm512_loadu_si512(symbols + 64 * i) : _mm512_set1_epi8(static_cast<char>(symbols[i]));
+        }
+
+        __m512i x[4];
+    };
+
+    // 64 codes as bytes: the bytes of all planes that belong to 8 codes come together, and these 8 by 8 bits are transposed.
+    template <unsigned kWidth>
+    static __m512i codes(const u8* group) {
+        alignas(64) static constexpr std::array<u8, 64> kTogether = [] {
+            std::array<u8, 64> order{};
+            for (unsigned eight = 0; eight < 8; ++eight)
+                for (unsigned bit = 0; bit < 8; ++bit) order[8 * eight + 7 - bit] = static_cast<u8>(8 * bit + eight);
+            return order;
+        }();
+        const __m512i planes = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(low_bits(kWidth)), group);
+        const __m512i together = _mm512_permutexvar_epi8(_mm512_load_si512(kTogether.data()), planes);
+        return _mm512_gf2p8affine_epi64_epi8(_mm512_set1_epi64(static_cast<long long>(0x8040201008040201)), together, 0);
+    }
+
+    template <unsigned kWidth, bool kLast>
+    static u64 take_group(const u8* group, const Symbols<kWidth, kLast>& of, const u8* higher, u8* out) {
+        u64 all = ~u64{0};
+        for (unsigned k = 0; k < kWidth; ++k) all &= load<u64>(group + 8 * k);
+        __m512i x;
+        if constexpr (kWidth <= 2) {
+            x = _mm512_mask_blend_epi8(load<u64>(group), of.x[0], of.x[1]);
+            if constexpr (kWidth == 2) {
+                x = _mm512_mask_blend_epi8(load<u64>(group + 8), x, of.x[2]);
+                if constexpr (kLast) x = _mm512_mask_blend_epi8(all, x, of.x[3]);
+            }
+        } else {
+            const __m512i code = codes<kWidth>(group);
+            if constexpr (kWidth <= 6) x = _mm512_permutexvar_epi8(code, of.x[0]);
+            if constexpr (kWidth > 6) x = _mm512_permutex2var_epi8(of.x[0], code, of.x[1]);
+            if constexpr (kWidth == 8) x = _mm512_mask_blend_epi8(_mm512_movepi8_mask(code), x, _mm512_permutex2var_epi8(of.x[2], code, of.x[3]));
+        }
+        if constexpr (!kLast) x = _mm512_mask_expand_epi8(x, all, _mm512_loadu_si512(higher));
+        _mm512_storeu_si512(out, x);
+        return all;
+    }
+
+    static u64 plane(const u8* values, unsigned bit) {
+        return _mm512_test_epi8_mask(_mm512_loadu_si512(values), _mm512_set1_epi8(static_cast<char>(1 << bit)));
     }
 
     template <bool kStreaming>
@@ -131,9 +180,47 @@ struct Avx512 {
         }
     }
 
+    // 16 symbols at a time, and 4096 before the position is kept as a number.
+    static std::size_t gap_positions(const u8* gaps, std::size_t count, u8 filler, u32* positions, GapEnd& end) {
+        const __m512i zero = _mm512_setzero_si512(), last = _mm512_set1_epi32(15), fillers = _mm512_set1_epi32(filler);
+        std::size_t i = 0, entry = 0;
+        u64 position = 0;
+        while (i + 16 <= count) {
+            const std::size_t stop = std::min(count - 15, i + 4096);
+            const __m512i base = _mm512_set1_epi32(static_cast<int>(position - 1));
+            __m512i sum = zero;
+            for (; i < stop; i += 16) {
+                __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(gaps + i)));
+                const __mmask16 stored = _mm512_cmpneq_epi32_mask(x, fillers);
+                x = _mm512_mask_add_epi32(x, stored, x, _mm512_set1_epi32(1));
+                x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, zero, 15));
+                x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, zero, 14));
+                x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, zero, 12));
+                x = _mm512_add_epi32(x, _mm512_alignr_epi32(x, zero, 8));
+                x = _mm512_add_epi32(x, sum);
+                sum = _mm512_permutexvar_epi32(last, x);
+                _mm512_storeu_si512(positions + entry, _mm512_maskz_compress_epi32(stored, _mm512_add_epi32(x, base)));
+                entry += static_cast<std::size_t>(_mm_popcnt_u32(stored));
+            }
+            position += static_cast<u32>(_mm_cvtsi128_si32(_mm512_castsi512_si128(sum)));
+        }
+        end = {position, entry};
+        return i;
+    }
+
     static std::size_t copy(const u8* in, std::size_t size, u8* out) {
         std::size_t i = 0;
         for (; i + 64 <= size; i += 64) put<true>(out + i, _mm512_loadu_si512(in + i));
+        return i;
+    }
+
+    static std::size_t drain(u8* in, std::size_t size, u8* out) {
+        std::size_t i = 0;
+        for (; i + 64 <= size; i += 64) {
+            const __m512i x = _mm512_load_si512(in + i);
+            put<false>(in + i, _mm512_setzero_si512());
+            put<true>(out + i, x);
+        }
         return i;
     }
 

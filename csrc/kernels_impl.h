@@ -5,13 +5,18 @@
 //   static constexpr bool kTakesPairs                             does merge take pairs?
 //   static void merge<left kind, right kind>(u64 mask, Child&, Child&, u8* out)    64 symbols; advances the children
 //   static u64  popcount(const u8* bits, std::size_t bytes)
-//   static u64  pack_flags(const u8* flags)                        64 of them
 //   static std::size_t merge_planes<T, rotated, streaming>(planes, count, added, out)   how many elements it has merged;
 //                                                     `added` is taken off before they are rotated back
+//   Symbols<kWidth, kLast>                            the symbols of a level's codes, as take_group wants them
+//   static u64  take_group<kWidth, kLast>(const u8* group, const Symbols<kWidth, kLast>&, const u8* higher, u8* out)
+//                                                     64 codes; the mask of those that `higher` was taken for
+//   static u64  plane(const u8* values, unsigned bit)             64 values
 //   static u64  partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right)   the mask; advances
 //   static std::size_t look_up<T>(codes, count, table, size, out)                  how many elements it has looked up
 //   static void expand<T, streaming>(u64 mask, const u8*& values, u8* out)         64 elements; advances the values
+//   static std::size_t gap_positions(gaps, count, filler, positions, GapEnd& end)    how many symbols it has read; advances
 //   static std::size_t copy(const u8* in, std::size_t size, u8* out)               how many bytes it has copied
+//   static std::size_t drain(u8* in, std::size_t size, u8* out)     the same to whole lines, and leaves zeros
 //   static void unpack8(u64 bits, unsigned width, u8* out)        8 symbols
 //   kWindow: so many neighbours are counted at once by, if it is not 0,
 //   static void count_window(const u8* in, std::size_t groups, u8 first, u64 counts[256])
@@ -51,17 +56,6 @@ template <class P>
 struct Loops {
     static u64 popcount(const u8* bits, std::size_t count) { return P::popcount(bits, (count + 7) / 8); }
 
-    static void pack_flags(const u8* flags, std::size_t count, u8* bits) {
-        std::size_t i = 0;
-        for (; i + 64 <= count; i += 64) store(bits + i / 8, P::pack_flags(flags + i));
-        if (i < count) {
-            u8 tail[64] = {};
-            std::memcpy(tail, flags + i, count - i);
-            const u64 last = P::pack_flags(tail);
-            std::memcpy(bits + i / 8, &last, (count - i + 7) / 8);
-        }
-    }
-
     template <Child::Kind kLeft, Child::Kind kRight>
     static void merge_as(const u8* bits, std::size_t count, Child& from_left, Child& from_right, u8* out) {
         // Copies, because a store through `out` may change anything that is in memory.
@@ -95,6 +89,56 @@ struct Loops {
         for (std::size_t i = 0; i < count; i += 64) {
             const u64 valid = low_bits(static_cast<unsigned>(count - i < 64 ? count - i : 64));
             store(bits + i / 8, P::partition(in + i, threshold, valid, left, right));
+        }
+    }
+
+    template <unsigned kWidth, bool kLast>
+    static std::size_t take_level_as(const u8* groups, std::size_t count, const u8 symbols[256], const u8* higher, u8* out) {
+        const typename P::template Symbols<kWidth, kLast> of(symbols);
+        const u8* next = higher;
+        std::size_t i = 0;
+        for (; i + 64 <= count; i += 64, groups += 8 * kWidth) {
+            const u64 used = P::template take_group<kWidth, kLast>(groups, of, next, out + i);
+            if constexpr (!kLast) next += __builtin_popcountll(used);
+        }
+        if (i < count) {
+            u8 group[8 * kWidth] = {}, tail[64];
+            const std::size_t bytes = (count - i + 7) / 8;
+            for (unsigned k = 0; k < kWidth; ++k) std::memcpy(group + 8 * k, groups + bytes * k, bytes);
+            const u64 used = P::template take_group<kWidth, kLast>(group, of, next, tail);
+            if constexpr (!kLast) next += __builtin_popcountll(used);
+            std::memcpy(out + i, tail, count - i);
+        }
+        return static_cast<std::size_t>(next - higher);
+    }
+
+    template <unsigned kWidth>
+    static std::size_t take_level_of(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher, u8* out) {
+        if constexpr (kWidth < 8)
+            if (width > kWidth) return take_level_of<kWidth + 1>(groups, count, width, symbols, higher, out);
+        if (higher == nullptr) return take_level_as<kWidth, true>(groups, count, symbols, higher, out);
+        return take_level_as<kWidth, false>(groups, count, symbols, higher, out);
+    }
+
+    static std::size_t take_level(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher, u8* out) {
+        return take_level_of<1>(groups, count, width, symbols, higher, out);
+    }
+
+    static void put_level(u8* values, std::size_t count, unsigned width, u8 base, u8* groups) {
+        const auto most = static_cast<u8>(low_bits(width));
+        u8* behind = values;
+        u8* none = nullptr;
+        for (std::size_t i = 0; i < count; i += 64) {
+            const unsigned here = static_cast<unsigned>(count - i < 64 ? count - i : 64);
+            const u64 valid = low_bits(here);
+            const std::size_t bytes = (here + 7) / 8;
+            u8 codes[64];
+            for (unsigned j = 0; j < 64; ++j) codes[j] = std::min(static_cast<u8>(values[i + j] - base), most);
+            for (unsigned k = 0; k < width; ++k, groups += bytes) {
+                const u64 plane = P::plane(codes, k) & valid;
+                std::memcpy(groups, &plane, bytes);
+            }
+            P::partition(values + i, static_cast<u8>(base + most), valid, none, behind);
         }
     }
 
@@ -210,6 +254,39 @@ struct Loops {
         }
     }
 
+    template <unsigned kWidth, class T>
+    static std::size_t take_level_into_as(const u8* groups, std::size_t count, const u8 symbols[256], const u8* higher, const Assembly& into) {
+        const typename P::template Symbols<kWidth, false> of(symbols);
+        alignas(64) u8 last[64];
+        const u8* p[sizeof(T)];
+        for (std::size_t j = 0; j + 1 < sizeof(T); ++j) p[j] = into.planes[j];
+        p[sizeof(T) - 1] = last;
+        const u8 offset = into.offset;
+        const bool streaming = into.streaming;
+        u8* out = into.out;
+        const u8* next = higher;
+        for (std::size_t i = 0; i < count; i += 64, groups += 8 * kWidth, out += 64 * sizeof(T)) {
+            next += __builtin_popcountll(P::template take_group<kWidth, false>(groups, of, next, last));
+            merge_planes_as<T, true>(p, 64, offset, streaming, out);
+            for (std::size_t j = 0; j + 1 < sizeof(T); ++j) p[j] += 64;
+        }
+        return static_cast<std::size_t>(next - higher);
+    }
+
+    template <unsigned kWidth>
+    static std::size_t take_level_into_of(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher,
+                                          const Assembly& into) {
+        if constexpr (kWidth < kNarrow)
+            if (width > kWidth) return take_level_into_of<kWidth + 1>(groups, count, width, symbols, higher, into);
+        if (into.itemsize == 2) return take_level_into_as<kWidth, u16>(groups, count, symbols, higher, into);
+        return take_level_into_as<kWidth, u32>(groups, count, symbols, higher, into);
+    }
+
+    static std::size_t take_level_into(const u8* groups, std::size_t count, unsigned width, const u8 symbols[256], const u8* higher,
+                                       const Assembly& into) {
+        return take_level_into_of<1>(groups, count, width, symbols, higher, into);
+    }
+
     static void split_planes(const u8* in, std::size_t count, std::size_t itemsize, bool rotated, u8 offset, u8* const* planes) {
         switch (itemsize) {
             case 1: return rotated ? split_planes_as<u8, true>(in, count, offset, planes) : split_planes_as<u8, false>(in, count, offset, planes);
@@ -219,6 +296,13 @@ struct Loops {
         }
     }
 
+    // By bits and not by a branch, into which a compiler would move the arithmetic of one side, and then not vectorize it.
+    template <class T>
+    static T pick(bool first, T a, T b) {
+        const T mask = static_cast<T>(-static_cast<T>(first));
+        return (a & mask) | (b & ~mask);
+    }
+
     // Of a binary float, sign aside: below `kNormal` it is a multiple of the smallest number, which is exact in the wider
     // type; otherwise the exponent moves, and the mantissa gets zeros behind it.
     static u32 wide_of(u16 narrow_bits, bool half) {
@@ -226,14 +310,14 @@ struct Loops {
         const u32 bits = narrow_bits & 0x7FFFu, sign = static_cast<u32>(narrow_bits & 0x8000u) << 16;
         const u32 normal = (bits << 13) + (bits >= 0x7C00 ? 0x70000000u : 0x38000000u);
         const u32 small = std::bit_cast<u32>(static_cast<float>(static_cast<int>(bits)) * 0x1p-24f);
-        return sign | (bits < 0x400 ? small : normal);
+        return sign | pick(bits < 0x400, small, normal);
     }
 
     static u64 wide_of(u32 narrow_bits) {
         const u64 bits = narrow_bits & 0x7FFFFFFFu, sign = static_cast<u64>(narrow_bits & 0x80000000u) << 32;
         const u64 normal = (bits << 29) + (bits >= 0x7F800000 ? u64{1792} << 52 : u64{896} << 52);
         const u64 small = std::bit_cast<u64>(static_cast<double>(static_cast<int>(bits)) * 0x1p-149);
-        return sign | (bits < 0x800000 ? small : normal);
+        return sign | pick(bits < 0x800000, small, normal);
     }
 
     // What is too large or too precise becomes anything whose wide form differs.
@@ -243,7 +327,7 @@ struct Loops {
         const u32 normal = (bits >= 0x7F800000 ? 0x7C00 | (bits >> 13 & 0x3FF) : (bits - 0x38000000u) >> 13) & 0x7FFF;
         const float tiny = std::bit_cast<float>(bits < 0x38800000 ? bits : 0);
         const u32 small = static_cast<u32>(static_cast<int>(tiny * 0x1p24f));
-        return static_cast<u16>(sign | (bits < 0x38800000 ? small : normal));
+        return static_cast<u16>(sign | pick(bits < 0x38800000, small, normal));
     }
 
     static u32 narrow_of(u64 wide) {
@@ -252,7 +336,7 @@ struct Loops {
         const u64 normal = (bits >= infinity ? 0x7F800000 | (bits >> 29 & 0x7FFFFF) : (bits - (u64{896} << 52)) >> 29) & 0x7FFFFFFF;
         const double tiny = std::bit_cast<double>(bits < smallest_normal ? bits : u64{0});
         const u64 small = static_cast<u64>(static_cast<int>(tiny * 0x1p149));
-        return static_cast<u32>(sign | (bits < smallest_normal ? small : normal));
+        return static_cast<u32>(sign | pick(bits < smallest_normal, small, normal));
     }
 
     static void widen(const u8* in, std::size_t count, Widening which, u8* out) {
@@ -335,6 +419,56 @@ struct Loops {
         }
     }
 
+    static GapEnd gap_positions(const u8* gaps, std::size_t count, u8 filler, u32* positions) {
+        GapEnd end{0, 0};
+        for (std::size_t i = P::gap_positions(gaps, count, filler, positions, end); i < count; ++i) {
+            const u64 gap = gaps[i], stored = gap != filler;
+            positions[end.entries] = static_cast<u32>(end.position + gap);
+            end.entries += stored;
+            end.position += gap + stored;
+        }
+        return end;
+    }
+
+    // Made in the cache, a strip at a time, and only then brought to memory.
+    template <class T>
+    static void place_as(const u32* positions, const u8* values, std::size_t entries, std::size_t count, bool streaming, u8* out) {
+        constexpr std::size_t kStrip = 2048 / sizeof(T);
+        alignas(64) u8 strip[kStrip * sizeof(T)];
+        if (streaming) std::memset(strip, 0, sizeof strip);
+        std::size_t entry = 0, start = 0;
+        // The first strip ends where a line does.
+        std::size_t end = kStrip - reinterpret_cast<std::uintptr_t>(out) % 64 / sizeof(T);
+        while (start < count) {
+            end = std::min(end, count);
+            const std::size_t size = (end - start) * sizeof(T);
+            u8* made = streaming ? strip : out + start * sizeof(T);
+            if (!streaming) std::memset(made, 0, size);
+            for (; entry < entries && positions[entry] < end; ++entry)
+                store(made + (positions[entry] - start) * sizeof(T), load<T>(values + entry * sizeof(T)));
+            if (streaming) drain(strip, size, out + start * sizeof(T));
+            start = end;
+            end += kStrip;
+        }
+    }
+
+    // Copies around the caches, and leaves zeros.
+    static void drain(u8* in, std::size_t size, u8* out) {
+        const std::size_t done = is_line(out) ? P::drain(in, size, out) : 0;
+        copy(in + done, size - done, out + done);
+        std::memset(in + done, 0, size - done);
+    }
+
+    static void place(const u32* positions, const u8* values, std::size_t entries, std::size_t count, std::size_t itemsize, bool streaming,
+                      u8* out) {
+        switch (itemsize) {
+            case 1: return place_as<u8>(positions, values, entries, count, streaming, out);
+            case 2: return place_as<u16>(positions, values, entries, count, streaming, out);
+            case 4: return place_as<u32>(positions, values, entries, count, streaming, out);
+            default: return place_as<u64>(positions, values, entries, count, streaming, out);
+        }
+    }
+
     static void copy(const u8* in, std::size_t size, u8* out) {
         const std::size_t head = std::min<std::size_t>(size, -reinterpret_cast<std::uintptr_t>(out) % 64);
         std::memcpy(out, in, head);
@@ -357,9 +491,11 @@ struct Loops {
     static constexpr Kernels table() {
         return {.takes_pairs = P::kTakesPairs,
                 .popcount = popcount,
-                .pack_flags = pack_flags,
                 .merge = merge,
                 .partition = partition,
+                .take_level = take_level,
+                .take_level_into = take_level_into,
+                .put_level = put_level,
                 .count = count,
                 .translate = translate,
                 .unpack = unpack,
@@ -369,6 +505,8 @@ struct Loops {
                 .narrow = narrow,
                 .look_up = look_up,
                 .expand = expand,
+                .gap_positions = gap_positions,
+                .place = place,
                 .copy = copy,
                 .dequantize_f32 = dequantize_f32,
                 .dequantize_bf16 = dequantize_bf16};

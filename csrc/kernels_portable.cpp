@@ -29,12 +29,6 @@ struct Portable {
 
     static u64 popcount(const u8* bits, std::size_t bytes) { return popcount_words(bits, bytes); }
 
-    static u64 pack_flags(const u8* flags) {
-        u64 bits = 0;
-        for (unsigned i = 0; i < 64; i += 8) bits |= load<u64>(flags + i) * 0x0102040810204080u >> 56 << i;
-        return bits;
-    }
-
     static constexpr bool kTakesPairs = true;
 
     template <Child::Kind kLeft, Child::Kind kRight>
@@ -55,6 +49,45 @@ struct Portable {
         right.taken += ones;
     }
 
+    template <unsigned kWidth, bool kLast>
+    struct Symbols {
+        explicit Symbols(const u8 symbols[256]) { std::memcpy(all, symbols, sizeof all); }
+
+        u8 all[1u << kWidth];
+    };
+
+    // A byte for each of 8 bits.
+    static u64 spread(u8 bits) { return ((bits * 0x0101010101010101u & 0x8040201008040201u) + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u; }
+
+    template <unsigned kWidth, bool kLast>
+    static u64 take_group(const u8* group, const Symbols<kWidth, kLast>& of, const u8* higher, u8* out) {
+        u64 all = ~u64{0};
+        for (unsigned k = 0; k < kWidth; ++k) all &= load<u64>(group + 8 * k);
+        u8 made[64];
+        for (unsigned i = 0; i < 8; ++i) {
+            u64 code = 0;
+            for (unsigned k = 0; k < kWidth; ++k) code |= spread(group[8 * k + i]) << k;
+            for (unsigned j = 0; j < 8; ++j) {
+                const u8 symbol = of.all[code >> (8 * j) & 0xFF];
+                if constexpr (kLast) {
+                    made[8 * i + j] = symbol;
+                } else {
+                    const u64 bit = all >> (8 * i + j) & 1;
+                    made[8 * i + j] = static_cast<u8>(symbol ^ ((symbol ^ *higher) & -bit));  // no branch: the bits are random
+                    higher += bit;
+                }
+            }
+        }
+        std::memcpy(out, made, 64);
+        return all;
+    }
+
+    static u64 plane(const u8* values, unsigned bit) {
+        u64 bits = 0;
+        for (unsigned i = 0; i < 64; i += 8) bits |= (load<u64>(values + i) >> bit & 0x0101010101010101u) * 0x0102040810204080u >> 56 << i;
+        return bits;
+    }
+
     template <class T, bool kRotated, bool kStreaming>
     static std::size_t merge_planes(const u8* const*, std::size_t, T, u8*) {
         return 0;
@@ -70,7 +103,11 @@ struct Portable {
         expand_ones<T>(mask, values, out);
     }
 
+    static std::size_t gap_positions(const u8*, std::size_t, u8, u32*, GapEnd&) { return 0; }
+
     static std::size_t copy(const u8*, std::size_t, u8*) { return 0; }
+
+    static std::size_t drain(u8*, std::size_t, u8*) { return 0; }
 
     static u64 partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right) {
         u64 mask = 0;

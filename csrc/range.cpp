@@ -9,33 +9,45 @@ namespace dcz {
 namespace {
 
 constexpr std::size_t kColumnSlots = 65536;
-constexpr u16 kTrust = 4, kLineTrust = 12;
+constexpr u32 kTrust = 4, kNodeTrust = 2, kLineTrust = 12;
 
 // Walks through the places of the symbols (section 6.4.5).
 class Places {
   public:
-    Places(const RangeContext& context, u32 columns) : context_(context), columns_(columns) {}
+    Places(const RangeContext& context, std::size_t count, u32 columns) : context_(context), count_(count), columns_(columns) {}
 
     // The slot of the next symbol's column; `row_starts` says whether it is in another row than the one before.
     std::size_t next(bool& row_starts) {
-        const u64 entry = context_.positions ? (*context_.positions)[entry_] : entry_;
-        const u64 place = (context_.start + entry) * context_.step + within_;
-        if (++within_ == context_.step) {
-            within_ = 0;
-            ++entry_;
-        }
+        const u64 place = at(symbol_++);
         row_starts = place - row_ >= columns_;  // also if it is before the row
         if (row_starts) row_ = place - place % columns_;
         return static_cast<std::size_t>(place - row_) % kColumnSlots;
     }
 
+    // The place of the last symbol, and how many symbols there are in its row from it on.
+    u64 last() const { return at(symbol_ - 1); }
+    u64 left_in_row() const {
+        std::size_t end = symbol_;
+        while (end < count_ && at(end) - row_ < columns_) ++end;
+        return end - symbol_ + 1;
+    }
+
   private:
+    u64 at(std::size_t symbol) const {
+        if (!context_.positions) return context_.start * context_.step + symbol;
+        const std::size_t entry = symbol / context_.step;
+        return (context_.start + (*context_.positions)[entry]) * context_.step + symbol % context_.step;
+    }
+
     const RangeContext& context_;
-    u64 columns_;
-    u64 row_ = 0;
-    std::size_t entry_ = 0;
-    unsigned within_ = 0;
+    std::size_t count_, symbol_ = 0;
+    u64 columns_, row_ = 0;
 };
+
+template <class T>
+std::size_t digits(T value) {
+    return static_cast<std::size_t>(std::bit_width(value));
+}
 
 std::size_t column_slots(u32 columns) { return std::min<std::size_t>(columns, kColumnSlots); }
 
@@ -46,26 +58,44 @@ void code_bits(Coder& coder, u8* bitmap, const RangeContext& context, u32 column
     // Behind the segment's start, and however far a row may reach, there are zeros.
     const std::size_t reach = std::min<std::size_t>(columns, count + 1), pad = 2 * reach + 4;
     std::vector<u8> bits(pad + count + 1);
-    std::vector<Slot> column(column_slots(columns));
+    struct Column {
+        Slot slot;
+        u32 last = 0;  // the row of its last one
+    };
+    std::vector<Column> lines(column_slots(columns));
     std::array<Slot, 128> neighbours;
+    std::array<std::array<std::array<Slot, 4>, 33>, 33> ages;
     Slot all, row;
-    std::array<i32, 4> weights = {26214, 19661, -6554, 26214};
+    std::array<Weight, 5> weights = {26214, 19661, -6554, 13107, 13107};
     std::size_t x = static_cast<std::size_t>(context.start % columns);
     const u8* here = bits.data() + pad;
-    row = {all.probability, kLineTrust};
+    u32 y = 1, run = 0, recent = 0, ones = 0;  // recent: the latest 32 bits of the row, and the ones among them
+    row.start_from(all, kLineTrust);
     for (std::size_t i = 0; i < count; ++i, ++here, ++x) {
         if (x == columns) {
             x = 0;
-            row = {all.probability, kLineTrust};
+            ++y;
+            run = recent = ones = 0;
+            row = {};
+            row.start_from(all, kLineTrust);
         }
         const u8 *above = here - reach, *twice = above - reach;
         const unsigned pattern = here[-1] | here[-2] << 1 | (here[-3] | here[-4]) << 2 | above[0] << 3 | above[-1] << 4 |
                                  above[1] << 5 | twice[0] << 6;
-        Slot& own = column[x % kColumnSlots];
-        own.start_from(all, kLineTrust);
+        Column& column = lines[x % kColumnSlots];
+        Slot& age = ages[digits(y - column.last)][digits(run)][std::min<std::size_t>(3, digits(ones))];
+        column.slot.start_from(all, kLineTrust);
         neighbours[pattern].start_from(all, kTrust);
+        age.start_from(all, kTrust);
         unsigned bit = Coder::kDecodes ? 0 : (bitmap[i / 8] >> (i % 8)) & 1u;
-        bit = decide<17>(coder, bit, std::array{&own, &row, &all, &neighbours[pattern]}, weights);
+        bit = decide<17>(coder, bit, std::array{&column.slot, &row, &all, &neighbours[pattern], &age}, weights);
+        ++run;
+        ones = ones + bit - (recent >> 31);
+        recent = recent << 1 | bit;
+        if (bit) {
+            run = 0;
+            column.last = y;
+        }
         bits[pad + i] = static_cast<u8>(bit);
         if constexpr (Coder::kDecodes) bitmap[i / 8] |= static_cast<u8>(bit << (i % 8));
     }
@@ -115,18 +145,30 @@ i32 middle(i32 a, i32 b) { return a < 0 ? b : b < 0 ? a : (a + b) >> 1; }
 template <class Coder>
 void code_neighbours(Coder& coder, u8* symbols, std::size_t count, const Tree& tree, const std::array<Path, 256>& path,
                      const RangeModel& model, const RangeContext& context) {
+    constexpr std::size_t kContexts = 5;
     const std::size_t nodes = tree.nodes.size();
     // The slots of one value of a context stand together: a symbol touches a few lines of the cache.
-    std::vector<Slot> order0(nodes), slots(5 * 256 * nodes);
-    std::vector<std::array<i32, 6>> weights(nodes, {13107, 13107, 13107, 13107, 13107, 13107});
+    constexpr std::array<std::size_t, kContexts + 1> kFirst = {0, 256, 1281, 1537, 1793, 2049};  // values of the contexts before
+    std::vector<Slot> order0(nodes), slots(kFirst[kContexts] * nodes);
+    std::vector<std::array<Weight, 1 + kContexts>> weights(nodes, {20000, 8000, 10000, 8000, 16000, 8000});
     struct Column {
         Mean mean;
         i32 last = -1;
+        u32 symbols = 0;
     };
     std::vector<Column> columns(column_slots(model.columns));
-    Places places(context, model.columns);
+    const bool sparse = context.positions.has_value();
+    if (sparse) {
+        Places places(context, count, model.columns);
+        for (std::size_t i = 0; i < count; ++i) {
+            bool row_starts;
+            ++columns[places.next(row_starts)].symbols;
+        }
+    }
+    Places places(context, count, model.columns);
     Mean row;
     i32 left = -1;
+    u64 in_row = 0, before = 0;
     const auto index = [&](i32 value) -> std::size_t {
         return value < 0 ? 0 : static_cast<std::size_t>((value >> (5 + model.resolution)) + 1) & 255;
     };
@@ -137,20 +179,27 @@ void code_neighbours(Coder& coder, u8* symbols, std::size_t count, const Tree& t
             row = {};
             left = -1;
         }
-        const std::array<std::size_t, 5> at = {index(middle(row.value, column.mean.value)), index(left), index(column.mean.value),
-                                               index(row.value), index(column.last)};
+        if (sparse && (row_starts || i == 0)) in_row = places.left_in_row();
+        const std::size_t density = sparse ? digits(in_row * column.symbols) : index(row.value);
+        // Who stands next to it says more than who is far away.
+        const u64 here = places.last();
+        const std::size_t near = left < 0 ? 0 : 1 + 4 * static_cast<std::size_t>(left) + std::min<std::size_t>(3, digits(here - before - 1));
+        before = here;
+        const std::array<std::size_t, kContexts> at = {index(middle(row.value, column.mean.value)), near, index(column.mean.value),
+                                                       density, index(column.last)};
         const unsigned symbol = walk<Coder>(tree, path[symbols[i]], [&](unsigned node, unsigned bit) {
-            std::array<Slot*, 6> chosen = {&order0[node]};
-            for (std::size_t k = 0; k < 5; ++k) {
-                chosen[k + 1] = &slots[(k * 256 + at[k]) * nodes + node];
-                chosen[k + 1]->start_from(order0[node], kTrust);
+            std::array<Slot*, 1 + kContexts> chosen = {&order0[node]};
+            for (std::size_t k = 0; k < kContexts; ++k) {
+                chosen[k + 1] = &slots[(kFirst[k] + at[k]) * nodes + node];
+                chosen[k + 1]->start_from(order0[node], kNodeTrust);
             }
-            return decide<15>(coder, bit, chosen, weights[node]);
+            return decide<14>(coder, bit, chosen, weights[node]);
         });
         if constexpr (Coder::kDecodes) symbols[i] = static_cast<u8>(symbol);
         row.add(symbol, 4);
         column.mean.add(symbol, 3);
-        left = column.last = static_cast<i32>(symbol) << 8;
+        left = static_cast<i32>(symbol);
+        column.last = left << 8;
     }
 }
 
@@ -160,14 +209,14 @@ void code_planes(Coder& coder, u8* symbols, u8* signs, std::size_t count, const 
                  const RangeModel& model, const RangeContext& context) {
     const std::size_t nodes = tree.nodes.size();
     std::vector<Slot> order0(nodes), slots(2 * 256 * nodes);
-    std::vector<std::array<i32, 3>> weights(nodes, {21845, 21845, 21845});
+    std::vector<std::array<Weight, 3>> weights(nodes, {21845, 21845, 21845});
     const bool with_signs = model.kind == RangeModel::kSigned;
     std::vector<Slot> column(with_signs ? column_slots(model.columns) : 0);
     std::vector<u8> last(column.size());
     std::array<Slot, 256> exponents;
     std::array<Slot, 4> around;
-    std::array<i32, 3> sign_weights = {21845, 21845, 21845};
-    Places places(context, model.columns);
+    std::array<Weight, 3> sign_weights = {21845, 21845, 21845};
+    Places places(context, count, model.columns);
     unsigned left = 0;
     for (std::size_t i = 0; i < count; ++i) {
         const std::size_t top = context.last[i], next = context.next[i];

@@ -139,7 +139,7 @@ struct Logistic {
     }
 };
 
-inline constexpr u16 kSlotLimit = 511;
+inline constexpr u32 kSlotLimit = 1023;
 
 // By how much of the distance a slot moves that has seen n decisions.
 struct Rates {
@@ -153,42 +153,47 @@ struct Rates {
 static const Logistic kLogistic;
 static const Rates kRates;
 
-// The probability of a 1 in one context, of 65536, and how many decisions it was learnt from.
-struct Slot {
-    u16 probability = 32768;
-    u16 seen = 0;
-
+// What is known in one context, in one word: the probability of a 1 in 22 bits, and in 10 how many decisions it was learnt from.
+class Slot {
+  public:
     // A slot that has seen nothing starts from what a wider context has learnt.
-    void start_from(const Slot& wider, u16 trust) {
-        if (seen == 0) *this = {wider.probability, trust};
+    void start_from(const Slot& wider, u32 trust) {
+        if ((state_ & kSlotLimit) == 0) state_ = (wider.state_ & ~kSlotLimit) | trust;
     }
 
+    i32 score() const { return kLogistic.stretch[state_ >> 20]; }
+
+    // The rate is below 1, so the probability stays above -1 and below 2^22 without being held there.
     void update(unsigned bit) {
-        const i32 distance = (bit ? 65536 : 0) - static_cast<i32>(probability);
-        const i32 moved = static_cast<i32>(probability) + static_cast<i32>((static_cast<i64>(distance) * kRates.of[seen]) >> 16);
-        probability = static_cast<u16>(std::clamp(moved, 16, 65520));
-        seen = static_cast<u16>(seen + (seen < kSlotLimit));
+        const u32 seen = state_ & kSlotLimit;
+        const i32 probability = static_cast<i32>(state_ >> 10);
+        const i64 distance = (static_cast<i32>(bit) << 22) - probability;
+        const i32 moved = probability + static_cast<i32>((distance * kRates.of[seen]) >> 16);
+        state_ = static_cast<u32>(moved) << 10 | (seen + (seen < kSlotLimit));
     }
+
+  private:
+    u32 state_ = u32{1} << 31;
 };
 
-inline constexpr i32 kWeightLimit = i32{1} << 20;
+// A decision moves a weight by less than 2^13, so even after 2^36 of them the sum below fits its type.
+using Weight = i64;
 
 // Codes one decision: the slots' opinions are weighted in the logistic domain, and then all of them learn.
 template <unsigned kShift, class Coder, std::size_t N>
-inline unsigned decide(Coder& coder, unsigned bit, const std::array<Slot*, N>& slots, std::array<i32, N>& weights) {
+inline unsigned decide(Coder& coder, unsigned bit, const std::array<Slot*, N>& slots, std::array<Weight, N>& weights) {
     std::array<i32, N> scores;
     i64 sum = 0;
     for (std::size_t i = 0; i < N; ++i) {
-        scores[i] = kLogistic.stretch[slots[i]->probability >> 4];
-        sum += static_cast<i64>(scores[i]) * weights[i];
+        scores[i] = slots[i]->score();
+        sum += scores[i] * weights[i];
     }
     const i64 score = std::clamp<i64>(sum >> 16, -Logistic::kLimit, Logistic::kLimit);
     const i32 probability = kLogistic.squash[static_cast<std::size_t>(score + Logistic::kLimit)];
     bit = coder.code(bit, static_cast<u32>(probability));
     const i32 error = (bit ? 65536 : 0) - probability;
     for (std::size_t i = 0; i < N; ++i) {
-        const i32 step = (scores[i] * error + (1 << (kShift - 1))) >> kShift;
-        weights[i] = std::clamp(weights[i] + step, -kWeightLimit, kWeightLimit);
+        weights[i] += (scores[i] * error + (1 << (kShift - 1))) >> kShift;
         slots[i]->update(bit);
     }
     return bit;

@@ -14,16 +14,19 @@ namespace {
 
 // Symbols that are decoded and used at a time: so few that they stay in the first-level cache, and that the memory takes
 // what was written while the next ones are decoded.
-constexpr std::size_t kStrip = 2048;
+constexpr std::size_t kStrip = 2048, kPlaneStrip = 1024;
+constexpr std::size_t kAhead = 4096;  // bytes: so far ahead, raw symbols are fetched into the second-level cache
 constexpr std::size_t kMaxItem = 8;  // bytes of an element
 
 // Memory that each thread uses again and again: new pages cost more than what is done in them.
-u8* scratch(std::vector<u8>& held, std::size_t size) {
+template <class T>
+T* scratch(std::vector<T>& held, std::size_t size) {
     if (held.size() < size + kSlack) held.resize(size + kSlack);
     return held.data();
 }
 
-thread_local std::vector<u8> flag_scratch, bitmap_scratch, value_scratch, code_scratch;
+thread_local std::vector<u8> gap_scratch, bitmap_scratch, value_scratch, code_scratch;
+thread_local std::vector<u32> position_scratch;
 
 void expect_booleans(const u8* elements, std::size_t count) {
     u8 all = 0;
@@ -31,10 +34,12 @@ void expect_booleans(const u8* elements, std::size_t count) {
     if (all > 1) throw Corrupt("a bool is neither 0 nor 1");
 }
 
-// Where a strip of elements is made: in place, or in the cache, if what streams has to be aligned first.
+// Where a strip of elements is made: in place; or in the cache, if what streams has to be aligned first, or if who makes it
+// does not stream.
 class Strip {
   public:
-    Strip(bool streaming, const u8* out) : copies_(streaming && !is_line(out)), streaming_(streaming && !copies_) {}
+    Strip(bool streaming, bool maker_streams, const u8* out)
+        : copies_(streaming && !(maker_streams && is_line(out))), streaming_(streaming && !copies_) {}
 
     u8* begin(u8* out) { return copies_ ? made_.data() : out; }
     bool streaming() const { return streaming_; }  // what is made at begin()
@@ -50,20 +55,26 @@ class Strip {
 void decode_planes(std::span<const CodedStream> planes, std::size_t count, const ExactValues& exact, bool streaming, u8* out) {
     const std::size_t itemsize = planes.size(), size = exact.widening ? 2 * itemsize : itemsize;
     std::array<std::optional<SymbolReader>, kMaxItem> readers;
-    alignas(64) std::array<std::array<u8, kStrip>, kMaxItem> symbols;
-    alignas(64) std::array<u8, kStrip * kMaxItem / 2> narrow;
+    alignas(64) std::array<std::array<u8, kPlaneStrip>, kMaxItem> symbols;
+    alignas(64) std::array<u8, kPlaneStrip * kMaxItem / 2> narrow;
     std::array<const u8*, kMaxItem> pointers;
     for (std::size_t j = 0; j < itemsize; ++j) readers[j].emplace(planes[j]);
     const Kernels& k = kernels();
-    Strip strip(streaming, out);
-    for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * size) {
-        const std::size_t n = std::min(kStrip, count - start);
-        for (std::size_t j = 0; j < itemsize; ++j) pointers[j] = readers[j]->next(symbols[j].data(), n);
-        if (exact.widening) {
-            k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, false, narrow.data());
-            k.widen(narrow.data(), n, *exact.widening, strip.begin(out));
-        } else {
-            k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, strip.streaming(), strip.begin(out));
+    Strip strip(streaming, !exact.widening, out);
+    const std::size_t last = itemsize - 1;
+    const bool is_direct = exact.rotated && !exact.widening && (itemsize == 2 || itemsize == 4);
+    for (std::size_t start = 0; start < count; start += kPlaneStrip, out += kPlaneStrip * size) {
+        const std::size_t n = std::min(kPlaneStrip, count - start);
+        u8* const made = strip.begin(out);
+        for (std::size_t j = 0; j < last; ++j) pointers[j] = readers[j]->next(symbols[j].data(), n);
+        if (!is_direct || !readers[last]->next_into({pointers.data(), itemsize, exact.offset, strip.streaming(), made}, n)) {
+            pointers[last] = readers[last]->next(symbols[last].data(), n);
+            if (exact.widening) {
+                k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, false, narrow.data());
+                k.widen(narrow.data(), n, *exact.widening, made);
+            } else {
+                k.merge_planes(pointers.data(), n, itemsize, exact.rotated, exact.offset, strip.streaming(), made);
+            }
         }
         strip.end(n * size, out);
     }
@@ -72,21 +83,27 @@ void decode_planes(std::span<const CodedStream> planes, std::size_t count, const
 void decode_whole(const CodedStream& stream, std::size_t size, const ExactValues& exact, bool streaming, u8* out) {
     SymbolReader bytes(stream);
     const Kernels& k = kernels();
-    alignas(64) std::array<u8, kStrip * kMaxItem> strip;
-    for (std::size_t start = 0; start < size; start += strip.size()) {
-        const std::size_t n = std::min(strip.size(), size - start);
-        if (exact.widening)
-            k.widen(bytes.next(strip.data(), n), n / (*exact.widening == Widening::f32_f64 ? 4 : 2), *exact.widening, out + 2 * start);
-        else if (streaming)
-            k.copy(bytes.next(strip.data(), n), n, out + start);
-        else
-            bytes.read(out + start, n);
+    alignas(64) std::array<u8, kStrip * kMaxItem / 2> symbols;
+    Strip strip(streaming, false, out);
+    for (std::size_t start = 0; start < size; start += symbols.size()) {
+        const std::size_t n = std::min(symbols.size(), size - start);
+        if (exact.widening) {
+            k.widen(bytes.next(symbols.data(), n), n / (*exact.widening == Widening::f32_f64 ? 4 : 2), *exact.widening, strip.begin(out));
+            strip.end(2 * n, out);
+            out += 2 * n;
+        } else {
+            if (streaming)
+                k.copy(bytes.next(symbols.data(), n), n, out);
+            else
+                bytes.read(out, n);
+            out += n;
+        }
     }
 }
 
 void expand(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out) {
     const Kernels& k = kernels();
-    Strip strip(streaming, out);
+    Strip strip(streaming, true, out);
     for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * itemsize) {
         const std::size_t n = std::min(kStrip, count - start);
         k.expand(bitmap + start / 8, values, n, itemsize, strip.streaming(), strip.begin(out));
@@ -104,6 +121,10 @@ SymbolReader::SymbolReader(const CodedStream& stream) : bytes_(stream.bytes.data
             if (stream.count == 0) throw Corrupt("a stream without symbols is not empty");
             huffman_.emplace(stream.bytes, stream.count, stream.width);
             return;
+        case Coding::cascade:
+            if (stream.count == 0) throw Corrupt("a stream without symbols is not empty");
+            cascade_.emplace(stream.bytes, stream.count, stream.width);
+            return;
         case Coding::symbols: width_ = 8; [[fallthrough]];
         case Coding::raw: break;
     }
@@ -112,42 +133,44 @@ SymbolReader::SymbolReader(const CodedStream& stream) : bytes_(stream.bytes.data
 }
 
 const u8* SymbolReader::next(u8* out, std::size_t count) {
-    if (huffman_ || width_ < 8) {
+    if (huffman_ || cascade_ || width_ < 8) {
         read(out, count);
         return out;
     }
     const u8* here = bytes_;
     bytes_ += count;
     // While these are used and others are decoded, the next ones come.
-    const u8* end = bytes_ + std::min<std::size_t>(count, static_cast<std::size_t>(end_ - bytes_));
-    for (const u8* line = bytes_; line < end; line += 64) __builtin_prefetch(line);
+    const std::size_t left = static_cast<std::size_t>(end_ - bytes_);
+    const u8 *from = bytes_ + std::min(kAhead, left), *to = bytes_ + std::min(kAhead + count, left);
+    for (const u8* line = from; line < to; line += 64) __builtin_prefetch(line, 0, 2);
     return here;
+}
+
+bool SymbolReader::next_into(const Assembly& into, std::size_t count) {
+    return cascade_ && cascade_->next_into(into, count);
 }
 
 void SymbolReader::read(u8* out, std::size_t count) {
     if (huffman_) return huffman_->next(out, count);
+    if (cascade_) return cascade_->next(out, count);
     // A piece of symbols is whole bytes, whatever their width.
     kernels().unpack(bytes_, count, width_, out);
     bytes_ += packed_bytes(count, width_);
 }
 
-void SegmentDecoder::decode_positions(const CodedStream& stream, std::size_t elements, std::size_t entries, u8* bitmap) const {
-    SymbolReader symbols(stream);
-    if (layout_.kind == Layout::Kind::bitmap) {
-        symbols.read(bitmap, stream.count);
-        check_bitmap({bitmap, stream.count}, elements, entries);
-        return;
-    }
-    u8* flags = scratch(flag_scratch, elements);
-    std::memset(flags, 0, elements);
-    GapMarker marker(flags, layout_.bits, elements);
-    alignas(64) std::array<u8, 4096> strip;
-    for (std::size_t start = 0; start < stream.count; start += strip.size()) {
-        const std::size_t n = std::min(strip.size(), stream.count - start);
-        marker.mark({symbols.next(strip.data(), n), n});
-    }
-    marker.finish(entries);
-    kernels().pack_flags(flags, elements, bitmap);
+const u8* SegmentDecoder::decode_bitmap(const CodedStream& stream, std::size_t elements, std::size_t entries) const {
+    u8* bitmap = scratch(bitmap_scratch, stream.count);
+    SymbolReader(stream).read(bitmap, stream.count);
+    check_bitmap({bitmap, stream.count}, elements, entries);
+    return bitmap;
+}
+
+const u32* SegmentDecoder::decode_gaps(const CodedStream& stream, std::size_t elements, std::size_t entries) const {
+    if (stream.count > elements) throw Corrupt("a relative index has more symbols than there are elements");
+    const u8* gaps = SymbolReader(stream).next(scratch(gap_scratch, stream.count), stream.count);
+    u32* positions = scratch(position_scratch, stream.count);
+    gap_positions({gaps, stream.count}, layout_.bits, elements, entries, positions);
+    return positions;
 }
 
 std::size_t SegmentDecoder::entry_size() const {
@@ -214,20 +237,27 @@ void SegmentDecoder::expect_streams(const Segment& segment) const {
 
 void SegmentDecoder::decode(const Segment& segment, bool streaming, u8* out) const {
     expect_streams(segment);
-    if (is_dense()) {
-        decode_values(segment.streams, {segment.first, segment.elements, nullptr}, streaming, out);
-    } else {
-        u8* bitmap = scratch(bitmap_scratch, (segment.elements + 7) / 8);
-        decode_positions(segment.streams[0], segment.elements, segment.entries, bitmap);
+    const auto sparse = [&](const u32* positions) {
         u8* values = scratch(value_scratch, segment.entries * itemsize_);
-        std::vector<u32> positions;
-        if (has_groups()) {
-            positions.resize(segment.entries);
-            bitmap_positions({bitmap, (segment.elements + 7) / 8}, positions);
+        decode_values(segment.streams.subspan(1), {segment.first, segment.entries, has_groups() ? positions : nullptr}, false, values);
+        return values;
+    };
+    switch (layout_.kind) {
+        case Layout::Kind::dense:
+            decode_values(segment.streams, {segment.first, segment.elements, nullptr}, streaming, out);
+            break;
+        case Layout::Kind::relative_index: {
+            const u32* positions = decode_gaps(segment.streams[0], segment.elements, segment.entries);
+            const u8* values = sparse(positions);
+            kernels().place(positions, values, segment.entries, segment.elements, itemsize_, streaming, out);
+            break;
         }
-        decode_values(segment.streams.subspan(1), {segment.first, segment.entries, positions.empty() ? nullptr : positions.data()}, false,
-                      values);
-        expand(bitmap, values, segment.elements, itemsize_, streaming, out);
+        case Layout::Kind::bitmap: {
+            const u8* bitmap = decode_bitmap(segment.streams[0], segment.elements, segment.entries);
+            u32* positions = scratch(position_scratch, has_groups() ? segment.entries : 0);
+            if (has_groups()) bitmap_positions({bitmap, segment.streams[0].count}, {positions, segment.entries});
+            expand(bitmap, sparse(positions), segment.elements, itemsize_, streaming, out);
+        }
     }
     // Whoever is told that this is done must see what went around the caches.
     if (streaming) std::atomic_thread_fence(std::memory_order_seq_cst);
@@ -235,12 +265,12 @@ void SegmentDecoder::decode(const Segment& segment, bool streaming, u8* out) con
 
 void SegmentDecoder::decode_entries(const Segment& segment, std::span<u32> positions, u8* out) const {
     expect_streams(segment);
-    const u32* where = nullptr;
-    if (!is_dense()) {
-        u8* bitmap = scratch(bitmap_scratch, (segment.elements + 7) / 8);
-        decode_positions(segment.streams[0], segment.elements, segment.entries, bitmap);
-        bitmap_positions({bitmap, (segment.elements + 7) / 8}, positions);
-        where = positions.data();
+    const u32* where = is_dense() ? nullptr : positions.data();
+    if (layout_.kind == Layout::Kind::bitmap) {
+        const u8* bitmap = decode_bitmap(segment.streams[0], segment.elements, segment.entries);
+        bitmap_positions({bitmap, segment.streams[0].count}, positions);
+    } else if (layout_.kind == Layout::Kind::relative_index) {
+        std::copy_n(decode_gaps(segment.streams[0], segment.elements, segment.entries), segment.entries, positions.data());
     }
     decode_values(segment.streams.subspan(position_streams()), {segment.first, segment.entries, where}, false, out);
 }

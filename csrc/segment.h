@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base.h"
+#include "cascade.h"
 #include "dequantize.h"
 #include "huffman.h"
 #include "kernels.h"
@@ -17,11 +18,15 @@ namespace dcz {
 enum class Coding : u8 {
     raw = 0,
     huffman = 1,
+    cascade = 4,
     symbols = 0xFF,  // decoded already, a byte for each symbol: what other codings are to this file
 };
 
 // Is a stream of this coding decoded here?
-inline bool is_native(u8 coding) { return coding <= static_cast<u8>(Coding::huffman); }
+inline bool is_native(u8 coding) {
+    const auto known = static_cast<Coding>(coding);
+    return known == Coding::raw || known == Coding::huffman || known == Coding::cascade;
+}
 
 struct CodedStream {
     Coding coding;
@@ -43,8 +48,12 @@ class SymbolReader {
     // The same, always in `out`.
     void read(u8* out, std::size_t count);
 
+    // The same as the last plane of elements, and true; or false, and nothing has happened, if that is not at hand.
+    bool next_into(const Assembly& into, std::size_t count);
+
   private:
     std::optional<HuffmanDecoder> huffman_;
+    std::optional<CascadeDecoder> cascade_;
     const u8 *bytes_, *end_;
     unsigned width_;
 };
@@ -114,7 +123,9 @@ class SegmentDecoder {
     bool has_groups() const;
     std::size_t entry_size() const;  // bytes of an exact entry in the streams
     void expect_streams(const Segment& segment) const;
-    void decode_positions(const CodedStream& stream, std::size_t elements, std::size_t entries, u8* bitmap) const;
+    // In memory of the thread's, until it decodes the next one.
+    const u8* decode_bitmap(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
+    const u32* decode_gaps(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
     void decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const;
 
     std::size_t itemsize_;

@@ -37,38 +37,13 @@ GapCounts count_gaps(Bytes mask) {
     return counts;
 }
 
-GapMarker::GapMarker(u8* flags, unsigned bits, std::size_t elements)
-    : flags_(flags), filler_(static_cast<u8>(low_bits(bits))), elements_(elements) {}
-
-void GapMarker::mark(Bytes gaps) {
-    std::size_t i = 0, position = position_, entries = entries_;
-    constexpr std::size_t longest = 256;  // also of symbols that are wider than they should be
-    while (i < gaps.size()) {
-        // So many gaps cannot leave the elements, whatever they are.
-        const std::size_t safe = std::min(gaps.size() - i, (elements_ - position) / longest);
-        for (const std::size_t end = i + safe; i < end; ++i) {
-            // A filler writes a zero where the next entry can still write its one.
-            const std::size_t gap = gaps[i], stored = gap != filler_;
-            flags_[position + gap] = static_cast<u8>(stored);
-            position += gap + stored;
-            entries += stored;
-        }
-        if (safe > 0) continue;
-        const u8 gap = gaps[i++];
-        position += gap;
-        if (gap == filler_ ? position > elements_ : position >= elements_) throw Corrupt("a relative index leaves the segment");
-        if (gap == filler_) continue;
-        flags_[position++] = 1;
-        ++entries;
-    }
-    if (!gaps.empty()) filler_last_ = gaps.back() == filler_;
-    position_ = position;
-    entries_ = entries;
-}
-
-void GapMarker::finish(std::size_t entries) const {
-    if (filler_last_) throw Corrupt("a relative index ends with a filler");
-    if (entries_ != entries) throw Corrupt("a relative index has another number of entries than declared");
+void gap_positions(Bytes gaps, unsigned bits, std::size_t elements, std::size_t entries, u32* positions) {
+    const u8 filler = static_cast<u8>(low_bits(bits));
+    const GapEnd end = kernels().gap_positions(gaps.data(), gaps.size(), filler, positions);
+    if (!gaps.empty() && gaps.back() == filler) throw Corrupt("a relative index ends with a filler");
+    // So the last symbol is an entry, and all others are before it.
+    if (end.position > elements) throw Corrupt("a relative index leaves the segment");
+    if (end.entries != entries) throw Corrupt("a relative index has another number of entries than declared");
 }
 
 void check_bitmap(Bytes bitmap, std::size_t elements, std::size_t entries) {

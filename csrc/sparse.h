@@ -18,24 +18,9 @@ struct GapCounts {
 };
 GapCounts count_gaps(Bytes mask);
 
-// Sets the byte of each stored element to 1, in as many zeros as there are elements, as gap symbols come. (Bytes, because
-// they can be written without being read.)
-class GapMarker {
-  public:
-    GapMarker(u8* flags, unsigned bits, std::size_t elements);
-
-    // Throws Corrupt for an entry that is not below `elements`.
-    void mark(Bytes gaps);
-
-    // Throws Corrupt if the last gap was a filler, or there are more or fewer entries.
-    void finish(std::size_t entries) const;
-
-  private:
-    u8* flags_;
-    u8 filler_;
-    std::size_t elements_, position_ = 0, entries_ = 0;
-    bool filler_last_ = false;
-};
+// The positions of the entries of a relative index; `positions` has room as the kernel asks. Throws Corrupt unless there are
+// so many, each below `elements`, and the last symbol is not a filler.
+void gap_positions(Bytes gaps, unsigned bits, std::size_t elements, std::size_t entries, u32* positions);
 
 // Throws Corrupt unless that many of the bits, and none behind the elements, are 1.
 void check_bitmap(Bytes bitmap, std::size_t elements, std::size_t entries);

@@ -32,7 +32,7 @@ __all__ = [
     "unzip",
 ]
 
-CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "zstd", "range"]
+CodingChoice: TypeAlias = Literal["auto", "raw", "huffman", "cascade", "zstd", "range"]
 Coded: TypeAlias = tuple[int, bytes | np.ndarray]
 """The id of a coding, and the stored bytes: for a raw stream perhaps the symbols themselves, not a copy."""
 
@@ -91,6 +91,10 @@ def encode_stream(
         coded = _native.huffman_encode(symbols, width, _NO_LIMIT)
         assert coded is not None
         return spec.HUFFMAN, coded
+    if choice == "cascade":
+        cascade = _native.cascade_encode(symbols, width, _NO_LIMIT)
+        assert cascade is not None
+        return spec.CASCADE, cascade[0]
     if choice == "range":
         stored = [
             (spec.RAW, _raw(symbols, width)),
@@ -113,11 +117,18 @@ def _try_huffman(
     symbols: np.ndarray, width: int, cost: float, effort: Effort, _context: RangeContext
 ) -> tuple[Coded, float] | None:
     price = effort.huffman_price
-    coded = _native.huffman_encode(symbols, width, math.ceil(cost), price)
-    if coded is None:
-        return None
-    # The blocks were weighed one by one; most of the stream may be stored.
-    return (spec.HUFFMAN, coded), len(coded) * (1 + price / 128)
+    weight = 1 + price / 128
+    # Against being stored, the blocks are weighed one by one; against another coding, all of them.
+    limit = cost if cost >= packed_bytes(symbols.size, width) else cost / weight
+    coded = _native.huffman_encode(symbols, width, math.ceil(limit), price)
+    return None if coded is None else ((spec.HUFFMAN, coded), len(coded) * weight)
+
+
+def _try_cascade(
+    symbols: np.ndarray, width: int, cost: float, effort: Effort, _context: RangeContext
+) -> tuple[Coded, float] | None:
+    found = _native.cascade_encode(symbols, width, math.ceil(cost), effort.cascade_price)
+    return None if found is None else ((spec.CASCADE, found[0]), float(found[1]))
 
 
 def _try_zstd(
@@ -142,7 +153,7 @@ def _try_range(
 
 _Candidate: TypeAlias = "Callable[[np.ndarray, int, float, Effort, RangeContext], tuple[Coded, float] | None]"
 _CANDIDATES: Final[dict[str, tuple[_Candidate, ...]]] = {
-    "fast": (_try_huffman, _try_zstd),
+    "fast": (_try_cascade, _try_huffman, _try_zstd),
     "balanced": (_try_huffman, _try_zstd),
     "small": (_try_huffman, _try_zstd, _try_range),
 }
@@ -177,6 +188,10 @@ def _decode_huffman(stored: Buffer, stream: Stream, out: np.ndarray) -> None:
     _native.huffman_decode(stored, stream.width, out)
 
 
+def _decode_cascade(stored: Buffer, stream: Stream, out: np.ndarray) -> None:
+    _native.cascade_decode(stored, stream.width, out)
+
+
 def _decode_zstd(stored: Buffer, stream: Stream, out: np.ndarray) -> None:
     _native.unpack(unzip(stored, stream), stream.width, out)
 
@@ -185,6 +200,7 @@ _DECODERS: Final[dict[int, Callable[[Buffer, Stream, np.ndarray], None]]] = {
     spec.RAW: _decode_raw,
     spec.HUFFMAN: _decode_huffman,
     spec.ZSTD: _decode_zstd,
+    spec.CASCADE: _decode_cascade,
 }
 
 

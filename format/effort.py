@@ -17,8 +17,10 @@ __all__ = ["EFFORTS", "Effort", "EffortName", "effort_of"]
 EffortName: TypeAlias = Literal["fast", "balanced", "small"]
 
 # Measured on one core with AVX-512, on symbols of 2 to 7.8 bits: nanoseconds to decode one bit of a Huffman
-# code (each is a step of a merge: 0.041 to 0.064), and one byte of a zstd frame that holds few repetitions (0.8 to 1.0).
+# code (each is a step of a merge: 0.041 to 0.064), one symbol on one level of a cascade (0.024 to 0.05, where it also pays
+# for what a level costs by itself), and one byte of a zstd frame that holds few repetitions (0.8 to 1.0).
 _NS_PER_HUFFMAN_BIT: Final = 0.05
+_NS_PER_CASCADE_LEVEL: Final = 0.05
 _NS_PER_ZSTD_BYTE: Final = 0.9
 
 
@@ -35,6 +37,11 @@ class Effort:
     def huffman_price(self) -> int:
         """What decoding a bit of a Huffman code is worth, in 1/1024 bytes."""
         return round(1024 * self.bytes_per_ns * _NS_PER_HUFFMAN_BIT)
+
+    @property
+    def cascade_price(self) -> int:
+        """What decoding a symbol on a level of a cascade is worth, in 1/1024 bits."""
+        return round(8192 * self.bytes_per_ns * _NS_PER_CASCADE_LEVEL)
 
     @property
     def zstd_price(self) -> float:

@@ -1,6 +1,6 @@
 """Layout x values x coding: from a segment's streams to elements (docs/format.md, section 5).
 
-The work is native. What is here says what a tensor's segments are, and decodes the streams that are not Huffman's.
+The work is native. What is here says what a tensor's segments are, and decodes the streams that it does not read itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
     "tensor_decoder",
 ]
 
-_NATIVE: Final = frozenset((spec.RAW, spec.HUFFMAN))
+_NATIVE: Final = frozenset((spec.RAW, spec.HUFFMAN, spec.CASCADE))
 # A whole tensor is decoded long before it is used: segments from this many bytes on are written around the caches, which
 # the rest needs.
 STREAMED: Final = 256 << 10

@@ -38,8 +38,9 @@ RAW: Final = 0
 HUFFMAN: Final = 1
 ZSTD: Final = 2
 RANGE: Final = 3
-CODING_NAMES: Final = {RAW: "raw", HUFFMAN: "huffman", ZSTD: "zstd", RANGE: "range"}
-READABLE_CODINGS: Final = frozenset({RAW, HUFFMAN, ZSTD, RANGE})
+CASCADE: Final = 4
+CODING_NAMES: Final = {RAW: "raw", HUFFMAN: "huffman", ZSTD: "zstd", RANGE: "range", CASCADE: "cascade"}
+READABLE_CODINGS: Final = frozenset({RAW, HUFFMAN, ZSTD, RANGE, CASCADE})
 
 # Section 7
 ASSET_SEGMENT: Final = 1 << 20

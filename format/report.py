@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["AssetReport", "FileBytes", "Report", "TensorReport", "account"]
 
 _VARINT_BYTES: Final = 5
+_WITH_TABLES: Final = frozenset({spec.HUFFMAN, spec.CASCADE})
 
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
     """One stored tensor. All sizes are in bytes.
 
-    ``values`` and ``positions`` are what the streams of the segments take, without their Huffman tables; ``tables`` is
+    ``values`` and ``positions`` are what the streams of the segments take, without their code tables; ``tables`` is
     None where those were not looked at and are still in the two others. ``parameters``: codebooks, scales, zero points.
     """
 
@@ -115,7 +116,7 @@ class AssetReport:
 class FileBytes:
     """Where the bytes of a file went. ``total`` is the size of the file, exactly.
 
-    ``tables`` are Huffman tables of tensors; None: not looked at, and still in ``values`` and ``positions``.
+    ``tables`` are code tables of tensors; None: not looked at, and still in ``values`` and ``positions``.
     """
 
     values: int
@@ -194,8 +195,8 @@ class Report:
 def account(reader: Reader, *, tables: bool = True) -> Report:
     """Account for every byte of an opened file.
 
-    All of it follows from the manifest, except the length of Huffman tables, which stands in the first bytes of each
-    Huffman stream. ``tables`` reads those: a small read for each stream, quick in a local file and not elsewhere. They
+    All of it follows from the manifest, except the length of code tables, which stands in the first bytes of each
+    Huffman or cascade stream. ``tables`` reads those: a small read for each stream, quick in a local file and not elsewhere. They
     are not compared with a digest, for which the whole file would have to be read.
 
     Raises CorruptStream if a table is longer than its stream, TruncatedFile, OSError.
@@ -242,7 +243,7 @@ def _tensor_report(reader: Reader, geometry: TensorGeometry, tensor: Tensor, tab
         at = place.start
         for index, stream in enumerate(geometry.segment_part(segment)):
             table = 0
-            if tables and stream.coding == spec.HUFFMAN and stream.length:
+            if tables and stream.coding in _WITH_TABLES and stream.length:
                 table = _table_bytes(reader, tensor.name, _offset(reader, place, at), stream)
             sizes["positions" if index < geometry.position_streams else "values"] += stream.length - table
             found += table
@@ -269,7 +270,7 @@ def _offset(reader: Reader, place: PartPlace, start: int) -> int:
 
 
 def _table_bytes(reader: Reader, tensor: str, offset: int, stream: Stream) -> int:
-    """The length of all tables of a Huffman stream and of the varint before them (docs/format.md, section 6.2)."""
+    """The length of all tables of a stream and of the varint before them (docs/format.md, sections 6.2 and 6.5)."""
     length = 0
     for index, byte in enumerate(reader.read_stored(offset, min(_VARINT_BYTES, stream.length))):
         length |= (byte & 0x7F) << (7 * index)
@@ -278,7 +279,7 @@ def _table_bytes(reader: Reader, tensor: str, offset: int, stream: Stream) -> in
                 break
             return index + 1 + length
     raise CorruptStream(
-        "the tables of a Huffman stream are longer than the stream",
+        "the tables of a stream are longer than the stream",
         file=reader.name,
         tensor=tensor,
         offset=offset,

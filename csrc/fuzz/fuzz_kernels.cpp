@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../bits.h"
+#include "../cascade.h"
 #include "../cpu.h"
 #include "../delta.h"
 #include "../dequantize.h"
@@ -30,7 +31,7 @@ using namespace dcz;
 
 namespace {
 
-enum Kernel : u8 { kHuffman, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kRange, kKernels };
+enum Kernel : u8 { kHuffman, kCascade, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kRange, kKernels };
 
 // What a reader has checked before it calls a kernel: sizes and widths are in range, but agree with nothing.
 struct Input {
@@ -92,6 +93,11 @@ std::vector<u8> run(const Input& input) {
             if (input.count > 0) huffman_decode(stream.bytes(), input.count, input.width, out.data());
             return out.copy();
         }
+        case kCascade: {
+            Exact out(input.count);
+            if (input.count > 0) cascade_decode(stream.bytes(), input.count, input.width, out.data());
+            return out.copy();
+        }
         case kUnpack: {
             Exact out(input.count);
             unpack(stream.bytes(), input.count, input.width, out.data());
@@ -104,7 +110,7 @@ std::vector<u8> run(const Input& input) {
             std::vector<CodedStream> planes;
             for (std::size_t j = 0; j + 1 < itemsize; ++j)
                 planes.push_back({Coding::raw, stream.bytes().subspan(j * input.count, input.count), input.count, 8});
-            planes.push_back({Coding::huffman, stream.bytes().subspan(raw), input.count, 8});
+            planes.push_back({input.parameter & 32 ? Coding::cascade : Coding::huffman, stream.bytes().subspan(raw), input.count, 8});
             const bool rotated = (input.parameter & 4) != 0, wide = (input.parameter & 16) != 0 && (itemsize == 2 || itemsize == 4);
             ExactValues values{true, rotated, false, static_cast<u8>(input.count), {}};
             if (wide) values.widening = itemsize == 4 ? Widening::f32_f64 : rotated ? Widening::f16_f32 : Widening::bf16_f32;
@@ -146,7 +152,7 @@ std::vector<u8> run(const Input& input) {
             return out.copy();
         }
         case kTableBytes: {
-            const std::size_t bytes = huffman_table_bytes(stream.bytes());
+            const std::size_t bytes = table_bytes(stream.bytes());
             return std::vector<u8>(1, static_cast<u8>(bytes));
         }
         case kMessagePack: {
@@ -234,6 +240,9 @@ std::vector<u8> symbols(Random& random, std::size_t count, unsigned width) {
     return out;
 }
 
+// Few levels or many.
+unsigned cascade_price(Random& random) { return static_cast<unsigned>(random.below(2) * random.below(600)); }
+
 struct Case {
     Input input;
     std::optional<std::vector<u8>> decoded;  // what an unmutated stream must give
@@ -273,6 +282,12 @@ Case valid(Random& random) {
             if (input.kernel == kHuffman) out.decoded = std::move(plain);
             break;
         }
+        case kCascade: {
+            auto plain = symbols(random, count, input.width);
+            input.stream = cascade_encode(plain.data(), count, input.width, ~std::size_t{0}, cascade_price(random)).bytes;
+            out.decoded = std::move(plain);
+            break;
+        }
         case kUnpack: {
             auto plain = symbols(random, count, input.width);
             pack(plain.data(), count, input.width, input.stream);
@@ -280,10 +295,13 @@ Case valid(Random& random) {
             break;
         }
         case kPlanes: {
-            input.count = count % 2000 + 1;
+            // More than a decoder takes at a time, now and then.
+            input.count = count % (random.below(8) ? 2000 : 9001) + 1;
             const auto plain = symbols(random, input.count, 8);
             input.stream = symbols(random, (itemsize - 1) * input.count, 8);
-            const auto coded = huffman_encode(plain.data(), plain.size(), 8, ~std::size_t{0}, 0);
+            const std::size_t any = ~std::size_t{0};
+            const auto coded = input.parameter & 32 ? cascade_encode(plain.data(), plain.size(), 8, any, cascade_price(random)).bytes
+                                                    : huffman_encode(plain.data(), plain.size(), 8, any, 0);
             input.stream.insert(input.stream.end(), coded.begin(), coded.end());
             break;
         }

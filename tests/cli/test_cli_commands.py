@@ -194,7 +194,7 @@ def test_inspect_text(model: Home) -> None:
         for match in re.finditer(r"^([^\d\n]+?) {2,}([\d,]+) +\d+\.\d\d$", text, re.MULTILINE)
     }
     assert parts.pop("all") == (model.path / "model.dcz").stat().st_size == sum(parts.values())
-    assert {"values", "Huffman tables", "manifest", "header, padding, footer"} <= parts.keys()
+    assert {"values", "code tables", "manifest", "header, padding, footer"} <= parts.keys()
     assert any("dense x exact (rotated) x huffman" in line for line in lines)
     assert "embeddings.position_ids" not in text
 

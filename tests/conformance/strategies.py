@@ -12,6 +12,7 @@ from tests.reference.dcz_reference_coders import (
     Block,
     Coder,
     RangeCoder,
+    cascade,
     huffman,
     raw,
     zstd,
@@ -42,7 +43,7 @@ def streams(draw: st.DrawFn) -> tuple[list[int], int]:
 
 
 coders: st.SearchStrategy[Coder] = st.sampled_from(
-    [raw, zstd, zstd_library, huffman(), huffman(packed=True), huffman(Block("stored"))]
+    [raw, zstd, zstd_library, huffman(), huffman(packed=True), huffman(Block("stored")), cascade()]
 ) | st.builds(
     RangeCoder,
     columns=st.sampled_from([1, 2, 5, 16, 70_000]),

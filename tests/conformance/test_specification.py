@@ -14,10 +14,24 @@ from typing import Any
 
 import pytest
 from tests.reference.dcz_reference import decode_stream, read, stored_positions
-from tests.reference.dcz_reference_coders import Block, RangeCoder, encode_table, fixed, huffman, raw
+from tests.reference.dcz_reference_coders import (
+    Block,
+    RangeCoder,
+    cascade,
+    encode_table,
+    fixed,
+    huffman,
+    raw,
+)
 from tests.reference.dcz_reference_manifest import DTYPES
 from tests.reference.dcz_reference_range import Beside, Encoder, squash, stretch
-from tests.reference.dcz_reference_streams import canonical_codes, inner_nodes, read_table
+from tests.reference.dcz_reference_streams import (
+    canonical_codes,
+    inner_nodes,
+    levels_of,
+    read_numbers,
+    read_table,
+)
 from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, draft, tensor
 
 from dcz.format import Reader, verify
@@ -213,6 +227,33 @@ def run_huffman(example: Example) -> None:
     check_stream(example, 1, symbols, width)
 
 
+def run_cascade(example: Example) -> None:
+    (width,), symbols = example.numbers("width"), example.numbers("symbols")
+    levels = {int(symbol): int(level) for symbol, level in pairs(example.text("levels"))}
+    passing, data = symbols, list[bytes]()
+    for level, (wide, own) in enumerate(levels_of(levels), 1):
+        codes = [own.index(symbol) if symbol in own else (1 << wide) - 1 for symbol in passing]
+        assert codes == example.numbers(f"codes of level {level}")
+        passing = [symbol for symbol in passing if symbol not in own]
+        data.append(example.bytes(f"data of level {level}"))
+    assert passing == []
+
+    table = example.bytes("first and last") + example.bytes("levels, filled up")
+    assert encode_table(levels) == table
+    assert read_numbers(table, width) == (levels, b"")
+    bits = example.bits("bits of table")
+    assert bits == [byte >> i & 1 for byte in table[2:] for i in range(8)][: len(bits)]
+    parts = [
+        example.bytes("table length"),
+        example.bytes("descriptor"),
+        table,
+        example.bytes("count of level 2"),
+    ]
+    assert b"".join([*parts, *data]) == example.bytes("= stream")
+    assert cascade(Block(lengths=levels))(symbols, width) == (4, example.bytes("= stream"))
+    check_stream(example, 4, symbols, width)
+
+
 class RecordingEncoder(Encoder):
     """Keeps the probabilities and decisions, as an example writes them."""
 
@@ -282,6 +323,7 @@ RUN: dict[str, Callable[..., None]] = {
     "delta": run_delta,
     "raw": run_raw,
     "huffman": run_huffman,
+    "cascade": run_cascade,
     "range": run_range,
     "range-bits": run_range_bits,
 }

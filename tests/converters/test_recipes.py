@@ -393,7 +393,7 @@ BAD = [
     (
         "[[rules]]\ncoding = 'rar'",
         "mine.toml:2: rules[1].coding: ",
-        "'auto', 'raw', 'huffman', 'zstd' or 'range', not 'rar'",
+        "'auto', 'raw', 'huffman', 'cascade', 'zstd' or 'range', not 'rar'",
     ),
     (
         "[[rules]]\nlayout = 'sparse'",

@@ -16,6 +16,7 @@ from dcz.format import Reader, Writer, verify
 from dcz.format.dtypes import DTYPES
 from dcz.format.effort import EFFORTS, EffortName
 from dcz.format.manifest import Affine, Codebook, Dense, Exact, PerChannel, PerGroup, PerTensor, Tensor
+from dcz.format.report import account
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 RANDOM = np.random.default_rng(20)
@@ -251,6 +252,24 @@ def test_efforts_trade_size_for_speed(tmp_path: Path) -> None:
     text = np.frombuffer(b"".join(b"%d bottles of beer, " % i for i in range(9000)), np.uint8)
     sizes = {effort: write(tmp_path, text, effort=effort)[0] for effort in EFFORTS}
     assert sizes["small"] < sizes["balanced"]
+
+
+def codings_of(folder: Path, array: np.ndarray, effort: str) -> tuple[int, set[str]]:
+    size, _ = write(folder, array, effort=effort)
+    with Reader(folder / "one.dcz") as reader:
+        return size, set(account(reader).tensors[0].codings)
+
+
+def test_fast_takes_cascades_where_they_decode_faster(tmp_path: Path) -> None:
+    weights = normal(400, 500).astype(BF16)
+    sizes = {effort: codings_of(tmp_path, weights, effort) for effort in EFFORTS}
+    assert sizes["fast"][1] == {"raw", "cascade"}
+    assert sizes["balanced"][1] == {"raw", "huffman"}
+    assert "cascade" not in sizes["small"][1]
+    assert sizes["balanced"][0] < sizes["fast"][0] < 1.003 * sizes["balanced"][0]
+    # A long tail: levels of fixed width take a sixth more than a Huffman code.
+    tail = np.minimum(RANDOM.zipf(1.2, 300_000), 255).astype(np.uint8)
+    assert codings_of(tmp_path, tail, "fast")[1] == {"huffman"}
 
 
 def test_an_unknown_effort_is_refused(tmp_path: Path) -> None:

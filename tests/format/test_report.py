@@ -51,7 +51,7 @@ def walk(data: bytes) -> dict[str, int]:
                 kind = "parameters"
             else:
                 kind = "positions" if sparse and (number - parameters) % each == 0 else "values"
-                table = _native.huffman_table_bytes(stream) if coding == 1 else 0
+                table = _native.table_bytes(stream) if coding in (1, 4) else 0
             sums["tables"] += table
             sums[kind] += size - table
     sums["assets"] = sum(sum(asset.get("lengths", [])) for asset in manifest.get("assets", []))

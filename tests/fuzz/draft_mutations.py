@@ -19,9 +19,11 @@ from tests.reference.dcz_reference_coders import (
     Block,
     Coder,
     RangeCoder,
+    cascade,
     huffman,
     optimal_lengths,
     raw,
+    some_levels,
     zstd,
     zstd_library,
 )
@@ -227,7 +229,7 @@ def _changed(random: Random, symbols: list[int], width: int) -> list[int]:
 
 def _encode(random: Random, symbols: list[int], width: int) -> tuple[int, bytes]:
     if not symbols:
-        return random.choice([(0, b""), (1, b"\0"), (2, b"")])
+        return random.choice([(0, b""), (1, b"\0"), (2, b""), (4, b"\0")])
     coders: list[Coder] = [
         raw,
         zstd,
@@ -236,23 +238,32 @@ def _encode(random: Random, symbols: list[int], width: int) -> tuple[int, bytes]
         huffman(packed=True),
         huffman(Block("stored")),
         RangeCoder(random.choice([1, 3, 300])),
+        cascade(),
+        cascade(Block("stored")),
     ]
     return random.choice(coders)(symbols, width)
 
 
 def _coding(random: Random, file: File, donor: bytes) -> None:
-    """Another coding for the same symbols, a Huffman code that is not the best or not a code, or just another id."""
+    """Another coding for the same symbols, a code that is not the best or not one at all, or just another id."""
     streams, stream = _pick(random, file)
     symbols = stream.symbols()
-    match random.randrange(4):
+    match random.randrange(5):
         case 0:
-            stream.coding = random.choice([0, 1, 2, 3, 4, 255])
+            stream.coding = random.choice([0, 1, 2, 3, 4, 5, 255])
         case 1:
             stream.coding, stream.data = _encode(random, symbols, stream.width)
         case 2:
             more = random.choices(range(1 << stream.width), k=random.randint(1, 20))
             block = Block(packed=random.random() < 0.5, lengths=optimal_lengths([*symbols, *more]))
             stream.coding, stream.data = huffman(block)(symbols, stream.width)
+        case 3:
+            more = random.choices(range(1 << stream.width), k=random.randint(0, 20))
+            levels = some_levels([*symbols, *more])
+            if random.random() < 0.3:
+                levels[random.choice(list(levels))] += random.choice([-1, 1])
+            levels = {symbol: max(1, level) for symbol, level in levels.items()}
+            stream.coding, stream.data = cascade(Block(lengths=levels))(symbols, stream.width)
         case _:
             lengths = dict(optimal_lengths(symbols))
             symbol = random.choice(list(lengths))
@@ -263,10 +274,11 @@ def _coding(random: Random, file: File, donor: bytes) -> None:
 
 
 def _blocks(random: Random, file: File, donor: bytes) -> None:
-    """Descriptors and tables at the start of a Huffman stream."""
+    """Descriptors and tables at the start of a Huffman stream or a cascade."""
     streams, stream = _pick(random, file)
-    if stream.coding != 1:
-        stream.coding, stream.data = huffman(packed=random.random() < 0.5)(stream.symbols(), stream.width)
+    if stream.coding not in (1, 4):
+        coder = random.choice([huffman(), huffman(packed=True), cascade()])
+        stream.coding, stream.data = coder(stream.symbols(), stream.width)
     size = random.randint(1, 12)
     head, rest = stream.data[:size], stream.data[size:]
     head = BYTE_MUTATIONS[random.choice(["flip-bit", "set-byte", "insert", "delete", "repeat"])](

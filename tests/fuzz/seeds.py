@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 from tests.reference.dcz_reference import ReferenceFile, read
-from tests.reference.dcz_reference_coders import Block, Coder, RangeCoder, huffman, raw, zstd, zstd_library
+from tests.reference.dcz_reference_coders import (
+    Block,
+    Coder,
+    RangeCoder,
+    cascade,
+    huffman,
+    raw,
+    zstd,
+    zstd_library,
+)
 from tests.reference.dcz_reference_manifest import DTYPES
 from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, asset, draft, tensor
 from tests.vectors.generate import FOLDER, bases
@@ -41,6 +50,7 @@ _CODERS: list[Coder] = [
     zstd_library,
     huffman(Block("stored")),
     RangeCoder(10, raw=4, signs=True),
+    cascade(),
 ]
 _GROUPS = {"kind": "group", "size": 4}
 _CHANNELS = {"kind": "channel", "axis": 0}
@@ -162,6 +172,7 @@ def _native() -> dict[str, bytes]:
                 writer.add_tensor("scalar", np.array(7, np.uint8))
                 narrow = random.normal(size=shape).astype(np.float16).astype(np.float32)
                 writer.add_tensor("narrow", narrow, coding="huffman")
+                writer.add_tensor("narrow, fast", narrow, coding="cascade")
                 uniform = random.uniform(-0.7, 0.7, (rows, 300)).astype(np.float32)
                 writer.add_tensor("uniform", uniform)
                 writer.add_alias("tied", "weight")

@@ -88,12 +88,19 @@ def bitmap_positions(bitmap: bytes, elements: int, entries: int) -> list[int]:
     return _positions("bitmap", 8, bitmap, elements, entries)
 
 
-def scatter(positions: np.ndarray, values: np.ndarray, elements: int, *, streaming: bool) -> bytes:
-    """``values`` at ``positions`` of ``elements`` zeros."""
+def scatter(
+    positions: np.ndarray, values: np.ndarray, elements: int, *, streaming: bool, gap_bits: int | None = None
+) -> bytes:
+    """``values`` at ``positions`` of ``elements`` zeros, by way of a bitmap or of a relative index."""
     mask = np.zeros(elements, np.bool_)
     mask[positions] = True
-    streams = [np.packbits(mask, bitorder="little"), values.view(np.uint8)]
-    decoder = _native.SegmentDecoder.exact("bitmap", 8, values.itemsize, "whole", False)
+    if gap_bits is None:
+        stored = np.packbits(mask, bitorder="little")
+    else:
+        stored = np.frombuffer(_native.encode_gaps(mask.view(np.uint8), gap_bits), np.uint8)
+    streams = [stored, values.view(np.uint8)]
+    layout = "bitmap" if gap_bits is None else "relative-index"
+    decoder = _native.SegmentDecoder.exact(layout, gap_bits or 8, values.itemsize, "whole", False)
     described = [(RAW, 0, stream.size, 8) for stream in streams]
     with guarded(elements * values.itemsize) as out:
         decoder.decode(b"", 0, described, dict(enumerate(streams)), 0, values.size, streaming, out)
@@ -101,20 +108,20 @@ def scatter(positions: np.ndarray, values: np.ndarray, elements: int, *, streami
 
 
 def join_planes(
-    streams: Sequence[tuple[bool, bytes]],
+    streams: Sequence[tuple[int, bytes]],
     rotated: bool,
     size: int,
     *,
     streaming: bool = False,
     offset: int = 0,
 ) -> bytes:
-    """``size`` bytes of elements from their planes, of which those marked are Huffman-coded."""
+    """``size`` bytes of elements from their planes, each with its coding."""
     itemsize = len(streams)
     split = "rotated" if rotated else "bytes"
     decoder = _native.SegmentDecoder.exact("dense", 8, itemsize, split, False, offset)
     count = size // itemsize
     described = [
-        (HUFFMAN if coded and count else RAW, len(data) if count else 0, count, 8) for coded, data in streams
+        (int(coding) if count else RAW, len(data) if count else 0, count, 8) for coding, data in streams
     ]
     with guarded(size) as out:
         part = b"".join(data for _, data in streams)

@@ -41,6 +41,10 @@ VALUE_ERRORS: list[Call] = [
     *(("unpack", Z, width, zeros(8)) for width in (0, 9)),
     *(("huffman_encode", Z, width, 99) for width in (0, 9)),
     *(("huffman_decode", Z, width, zeros(8)) for width in (0, 9)),
+    *(("cascade_encode", Z, width, 99) for width in (0, 9)),
+    *(("cascade_decode", Z, width, zeros(8)) for width in (0, 9)),
+    ("cascade_encode", Z, 8, 99, 8193),
+    ("cascade_encode", Z + 4, 2, 99),
     *(("encode_gaps", Z, bits) for bits in (0, 9)),
     ("pack", Z + 4, 2),
     ("huffman_encode", Z + 4, 2, 99),
@@ -97,7 +101,7 @@ TYPE_ERRORS: list[Call] = [
     *(("pack", Z, width) for width in (-1, 1.5, "4", None, 1 << 40)),
     *(("huffman_encode", Z, 8, limit) for limit in (-1, 1 << 70, 1.5)),
     ("huffman_estimate", "text"),
-    ("huffman_table_bytes", None),
+    ("table_bytes", None),
     *(
         (whole.decode, Z, 0, streams, {}, 0, 8, False, zeros(8))
         for streams in (3, None, [1], [(0,)], [("x", 8, 8, 8)], [(*RAW8, 0)], [(0, -1, 8, 8)])
@@ -167,6 +171,7 @@ def test_nothing_at_all_is_fine(isa: str) -> None:
         assert native.count_gaps(b"") == [0] * 9
         assert native.huffman_estimate(b"") == 0
         native.huffman_decode(b"", 8, bytearray())
+        native.cascade_decode(b"", 8, bytearray())
         native.split_planes(b"", 4, True, bytearray())
         nothing = (0, 0, 0, 8)
         for layout, positions in (("dense", 0), ("bitmap", 1), ("relative-index", 1)):
@@ -210,7 +215,9 @@ ARGUMENTS: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
     "huffman_encode": (buffers, numbers, numbers),
     "huffman_decode": (buffers, numbers, buffers),
     "huffman_estimate": (buffers,),
-    "huffman_table_bytes": (buffers,),
+    "cascade_encode": (buffers, numbers, numbers),
+    "cascade_decode": (buffers, numbers, buffers),
+    "table_bytes": (buffers,),
     "pack": (buffers, numbers),
     "unpack": (buffers, numbers, buffers),
     "split_planes": (buffers, numbers, st.booleans(), buffers),

@@ -49,7 +49,7 @@ class Case:
         entries = range(self.symbols.size // self.step) if self.positions is None else self.positions.tolist()
         places = [(self.start + entry) * self.step + byte for entry in entries for byte in range(self.step)]
         above = [None if plane is None else plane.tolist() for plane in (self.next, self.last)]
-        return Beside(places, self.bits, self.start, *above)
+        return Beside(places, self.bits, self.start, above[0], above[1], sparse=self.positions is not None)
 
 
 @st.composite

@@ -104,7 +104,8 @@ def test_any_bitmap_is_refused_or_read_as_numpy_does(isa: str, bitmap: bytes, mo
 
 @on_each_isa
 @pytest.mark.parametrize("itemsize", [1, 2, 4, 8])
-def test_values_are_scattered_as_numpy_does(isa: str, itemsize: int) -> None:
+@pytest.mark.parametrize("gap_bits", [None, 3, 8])
+def test_values_are_scattered_as_numpy_does(isa: str, itemsize: int, gap_bits: int | None) -> None:
     random = np.random.default_rng(itemsize)
     for size in SIZES:
         for density in DENSITIES:
@@ -114,4 +115,5 @@ def test_values_are_scattered_as_numpy_does(isa: str, itemsize: int) -> None:
             expected[positions] = values
             with forced(isa):
                 for streaming in (False, True):
-                    assert scatter(positions, values, size, streaming=streaming) == expected.tobytes()
+                    found = scatter(positions, values, size, streaming=streaming, gap_bits=gap_bits)
+                    assert found == expected.tobytes()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -155,7 +155,7 @@ def check_counts(section: str, codings: bytes, lengths: list[int], streams: int)
 def make_streams(codings: bytes, lengths: list[int], sizes: list[list[tuple[int, int]]]) -> list[Part]:
     """Join what is stored of each stream with its number and width of symbols, part by part."""
     for coding in codings:
-        if coding > 3:
+        if coding > 4:
             raise Refused("6", f"the coding {coding} is not allowed")
     stored = zip(codings, lengths, strict=True)
     return [[Stream(*next(stored), count, width) for count, width in part] for part in sizes]
@@ -425,9 +425,9 @@ def value_symbols(
         places = [place * width + byte for place in places for byte in range(width)]
     above: list[list[int]] = []
     for stream, data in reversed(coded):
-        beside = Beside(places)
+        beside = Beside(places, sparse=tensor["layout"]["kind"] != "dense")
         if above:
-            beside = Beside(places, next=above[0], last=above[-1])
+            beside = replace(beside, next=above[0], last=above[-1])
         above.insert(0, decode(stream, data, beside))
     return above
 

@@ -17,6 +17,7 @@ __all__ = [
     "Coder",
     "RangeCoder",
     "Stream",
+    "cascade",
     "encode_table",
     "fixed",
     "huffman",
@@ -24,6 +25,7 @@ __all__ = [
     "pack_bits",
     "pack_symbols",
     "raw",
+    "some_levels",
     "varint",
     "zstd",
     "zstd_frame",
@@ -221,3 +223,59 @@ class RangeCoder:
     @staticmethod
     def head(model: Model) -> bytes:
         return bytes([model.kind | model.resolution << 2 | model.raw << 4]) + varint(model.columns)
+
+
+# 6.5 cascade
+
+
+def cascade(*blocks: Block) -> Coder:
+    """As ``huffman``, but ``lengths`` are levels; None: some that fit the symbols of the block."""
+
+    def code(symbols: Sequence[int], width: int) -> Stream:
+        tables = data = b""
+        levels: Mapping[int, int] = {}
+        for i, at in enumerate(range(0, len(symbols), BLOCK)):
+            block = blocks[min(i, len(blocks) - 1)] if blocks else Block()
+            content = symbols[at : at + BLOCK]
+            tables += bytes([("stored", "new", "same").index(block.mode)])
+            if block.mode == "stored":
+                data += pack_symbols(content, width)
+                continue
+            if block.mode == "new":
+                levels = block.lengths or some_levels(content)
+                tables += encode_table(levels)
+            counts, coded = encode_levels(content, levels)
+            tables += b"".join(varint(count) for count in counts)
+            data += coded
+        return 4, varint(len(tables)) + tables + data
+
+    return code
+
+
+def some_levels(symbols: Sequence[int]) -> dict[int, int]:
+    """The most frequent symbol on level 1, three on level 2, seven on level 3 and so on."""
+    left = [symbol for symbol, _ in Counter(symbols).most_common()]
+    levels: dict[int, int] = {}
+    level = 1
+    while len(left) > 1 << level:
+        levels |= dict.fromkeys(left[: (1 << level) - 1], level)
+        left = left[(1 << level) - 1 :]
+        level += 1
+    return dict(sorted((levels | dict.fromkeys(left, level)).items()))
+
+
+def encode_levels(symbols: Sequence[int], levels: Mapping[int, int]) -> tuple[list[int], bytes]:
+    """The counts of all levels but the first, and the data of a block."""
+    if len(levels) == 1:
+        return [], b""
+    counts, data, highest = list[int](), b"", max(levels.values())
+    for level in range(1, highest + 1):
+        own = sorted(symbol for symbol, number in levels.items() if number == level)
+        width = len(own).bit_length() if level < highest else (len(own) - 1).bit_length()
+        passing = [symbol for symbol in symbols if levels[symbol] >= level]
+        codes = [own.index(symbol) if levels[symbol] == level else (1 << width) - 1 for symbol in passing]
+        counts.append(len(passing))
+        for start in range(0, len(codes), 64):
+            group = codes[start : start + 64]
+            data += b"".join(pack_bits([code >> j & 1 for code in group]) for j in range(width))
+    return counts[1:], data

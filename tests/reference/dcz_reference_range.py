@@ -6,6 +6,7 @@ code each decision, and a decoder answers with what it has read where an encoder
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,13 +38,15 @@ __all__ = [
 @dataclass(frozen=True)
 class Beside:
     """What is known when a stream is decoded. ``places``: of its symbols, none for their numbers. ``bits``: elements of a
-    bitmap. ``start``: number of the segment's first element. ``last`` and ``next``: planes above."""
+    bitmap. ``start``: number of the segment's first element. ``last`` and ``next``: planes above. ``sparse``: whether
+    it is a value stream of a layout that is not dense."""
 
     places: Sequence[int] | None = None
     bits: int = 0
     start: int = 0
     next: Sequence[int] | None = None
     last: Sequence[int] | None = None
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,12 @@ Coder = Decoder | Encoder
 
 @dataclass
 class Slot:
-    p: int = 32768
+    p: int = 1 << 21
     n: int = 0
 
     def learn(self, b: int) -> None:
-        self.p = clamp(self.p + (((65536 * b - self.p) * (655360 // (10 * self.n + 16))) >> 16), 16, 65520)
-        self.n = min(self.n + 1, 511)
+        self.p += (((b << 22) - self.p) * (655360 // (10 * self.n + 16))) >> 16
+        self.n = min(self.n + 1, 1023)
 
     def start_from(self, other: Slot, trust: int) -> None:
         if self.n == 0:
@@ -169,13 +172,12 @@ class Mixer:
     rate: int
 
     def decide(self, coder: Coder, slots: list[Slot], decision: int) -> int:
-        xs = [stretch(slot.p >> 4) for slot in slots]
+        xs = [stretch(slot.p >> 10) for slot in slots]
         total = sum(x * weight for x, weight in zip(xs, self.weights, strict=True))
         p = squash(clamp(total >> 16, -LIMIT, LIMIT))
         b = coder.decide(p, decision)
         for i, x in enumerate(xs):
-            step = (x * (65536 * b - p) + (1 << (self.rate - 1))) >> self.rate
-            self.weights[i] = clamp(self.weights[i] + step, -(1 << 20), 1 << 20)
+            self.weights[i] += (x * (65536 * b - p) + (1 << (self.rate - 1))) >> self.rate
         for slot in slots:
             slot.learn(b)
         return b
@@ -187,7 +189,10 @@ class Mixer:
 def code_bits(coder: Coder, given: Sequence[int], model: Model, beside: Beside) -> list[int]:
     every, columns, patterns = Slot(), dict[int, Slot](), [Slot() for _ in range(128)]
     row = Slot()
-    mixer = Mixer([26214, 19661, -6554, 26214], 17)
+    ages: dict[tuple[int, int, int], Slot] = {}
+    latest: dict[int, int] = {}  # 1 in a column -> how many rows had begun
+    rows_begun, run, bits_of_row = 0, 0, 0
+    mixer = Mixer([26214, 19661, -6554, 13107, 13107], 17)
     bits: list[int] = []
 
     def b(j: int) -> int:
@@ -199,6 +204,8 @@ def code_bits(coder: Coder, given: Sequence[int], model: Model, beside: Beside) 
         if i == 0 or x == 0:
             row = Slot()
             row.start_from(every, 12)
+            rows_begun += int(i > 0)
+            run = bits_of_row = 0
         column = columns.setdefault(x % 65536, Slot())
         column.start_from(every, 12)
         pattern = patterns[
@@ -211,7 +218,15 @@ def code_bits(coder: Coder, given: Sequence[int], model: Model, beside: Beside) 
             + 64 * b(i - 2 * c)
         ]
         pattern.start_from(every, 4)
-        bits.append(mixer.decide(coder, [column, row, every, pattern], given[i] if given else 0))
+        seen = latest.get(x % 65536)
+        y = 1 + rows_begun if seen is None else rows_begun - seen
+        crowd = sum(b(i - k) for k in range(1, 33) if k <= bits_of_row)
+        age = ages.setdefault((y.bit_length(), run.bit_length(), min(crowd.bit_length(), 3)), Slot())
+        age.start_from(every, 4)
+        bits.append(mixer.decide(coder, [column, row, every, pattern, age], given[i] if given else 0))
+        run, bits_of_row = run + 1, bits_of_row + 1
+        if bits[-1]:
+            latest[x % 65536], run = rows_begun, 0
     return bits
 
 
@@ -238,6 +253,7 @@ class Tree:
     lengths: dict[int, int]
     weights: list[int]
     rate: int
+    trust: int
     mixers: dict[Code, Mixer] = field(default_factory=dict)
     own: dict[Code, Slot] = field(default_factory=dict)
     slots: dict[tuple[int, Code, int], Slot] = field(default_factory=dict)
@@ -252,7 +268,7 @@ class Tree:
             inputs = [own]
             for k, value in enumerate(contexts):
                 slot = self.slots.setdefault((k, node, value), Slot())
-                slot.start_from(own, 4)
+                slot.start_from(own, self.trust)
                 inputs.append(slot)
             depth, prefix = node
             decision = 0
@@ -271,7 +287,7 @@ def rows_and_columns(count: int, model: Model, beside: Beside) -> list[tuple[int
 def code_neighbours(
     coder: Coder, count: int, given: Sequence[int], lengths: dict[int, int], model: Model, beside: Beside
 ) -> list[int]:
-    tree = Tree(lengths, [13107] * 6, 15)
+    tree = Tree(lengths, [20000, 8000, 10000, 8000, 16000, 8000], 14, 2)
     columns: dict[int, Line] = {}
     row, number = Line(), -1
 
@@ -282,7 +298,11 @@ def code_neighbours(
         return None if symbol is None else 256 * symbol
 
     symbols = []
-    for i, (r, c) in enumerate(rows_and_columns(count, model, beside)):
+    places = rows_and_columns(count, model, beside)
+    in_row, in_column = Counter(r for r, _ in places), Counter(c for _, c in places)
+    before = 0
+    for i, (r, c) in enumerate(places):
+        place = i if beside.places is None else beside.places[i]
         if r != number:
             row, number = Line(), r
         column = columns.setdefault(c, Line())
@@ -290,8 +310,13 @@ def code_neighbours(
             both: int | None = (row.mean + column.mean) >> 1
         else:
             both = column.mean if row.mean is None else row.mean
-        contexts = [both, scaled(row.latest), column.mean, row.mean, scaled(column.latest)]
-        upper = tree.code(coder, [value(context) for context in contexts], given[i] if given else 0)
+        values = [value(context) for context in (both, None, column.mean, row.mean, scaled(column.latest))]
+        if row.latest is not None:
+            values[1] = 1 + 4 * row.latest + min((place - before - 1).bit_length(), 3)
+        before = place
+        if beside.sparse:
+            values[3] = (in_row[r] * in_column[c]).bit_length()
+        upper = tree.code(coder, values, given[i] if given else 0)
         row.take_up(upper, 4)
         column.take_up(upper, 3)
         symbols.append(upper)
@@ -309,7 +334,7 @@ def code_planes(
 ) -> tuple[list[int], list[int]]:
     assert beside.last is not None
     assert beside.next is not None
-    tree = Tree(lengths, [21845] * 3, 16)
+    tree = Tree(lengths, [21845] * 3, 16, 4)
     mixer = Mixer([21845] * 3, 16)
     tops, around = [Slot() for _ in range(256)], [Slot() for _ in range(4)]
     column_slots: dict[int, Slot] = {}

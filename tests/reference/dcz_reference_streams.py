@@ -167,7 +167,7 @@ def element_of(dtype: str, operation: str, z: int, y: int, w: int) -> int:
 
 def decode_stream(coding: int, data: bytes, count: int, width: int) -> list[int]:
     """The ``count`` symbols of ``width`` bits that are stored in ``data``, which must be used up exactly."""
-    if coding not in (0, 1, 2):
+    if coding not in (0, 1, 2, 4):
         raise Refused("6", f"the coding {coding} is not allowed")
     if count == 0:
         if coding != 0 or len(data) != 0:
@@ -177,6 +177,8 @@ def decode_stream(coding: int, data: bytes, count: int, width: int) -> list[int]
         return decode_raw(data, count, width)
     if coding == 1:
         return decode_huffman(data, count, width)
+    if coding == 4:
+        return decode_cascade(data, count, width)
     return decode_zstd(data, count, width)
 
 
@@ -251,6 +253,14 @@ def decode_huffman(data: bytes, count: int, width: int) -> list[int]:
 
 def read_table(data: bytes, width: int) -> tuple[dict[int, int], bytes]:
     """The length of each symbol's code, and what stands behind the table."""
+    lengths, rest = read_numbers(data, width)
+    if len(lengths) > 1 and sum(Fraction(1, 2**length) for length in lengths.values()) != 1:
+        raise Refused("6.2", "the code is not complete")
+    return lengths, rest
+
+
+def read_numbers(data: bytes, width: int) -> tuple[dict[int, int], bytes]:
+    """The number that a table gives for each symbol, and what stands behind it."""
     if len(data) < 2:
         raise Refused("6.2", "a table ends early")
     first, last = data[0], data[1]
@@ -289,8 +299,6 @@ def read_table(data: bytes, width: int) -> tuple[dict[int, int], bytes]:
         raise Refused("6.2", "the first symbol has no code")
     if last not in lengths:
         raise Refused("6.2", "the last symbol has no code")
-    if sum(Fraction(1, 2**length) for length in lengths.values()) != 1:
-        raise Refused("6.2", "the code is not complete")
 
     end = 2 + -(-used // 8)
     read_bits(data[2:end], used, "6.2")
@@ -380,3 +388,114 @@ def decode_zstd_frame(data: bytes, size: int, section: str) -> bytes:
     if len(content) != size:
         raise Refused(section, f"the Zstandard frame does not hold {size} bytes")
     return content
+
+
+# 6.5 cascade ------------------------------------------------------------------------------------------------------
+
+Level = tuple[int, list[int]]
+"""The width of its codes, and its symbols in ascending order, of which each has its index as its code."""
+
+
+def decode_cascade(data: bytes, count: int, width: int) -> list[int]:
+    blocks = [min(BLOCK, count - start) for start in range(0, count, BLOCK)]
+
+    table_length, rest = read_varint(data, "6.5")
+    if table_length > len(rest):
+        raise Refused("6.5", "the tables are longer than the stream")
+    tables, rest = rest[:table_length], rest[table_length:]
+
+    heads: list[tuple[list[Level] | None, list[int]]] = []
+    latest: list[Level] | None = None
+    for size in blocks:
+        if not tables:
+            raise Refused("6.5", "a block has no descriptor")
+        mode, tables = tables[0], tables[1:]
+        if mode > 2:
+            raise Refused("6.5", f"there is no descriptor {mode}")
+        if mode == 0:
+            heads.append((None, []))
+            continue
+        if mode == 1:
+            numbers, tables = read_numbers(tables, width)
+            latest = levels_of(numbers)
+        if latest is None:
+            raise Refused("6.5", "no block before this one has a table")
+        passing = [size]
+        for _ in latest[1:]:
+            number, tables = read_varint(tables, "6.5")
+            if number > passing[-1]:
+                raise Refused("6.5", "more symbols pass a level than the one before")
+            passing.append(number)
+        heads.append((latest, passing))
+    if tables:
+        raise Refused("6.5", "something stands behind the last table")
+
+    symbols: list[int] = []
+    for size, (levels, passing) in zip(blocks, heads, strict=True):
+        if levels is None:
+            length = -(-size * width // 8)
+            if length > len(rest):
+                raise Refused("6.5", "the data ends inside a stored block")
+            symbols += decode_raw(rest[:length], size, width)
+            rest = rest[length:]
+        else:
+            decoded, rest = decode_levels(rest, levels, passing)
+            symbols += decoded
+    if rest:
+        raise Refused("6.5", "something stands behind the last block")
+    return symbols
+
+
+def levels_of(numbers: dict[int, int]) -> list[Level]:
+    """The levels that a table stands for. One without a width is that of a single symbol."""
+    if len(numbers) == 1:
+        return [(0, list(numbers))]
+    highest = max(numbers.values())
+    levels: list[Level] = []
+    for level in range(1, highest + 1):
+        symbols = sorted(symbol for symbol, number in numbers.items() if number == level)
+        if level < highest:
+            widths = [width for width in range(1, 8) if 2**width - 1 == len(symbols)]
+        else:
+            widths = [width for width in range(1, 9) if 2**width >= len(symbols) >= 2]
+        if not widths:
+            raise Refused("6.5", f"level {level} cannot have {len(symbols)} symbols")
+        levels.append((widths[0], symbols))
+    return levels
+
+
+def decode_levels(data: bytes, levels: list[Level], passing: list[int]) -> tuple[list[int], bytes]:
+    """The symbols of a block, and what stands behind it."""
+    if levels[0][0] == 0:
+        return levels[0][1] * passing[0], data
+    codes_of: list[list[int]] = []
+    for (width, _), count in zip(levels, passing, strict=True):
+        codes: list[int] = []
+        for start in range(0, count, 64):
+            group = min(64, count - start)
+            length = -(-group // 8)
+            if width * length > len(data):
+                raise Refused("6.5", "the data ends inside a block")
+            planes = [read_bits(data[j * length : (j + 1) * length], group, "6.5") for j in range(width)]
+            codes += [number([plane[i] for plane in planes]) for i in range(group)]
+            data = data[width * length :]
+        codes_of.append(codes)
+
+    above: list[int] = []  # the symbols that pass the level above
+    for level in reversed(range(len(levels))):
+        width, symbols = levels[level]
+        last = level == len(levels) - 1
+        here: list[int] = []
+        used = 0
+        for code in codes_of[level]:
+            if code < len(symbols):
+                here.append(symbols[code])
+                continue
+            if last or used == len(above):
+                raise Refused("6.5", "a code has no symbol")
+            here.append(above[used])
+            used += 1
+        if used < len(above):
+            raise Refused("6.5", "fewer symbols pass a level than its count says")
+        above = here
+    return above, data

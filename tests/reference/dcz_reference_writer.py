@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -147,6 +147,7 @@ def tensor(
         positions = [i for i, kept in enumerate(mask) if kept]
         places = [start + position for position in positions]
         streams: list[tuple[Sequence[int], int, Beside]] = []
+        values_beside = Beside(places, sparse=layout["kind"] != "dense")
         if layout["kind"] == "bitmap":
             beside = Beside(bits=len(mask), start=start)
             streams.append((list(pack_bits([int(kept) for kept in mask])), 8, beside))
@@ -156,10 +157,10 @@ def tensor(
             streams.append((symbols, layout["bits"], Beside()))
         if isinstance(values, Exact):
             kept_entries = [exact[i * width : (i + 1) * width] for i in (start + p for p in positions)]
-            streams += exact_streams(kept_entries, values, dtype, places)
+            streams += exact_streams(kept_entries, values, dtype, values_beside)
         else:
             codes = values.codes[used : used + len(positions)]
-            streams.append((codes, values.bits, Beside(places)))
+            streams.append((codes, values.bits, values_beside))
             whole = {"dtype": dtype, "shape": list(shape), "values": full}
             symbols_of = [list(symbols) for symbols, _ in parameters]
             kept_entries = stored_entries(whole, [start + p for p in positions], symbols_of, [list(codes)])
@@ -237,14 +238,14 @@ def parameter_streams(values: Exact | Affine | Codebook) -> list[tuple[Sequence[
 
 
 def exact_streams(
-    entries: list[bytes], values: Exact, dtype: str, places: list[int]
+    entries: list[bytes], values: Exact, dtype: str, beside: Beside
 ) -> list[tuple[Sequence[int], int, Beside]]:
     if values.stored_dtype is not None:
         entries = [narrowed(entry, dtype, values.stored_dtype) for entry in entries]
     width = DTYPES[values.stored_dtype or dtype]
     if values.split == "whole":
-        bytes_of = [place * width + byte for place in places for byte in range(width)]
-        return [(list(b"".join(entries)), 8, Beside(bytes_of))]
+        bytes_of = [place * width + byte for place in beside.places or () for byte in range(width)]
+        return [(list(b"".join(entries)), 8, replace(beside, places=bytes_of))]
     if values.split == "rotated":
         numbers = [int.from_bytes(entry, "little") for entry in entries]
         added = values.offset << (8 * width - 16) if values.offset else 0
@@ -253,8 +254,8 @@ def exact_streams(
             (((n << 1 | n >> (8 * width - 1)) + added) & mask).to_bytes(width, "little") for n in numbers
         ]
     planes = [[entry[plane] for entry in entries] for plane in range(width)]
-    above = [Beside(places, next=plane, last=planes[-1]) for plane in planes[1:]]
-    return list(zip(planes, [8] * width, [*above, Beside(places)], strict=True))
+    above = [replace(beside, next=plane, last=planes[-1]) for plane in planes[1:]]
+    return list(zip(planes, [8] * width, [*above, beside], strict=True))
 
 
 def narrowed(element: bytes, wide: str, narrow: str) -> bytes:

@@ -55,7 +55,15 @@ def raw_cases() -> Iterator[Case]:
     yield one("raw-padding-bit", "6.1", stream(0, b"\0\x80", [0, 0, 0], 3))
     yield one("raw-first-padding-bit", "6.1", stream(0, b"\0\x02", [0, 0, 0], 3))
     nothing = tensor("t", "i8", [3], Exact(bytes(3)), layout={"kind": "relative-index", "bits": 1})
-    for coding, data in ((1, b""), (2, b""), (0, b"\0"), (1, b"\0"), (2, zstd_frame(b""))):
+    for coding, data in (
+        (1, b""),
+        (2, b""),
+        (4, b""),
+        (0, b"\0"),
+        (1, b"\0"),
+        (2, zstd_frame(b"")),
+        (4, b"\0"),
+    ):
         written = Tensor(
             nothing.fields | {"codings": bytes([0, coding]), "lengths": [0, len(data)]}, [data], b""
         )

@@ -80,13 +80,13 @@ def combination_cases() -> Iterator[Case]:
         yield one(f"{field}-of-asset-too-many", "7", *ASSET, field, to=more)
         yield one(f"{field}-of-empty-tensor", "5", *EMPTY, field, to=more[:1])
     yield one("segment-too-short", "5", *EXACT, "segment", to=3)
-    for coding in (4, 255):
+    for coding in (5, 255):
         errors = (MANIFEST, CORRUPT, VERSION)
         yield one(f"coding-{coding}", "6", *EXACT, "codings", to=bytes([coding]), errors=errors)
-    yield one("coding-4-of-asset", "6", *ASSET, "codings", to=b"\4", errors=(MANIFEST, CORRUPT, VERSION))
+    yield one("coding-5-of-asset", "6", *ASSET, "codings", to=b"\5", errors=(MANIFEST, CORRUPT, VERSION))
 
-    newer = edited_model(*EXACT, "codings", to=b"\4", version=(1, 1))
-    yield Case("coding-4-in-unknown-minor", "6", 5, (MANIFEST, CORRUPT, VERSION), newer)
+    newer = edited_model(*EXACT, "codings", to=b"\5", version=(1, 1))
+    yield Case("coding-5-in-unknown-minor", "6", 5, (MANIFEST, CORRUPT, VERSION), newer)
 
     yield one("empty-tensor-with-layout", "5", *EMPTY, "layout", to={"kind": "bitmap"})
     yield one("empty-tensor-with-planes", "5", *EMPTY, "values", to={"kind": "exact", "split": "bytes"})

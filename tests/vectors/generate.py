@@ -28,6 +28,7 @@ from tests.vectors.bad_fields import field_cases
 from tests.vectors.bad_manifests import manifest_cases
 from tests.vectors.bad_streams import stream_cases
 from tests.vectors.bad_tensors import tensor_cases
+from tests.vectors.cascade_cases import cascade_files, cascade_stream_cases
 from tests.vectors.good_cases import good_files
 from tests.vectors.good_deltas import delta_files
 from tests.vectors.range_cases import range_files, range_stream_cases
@@ -88,7 +89,7 @@ def expected(file: Draft, data: bytes) -> dict[str, Any]:
 def generate() -> dict[str, bytes]:
     """Every file of the vectors: its path below the folder, and its bytes."""
     files: dict[str, bytes] = {}
-    for name, file in chain(good_files(), delta_files(), range_files()):
+    for name, file in chain(good_files(), delta_files(), range_files(), cascade_files()):
         data = file.build()
         add(files, f"good/{name}.dcz", data)
         add(files, f"good/{name}.json", canonical_json(expected(file, data)))
@@ -108,6 +109,7 @@ def bad_files() -> Iterator[Case]:
     yield from stream_cases()
     yield from delta_cases()
     yield from range_stream_cases()
+    yield from cascade_stream_cases()
 
 
 def add(files: dict[str, bytes], path: str, data: bytes) -> None:

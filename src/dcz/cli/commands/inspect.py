@@ -32,7 +32,7 @@ def command(target: str, tensors: bool, file: str | None, registry: Path | None,
     """Show what is in a .dcz file, how each tensor is stored, and where the bytes went.
 
     Sizes are in bytes and add up to the file. The ratio is stored bytes for each original one, bits are stored bits for
-    each element. Only the manifest is read, and of a file on this machine the first bytes of each Huffman stream.
+    each element. Only the manifest is read, and of a file on this machine the first bytes of each coded stream.
     """
     from dcz.format import Reader
     from dcz.format.report import account
@@ -85,9 +85,9 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
 def _bytes(report: Report) -> Table:
     made, parts = table("where the bytes went", ">bytes", ">%"), report.bytes
     rows = [
-        ("values" if parts.tables is not None else "values, with their Huffman tables", parts.values),
+        ("values" if parts.tables is not None else "values, with their code tables", parts.values),
         ("positions", parts.positions),
-        ("Huffman tables", parts.tables or 0),
+        ("code tables", parts.tables or 0),
         ("codebooks, scales, zero points", parts.parameters),
         ("assets", parts.assets),
         ("manifest", parts.manifest),
