@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,57 +83,39 @@ def alternate(actions: Sequence[Callable[[], object]], rounds: int) -> list[list
     return times
 
 
-_FIRST_LOAD = """
-import mmap, os, sys, time
-how, path, threads, warm, memory = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+_FRESH_LOADS = """
+import json, os, sys, time
+plain, packed, threads, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 import torch
+from safetensors.torch import load_file
+import dcz
 torch.set_num_threads(threads)
-if how == "dcz":
-    import dcz
-    load = lambda path: dcz.load(path, threads=threads)
-else:
-    from safetensors.torch import load_file
-    load = lambda path: {name: tensor.clone() for name, tensor in load_file(path).items()}
-load(warm)
-for _ in range(2):
-    if os.fork() == 0:
-        with mmap.mmap(-1, 4 * memory + (1 << 30)) as taken:
-            taken.madvise(mmap.MADV_HUGEPAGE)
-            taken.madvise(23)  # MADV_POPULATE_WRITE
-            os._exit(0)
-    os.wait()
-start = time.perf_counter()
-loaded = load(path)
-print(time.perf_counter() - start)
+ways = (
+    lambda: {name: tensor.clone() for name, tensor in load_file(plain).items()},
+    lambda: dcz.load(packed, threads=threads),
+)
+times = ([], [])
+for _ in range(rounds + 1):
+    for taken, load in zip(times, ways):
+        start = time.perf_counter()
+        loaded = load()
+        taken.append(time.perf_counter() - start)
+        del loaded
+print(json.dumps([taken[1:] for taken in times]))
 """
 
 
-def first_loads(plain: Path, packed: Path, threads: int, rounds: int) -> tuple[list[float], list[float]]:
+def fresh_loads(plain: Path, packed: Path, threads: int, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of `safetensors.torch.load_file` with a copy of each tensor, and of `dcz.load`, taken in turns.
 
-    Each is the first load of a model in its process, on as many cores as threads: a second one would get the memory that the
-    first gave back. Before it, code and a tiny model have been loaded, and another process has taken and left memory: a
-    virtual machine may have given free memory back to its host, and to get it again costs far more than what is measured.
-    Where it does so at once, only the least times of many rounds mean something.
+    In a process of its own, on as many cores as threads, whose allocator is told to give memory back at once: so each load gets
+    new pages, as the first one in a process does, and not the memory that another one has left.
     """
-    import torch
-    from safetensors.torch import save_file
-
-    import dcz
-
-    times: tuple[list[float], list[float]] = ([], [])
-    with tempfile.TemporaryDirectory() as folder:
-        tiny = Path(folder) / "tiny.safetensors"
-        save_file({"weight": torch.zeros(4)}, tiny)
-        dcz.convert(tiny, tiny.with_suffix(".dcz"))
-        for _ in range(rounds):
-            for taken, how, path in zip(times, ("safetensors", "dcz"), (plain, packed), strict=True):
-                warm, memory = tiny.with_suffix(path.suffix), plain.stat().st_size
-                taken.append(
-                    float(run_python(_FIRST_LOAD, how, str(path), str(threads), str(warm), str(memory)))
-                )
-    return times
+    environment = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    said = run_python(_FRESH_LOADS, str(plain), str(packed), str(threads), str(rounds), **environment)
+    peer, ours = json.loads(said)
+    return peer, ours
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
@@ -149,9 +131,14 @@ def one_core() -> None:
     torch.set_num_threads(1)
 
 
-def run_python(code: str, *arguments: str) -> str:
+def run_python(code: str, *arguments: str, **environment: str) -> str:
     """Run a program in a process of its own; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True, timeout=1800
+        [sys.executable, "-c", code, *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=1800,
+        env={**os.environ, **environment},
     )
     return done.stdout

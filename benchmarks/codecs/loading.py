@@ -1,8 +1,8 @@
 """`dcz.load` against safetensors, both ending in memory of their own, from the page cache.
 
 safetensors maps the file, so that loading alone reads nothing; a copy of each tensor puts the weights where `dcz.load` puts
-them, too. The two take turns, each in a process of its own that loads for the first time; the figure is the median of the
-ratios. Threads are those of both, and cores to run on.
+them, too. The two take turns, and each load gets new memory, as the first one in a process does; the figure is the median of
+the ratios. Threads are those of both, and cores to run on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.codecs.dcz_peers import encode_file
 from benchmarks.codecs.weights import Weights
-from benchmarks.common import first_loads, median_ratio
+from benchmarks.common import fresh_loads, median_ratio
 
 __all__ = ["measure_loading"]
 
@@ -36,7 +36,7 @@ def measure_loading(weights: Weights, effort: str, threads: int, *, once: bool =
         torch.equal(expected[k].view(torch.uint8), seen[k].view(torch.uint8)) for k in expected
     )
     del expected, seen
-    theirs, mine = first_loads(weights.path, packed, threads, 1 if once else ROUNDS)
+    theirs, mine = fresh_loads(weights.path, packed, threads, 1 if once else ROUNDS)
     return {
         "x_safetensors": median_ratio(theirs, mine),
         "seconds": statistics.median(mine),
