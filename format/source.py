@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import threading
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, TypeAlias, cast, runtime_checkable
 
 from dcz.errors import DczError, FormatError, MissingDependency, TruncatedFile, UsageError
 from dcz.format.dtypes import view_of
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ByteSource", "SourceLike", "open_source", "url_scheme"]
 
-SourceLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+SourceLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | ByteSource"
 
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _FETCH: Final = "fetch the whole file, and open that"
 
 
+@runtime_checkable
 class ByteSource(Protocol):
     """Random access to a fixed sequence of bytes, from any thread."""
 
@@ -182,10 +183,12 @@ def url_scheme(text: str) -> str | None:
 
 
 def open_source(source: SourceLike) -> ByteSource:
-    """A path, an fsspec URL (``scheme://...``), bytes or a seekable binary file object as a ByteSource.
+    """A path, an fsspec URL (``scheme://...``), bytes or a seekable binary file object as a ByteSource; one is taken as it is.
 
     Raises OSError as ``open`` does, UsageError for what cannot be read, MissingDependency for a protocol that needs more.
     """
+    if isinstance(source, ByteSource):
+        return source
     if isinstance(source, bytes | bytearray | memoryview):
         return _BytesSource(source)
     if isinstance(source, str) and url_scheme(source) is not None:

@@ -27,13 +27,16 @@ if TYPE_CHECKING:
         list_artifacts,
         locate,
         locate_file,
+        open_reference,
         open_registry,
         resolve,
         tag,
         verify,
         version_with,
     )
+    from dcz.registry.hub.settings import Hub, Patience
     from dcz.registry.index import Change
+    from dcz.registry.outcomes import Pulled, Pushed
     from dcz.registry.refs import (
         HubReference,
         OciReference,
@@ -44,12 +47,13 @@ if TYPE_CHECKING:
     )
     from dcz.registry.stores.base import Garbage, Store
     from dcz.registry.stores.local import LocalStore
-    from dcz.registry.transfer import Pulled, Pushed, pull, push
+    from dcz.registry.transfer import pull, push
 
 __all__ = [
     "ArtifactManifest",
     "Change",
     "Garbage",
+    "Hub",
     "HubReference",
     "Layer",
     "Listed",
@@ -57,6 +61,7 @@ __all__ = [
     "Located",
     "OciReference",
     "PathReference",
+    "Patience",
     "Progress",
     "Pulled",
     "Pushed",
@@ -76,6 +81,7 @@ __all__ = [
     "list_artifacts",
     "locate",
     "locate_file",
+    "open_reference",
     "open_registry",
     "parse_reference",
     "pull",
@@ -90,14 +96,16 @@ _MODULES: Final = {
     "ArtifactManifest": "artifact",
     "Change": "index",
     "Garbage": "stores.base",
+    "Hub": "hub.settings",
     "HubReference": "refs",
     "Layer": "artifact",
     "LocalStore": "stores.local",
     "OciReference": "refs",
     "PathReference": "refs",
+    "Patience": "hub.settings",
     "Progress": "checks",
-    "Pulled": "transfer",
-    "Pushed": "transfer",
+    "Pulled": "outcomes",
+    "Pushed": "outcomes",
     "Reference": "refs",
     "RegistryReference": "refs",
     "Store": "stores.base",

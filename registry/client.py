@@ -27,8 +27,16 @@ from dcz.registry.checks import (
     verify_layer,
 )
 from dcz.registry.disk import hash_stream, os_errors
+from dcz.registry.hub.settings import Hub
 from dcz.registry.index import LATEST, Change, Tag, check_alias, find_tag
-from dcz.registry.refs import PathReference, Reference, RegistryReference, check_name, parse_reference
+from dcz.registry.refs import (
+    HubReference,
+    PathReference,
+    Reference,
+    RegistryReference,
+    check_name,
+    parse_reference,
+)
 from dcz.registry.stores.base import Garbage, Store
 from dcz.registry.stores.local import LocalStore
 
@@ -43,9 +51,11 @@ __all__ = [
     "default_registry",
     "find_base",
     "history",
+    "hub_of",
     "list_artifacts",
     "locate",
     "locate_file",
+    "open_reference",
     "open_registry",
     "registry_reference",
     "resolve",
@@ -55,7 +65,7 @@ __all__ = [
     "version_with",
 ]
 
-RegistryLike: TypeAlias = "Store | str | os.PathLike[str] | None"
+RegistryLike: TypeAlias = "Store | Hub | str | os.PathLike[str] | None"
 
 GRACE: Final = 3600.0  # seconds that a blob without a reference is left alone: another tool may be writing
 
@@ -135,7 +145,7 @@ class Listed:
 class Verified:
     """``reports`` has one report for each .dcz file, by name."""
 
-    reference: RegistryReference
+    reference: RegistryReference | HubReference
     reports: dict[str, VerifyReport]
 
 
@@ -158,10 +168,18 @@ def default_registry() -> Path:
 
 
 def open_registry(registry: RegistryLike = None) -> Store:
-    """A store as it is, a folder as a LocalStore, None as the default registry. Makes nothing on the disk."""
-    if registry is None:
+    """A store as it is, a folder as a LocalStore, None as the default registry. Makes nothing on the disk.
+
+    A Hub only says what ``hf://`` means; for names, it stands for the default registry.
+    """
+    if registry is None or isinstance(registry, Hub):
         return LocalStore(default_registry())
     return LocalStore(registry) if isinstance(registry, str | os.PathLike) else registry
+
+
+def hub_of(registry: RegistryLike) -> Hub:
+    """The Hub that ``hf://`` means."""
+    return registry if isinstance(registry, Hub) else Hub()
 
 
 def registry_reference(ref: str | Reference) -> RegistryReference:
@@ -173,7 +191,7 @@ def registry_reference(ref: str | Reference) -> RegistryReference:
         raise InvalidReference(
             f"{reference} is a path, not the name of an artifact", hint="name[:version][@digest]"
         )
-    raise RegistryError(f"{reference}: this version of dcz works with registries in folders only")
+    raise RegistryError(f"{reference}: this version of dcz cannot do that with a registry elsewhere")
 
 
 # -- finding
@@ -266,6 +284,32 @@ def locate_file(ref: str | Reference, *, file: str | None = None, registry: Regi
     return Located(resolved.reference, path, layer)
 
 
+def open_reference(
+    ref: str | Reference,
+    *,
+    file: str | None = None,
+    registry: RegistryLike = None,
+    whole: bool = True,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    base: BaseLike | Sequence[BaseLike] | None = None,
+) -> Reader:
+    """A reader of a .dcz file of an artifact, where it lies; ``file`` names one of several.
+
+    What is on the Hub is fetched into the cache if the ``whole`` of it is to be read, else by ranges. Raises what ``locate``
+    does.
+    """
+    reference = parse_reference(ref) if isinstance(ref, str) else ref
+    if isinstance(reference, HubReference):
+        from dcz.registry.hub import pulling
+
+        return pulling.open_file(
+            reference, file, hub_of(registry), whole=whole, limits=limits, threads=threads, base=base
+        )
+    located = locate_file(reference, file=file, registry=registry)
+    return located.open(limits=limits, threads=threads, base=base)
+
+
 def _blob_path(store: Store, layer: Layer) -> Path:
     path = store.blob_path(layer.digest, layer.size)
     if path is None:
@@ -343,14 +387,22 @@ def verify(
     ``base``: as for dcz.format.Reader; only ``deep`` needs it, and what is not given is looked for here. Raises what ``resolve`` does, RegistryCorrupt naming blob
     and reference, BaseNotFound and WrongBase.
     """
+    several = cast(
+        "Sequence[BaseLike]", base if isinstance(base, list | tuple) else [] if base is None else [base]
+    )
+    reference = parse_reference(ref) if isinstance(ref, str) else ref
+    if isinstance(reference, HubReference):
+        from dcz.registry.hub import pulling
+
+        pinned, found = pulling.verify(reference, hub_of(registry), progress, deep=deep, base=several)
+        return Verified(pinned, found)
     store = open_registry(registry)
-    resolved = resolve_in(store, registry_reference(ref))
-    several = base if isinstance(base, list | tuple) else [] if base is None else [base]
+    resolved = resolve_in(store, registry_reference(reference))
 
     def here(wanted: BaseReference) -> Reader | None:
         return find_base(wanted, registry=store)
 
-    bases = [*cast("Sequence[BaseLike]", several), here]
+    bases = [*several, here]
     reports: dict[str, VerifyReport] = {}
     with about(resolved.reference):
         for layer in resolved.manifest.layers:

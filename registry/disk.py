@@ -22,7 +22,7 @@ import stat
 import time
 from collections.abc import Callable, Collection, Generator
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final, Protocol, Self
 
 from dcz.errors import RegistryError
 from dcz.format.atomic import FULL
@@ -101,11 +101,22 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return b"".join(parts)
 
 
-class _Hashing:
-    """SHA-256 and length of all that it is fed."""
+class _Hash(Protocol):
+    """As those of hashlib."""
 
-    def __init__(self, on_bytes: OnBytes | None) -> None:
-        self._digest = hashlib.sha256()
+    def update(self, data: memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+NewHash = Callable[[], _Hash]
+
+
+class _Hashing:
+    """Digest and length of all that it is fed."""
+
+    def __init__(self, on_bytes: OnBytes | None, new: NewHash) -> None:
+        self._digest = new()
         self._total = 0
         self._on_bytes = on_bytes
 
@@ -128,9 +139,11 @@ class _Hashing:
         return self._digest.hexdigest(), self._total
 
 
-def hash_stream(source: BinaryIO, on_bytes: OnBytes | None = None) -> tuple[str, int]:
-    """The SHA-256 (64 hex digits) and the length of all that ``source`` still gives. Raises OSError."""
-    hashing = _Hashing(on_bytes)
+def hash_stream(
+    source: BinaryIO, on_bytes: OnBytes | None = None, new: NewHash = hashlib.sha256
+) -> tuple[str, int]:
+    """The digest (SHA-256 in hex, or what ``new`` makes) and the length of all that ``source`` still gives. Raises OSError."""
+    hashing = _Hashing(on_bytes, new)
     hashing.feed(source)
     return hashing.result()
 
@@ -142,14 +155,14 @@ def copy_hashed(source: BinaryIO, path: Path, on_bytes: OnBytes | None = None) -
     link would be as fast, but then a later change of the source in place would change the copy too. Raises OSError.
     """
     with open(path, "x+b", buffering=0) as target:
-        return _copy(source, target, on_bytes)
+        return _copy(source, target, on_bytes, hashlib.sha256)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, on_bytes: OnBytes | None) -> tuple[str, int]:
-    hashing = _Hashing(on_bytes)
+def _copy(source: BinaryIO, target: BinaryIO, on_bytes: OnBytes | None, new: NewHash) -> tuple[str, int]:
+    hashing = _Hashing(on_bytes, new)
     try:
         fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # a stream from elsewhere has no number, and says so by an OSError
         hashing.feed(source, target)
     else:
         hashing.feed(target)
@@ -158,17 +171,21 @@ def _copy(source: BinaryIO, target: BinaryIO, on_bytes: OnBytes | None) -> tuple
 
 
 def finish_copy(
-    source: BinaryIO, path: Path, encoded: str, on_bytes: OnBytes | None = None
+    source: BinaryIO,
+    path: Path,
+    encoded: str,
+    on_bytes: OnBytes | None = None,
+    new: NewHash = hashlib.sha256,
 ) -> tuple[str, int]:
     """As copy_hashed, but an earlier try may have left the beginning of the copy, or all of it, in ``path``.
 
-    What is there is hashed, and the rest copied. If the whole has not the SHA-256 ``encoded``, it is copied again from
-    the beginning. Raises OSError.
+    What is there is hashed, and the rest copied. If the whole has not the digest ``encoded`` (SHA-256, or what ``new``
+    makes), it is copied again from the beginning. Raises OSError.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with os.fdopen(handle, "r+b", buffering=0) as target:
         if there := os.fstat(handle).st_size:
-            hashing = _Hashing(on_bytes)
+            hashing = _Hashing(on_bytes, new)
             hashing.feed(target)
             source.seek(there)
             hashing.feed(source, target)
@@ -178,7 +195,7 @@ def finish_copy(
             source.seek(0)
             target.seek(0)
             target.truncate()
-        return _copy(source, target, on_bytes)
+        return _copy(source, target, on_bytes, new)
 
 
 def write_synced(path: Path, data: bytes) -> Path:

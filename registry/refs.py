@@ -152,6 +152,14 @@ class HubReference:
                 f"{_shown(revision)} is not a revision", hint="a revision is a branch, a tag or a commit"
             )
 
+    @property
+    def tag(self) -> None:
+        """None: what a tag of an artifact is, is a revision here."""
+
+    @property
+    def digest(self) -> None:
+        """None: what pins the content is a revision that is a commit."""
+
     def __str__(self) -> str:
         return f"hf://{self.org}/{self.name}" + ("" if self.revision is None else f"@{self.revision}")
 

@@ -6,68 +6,37 @@ The client trusts no store: each manifest and each file that it hands on has bee
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import hashlib
 import os
-import stat
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dcz.errors import FormatError, InvalidReference, RegistryError, UsageError
-from dcz.format import VerifyReport, sync_folder
+from dcz.format import VerifyReport
+from dcz.registry.arrival import Arrival, bring
 from dcz.registry.artifact import (
     DCZ_BASES,
     DCZ_DIGEST,
     DCZ_FILE_TYPE,
     LOOSE_FILE_TYPE,
-    OWN_PREFIX,
     TITLE,
     ArtifactManifest,
     Layer,
-    check_file_names,
     decode_artifact,
 )
 from dcz.registry.canonical import describe
 from dcz.registry.checks import Progress, about, check_content, steps, verify_layer, verify_with_progress
-from dcz.registry.client import RegistryLike, open_registry, registry_reference, resolve_in
-from dcz.registry.disk import Staging, finish_copy, hash_stream, open_regular, os_errors
-from dcz.registry.index import (
-    LATEST,
-    Change,
-    check_alias,
-    check_movable,
-    check_version,
-    find_tag,
-    version_exists,
-)
-from dcz.registry.refs import Reference, RegistryReference
+from dcz.registry.client import RegistryLike, hub_of, open_registry, registry_reference, resolve_in
+from dcz.registry.disk import os_errors
+from dcz.registry.index import LATEST, check_alias, check_movable, check_version, find_tag, version_exists
+from dcz.registry.outcomes import Pulled, Pushed
+from dcz.registry.outgoing import files_to_push, is_dcz
+from dcz.registry.refs import HubReference, Reference, RegistryReference, parse_reference
 from dcz.registry.stores.base import StagedFile, Store, Upload
 
-__all__ = ["Pulled", "Pushed", "pull", "push"]
-
-
-@dataclass(frozen=True, slots=True)
-class Pushed:
-    """``reference`` is pinned: name, version and digest. ``created`` is False if the version was there already."""
-
-    reference: RegistryReference
-    created: bool
-    changes: tuple[Change, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """``files`` are all files of the artifact; ``reused`` those of them that were in the destination already. ``bases``
-    are the identities of .dcz files that are not among them and without which they cannot be decoded."""
-
-    reference: RegistryReference
-    files: tuple[Path, ...]
-    reused: tuple[Path, ...]
-    bases: tuple[str, ...] = ()
+__all__ = ["pull", "push"]
 
 
 # -- push
@@ -78,6 +47,8 @@ def push(
     ref: str | Reference,
     *,
     aliases: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    private: bool = False,
     registry: RegistryLike = None,
     progress: Progress | None = None,
 ) -> Pushed:
@@ -88,16 +59,33 @@ def push(
     ``v2``, ..., unless one has this content already. A new version, and a push without a version, also moves ``latest``;
     ``aliases`` move too. The same content again is a success that changes nothing, and heals damaged blobs.
 
+    ``ref`` can also be ``hf://org/name[@branch]``: then the files are one commit on that branch, to which the new ``tags``
+    point; a repository that is not there is made, a ``private`` one if asked for (docs/guides/hub.md).
+
     Raises UsageError for paths that are no files or have bad names, FormatError for a broken .dcz, VersionExists if the
     version has other content, InvalidReference, RegistryError if the registry cannot be written.
     """
-    reference = registry_reference(ref)
+    aliases, tags = _listed(aliases), _listed(tags)
+    parsed = parse_reference(ref) if isinstance(ref, str) else ref
+    if isinstance(parsed, HubReference):
+        if aliases:
+            raise UsageError(
+                "a repository on the Hub has no aliases", hint="it has branches: hf://org/name@branch"
+            )
+        from dcz.registry.hub import pushing
+
+        return pushing.push(
+            files_to_push(paths), parsed, hub_of(registry), progress, tags=tags, private=private
+        )
+    if tags or private:
+        raise UsageError(f"tags and privacy are for the Hub, and {parsed} is not on it", hint="hf://org/name")
+    reference = registry_reference(parsed)
     if reference.digest is not None:
         raise InvalidReference(
             f"{reference}: the digest comes out of a push, it cannot be given", hint="name[:version]"
         )
-    aliases = [check_alias(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
-    files = _files([paths] if isinstance(paths, str | os.PathLike) else paths)
+    aliases = [check_alias(alias) for alias in aliases]
+    files = files_to_push(paths)
     store = open_registry(registry)
     _fail_early(store, reference, aliases, files)
     with store.upload() as upload:
@@ -111,29 +99,8 @@ def push(
     return Pushed(pinned, done.created, done.changes)
 
 
-def _files(paths: Iterable[str | os.PathLike[str]]) -> dict[Path, int]:
-    """The files and their sizes. Raises UsageError for what cannot be pushed."""
-    files: dict[Path, int] = {}
-    for path in map(Path, paths):
-        try:
-            info = path.stat()
-        except (OSError, ValueError) as exc:
-            raise UsageError(f"cannot push {str(path)!r}: {getattr(exc, 'strerror', None) or exc}") from exc
-        if not stat.S_ISREG(info.st_mode):
-            hint = "give the files in it" if stat.S_ISDIR(info.st_mode) else None
-            raise UsageError(f"cannot push {str(path)!r}: it is not a regular file", hint=hint)
-        files[path] = info.st_size
-    if not any(_is_dcz(path) for path in files):
-        raise UsageError("an artifact needs a .dcz file", hint="`dcz convert` makes one")
-    try:
-        check_file_names(path.name for path in files)
-    except ValueError as exc:
-        raise UsageError(f"cannot push these files: {exc}") from exc
-    return files
-
-
-def _is_dcz(path: Path) -> bool:
-    return path.name.lower().endswith(".dcz")
+def _listed(names: Iterable[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _fail_early(
@@ -164,7 +131,7 @@ def _add(upload: Upload, path: Path, size: int, progress: Progress | None) -> La
         raise UsageError(f"cannot push {str(path)!r}: {exc.strerror}") from exc
     annotations = {TITLE: path.name}
     media_type = LOOSE_FILE_TYPE
-    if _is_dcz(path):
+    if is_dcz(path):
         media_type = DCZ_FILE_TYPE
         report = _verified(staged, path, progress)
         annotations[DCZ_DIGEST] = report.digest
@@ -189,11 +156,12 @@ def pull(
     ref: str | Reference,
     destination: str | os.PathLike[str],
     *,
+    files: Iterable[str] = (),
     registry: RegistryLike = None,
     progress: Progress | None = None,
     force: bool = False,
 ) -> Pulled:
-    """Copy the files of an artifact into the folder ``destination``, which is made if need be.
+    """Copy the files of an artifact into the folder ``destination``, which is made if need be; or only those named.
 
     Everything is verified, every byte against SHA-256 and every .dcz in itself, before the first file appears under its
     final name; each then appears at once and whole. Files that are there already and right are kept. Files that are there
@@ -202,44 +170,44 @@ def pull(
 
     Raises what ``resolve`` does, RegistryCorrupt naming blob and reference, UsageError for different files.
     """
+    reference = parse_reference(ref) if isinstance(ref, str) else ref
+    if isinstance(reference, HubReference):
+        from dcz.registry.hub import pulling
+
+        return pulling.pull(reference, Path(destination), files, hub_of(registry), progress, force=force)
     store = open_registry(registry)
-    resolved = resolve_in(store, registry_reference(ref))
-    folder = Path(destination)
+    resolved = resolve_in(store, registry_reference(reference))
     layers = resolved.manifest.layers
-    finals = {layer.title: folder / layer.title for layer in layers}
-    missing = [layer for layer in layers if not _is_there(finals[layer.title], layer, progress, force=force)]
-    reused = {layer.title for layer in layers} - {layer.title for layer in missing}
-    with os_errors("cannot write to", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack, about(resolved.reference):
-        staged = dict(finals)
-        prefix = f"{OWN_PREFIX}pull-"
-        if not missing:
-            with contextlib.suppress(OSError):  # the destination may be read-only, if it is complete
-                Staging.remove_dead(folder, prefix)
-        else:
-            names = _staged_names(missing)
-            staging = stack.enter_context(Staging(folder, prefix, wanted=names.values()))
-            for layer in missing:
-                staged[layer.title] = staging.path / names[layer.title]
-                with os_errors(f"cannot copy {layer.title!r} to", folder):
-                    _fetch(store, layer, staged[layer.title], progress)
-        for layer in layers:
-            if layer.is_dcz:
-                verify_layer(layer, staged[layer.title], progress)
-        with os_errors("cannot write to", folder):
-            for layer in missing:
-                final = finals[layer.title]
-                while not _give_name(staged[layer.title], final, force=force):
-                    if _is_there(final, layer, progress, force=False):  # another pull was quicker
-                        reused.add(layer.title)
-                        break
-            sync_folder(folder)
-    return Pulled(
-        resolved.reference,
-        tuple(finals.values()),
-        tuple(final for title, final in finals.items() if title in reused),
-        _bases_elsewhere(layers),
+    if names := set(files):
+        layers = tuple(layer for layer in layers if layer.title in names)
+        if missing := names - {layer.title for layer in layers}:
+            raise UsageError(f"{resolved.reference} has no file {min(missing)!r}")
+    with about(resolved.reference):
+        arrived = bring(
+            [_arrival(store, layer, progress) for layer in layers],
+            Path(destination),
+            progress=progress,
+            force=force,
+        )
+    return Pulled(resolved.reference, arrived.files, arrived.reused, _bases_elsewhere(layers))
+
+
+def _arrival(store: Store, layer: Layer, progress: Progress | None) -> Arrival:
+    def compare(encoded: str, size: int) -> None:
+        check_content(layer, encoded, size)
+
+    def check_file(path: Path) -> None:
+        if layer.is_dcz:
+            verify_layer(layer, path, progress)
+
+    return Arrival(
+        title=layer.title,
+        size=layer.size,
+        digest=layer.digest.removeprefix("sha256:"),
+        new_hash=hashlib.sha256,
+        open=lambda: store.open_blob(layer.digest, layer.size),
+        check_content=compare,
+        check_file=check_file,
     )
 
 
@@ -247,63 +215,3 @@ def _bases_elsewhere(layers: Iterable[Layer]) -> tuple[str, ...]:
     here = {layer.dcz_digest for layer in layers}
     named = (base for layer in layers for base in layer.bases)
     return tuple(dict.fromkeys(base for base in named if base not in here))
-
-
-def _is_there(final: Path, layer: Layer, progress: Progress | None, *, force: bool) -> bool:
-    """Whether a file is in the destination and right. Raises UsageError if another is in the way."""
-    with os_errors("cannot read", final):
-        try:
-            info = final.lstat()
-        except FileNotFoundError:
-            return False
-        if stat.S_ISDIR(info.st_mode):
-            raise UsageError(f"{str(final)!r} is a folder, where a file is to be") from IsADirectoryError(
-                errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(final)
-            )
-        if stat.S_ISREG(info.st_mode) and info.st_size == layer.size:
-            with open_regular(final) as file:
-                encoded, _ = hash_stream(file, steps(progress, f"compare {layer.title}", layer.size))
-            if f"sha256:{encoded}" == layer.digest:
-                return True
-    if not force:
-        raise UsageError(
-            f"{str(final)!r} exists and is different from what was pushed",
-            hint="choose another folder, or replace it with --force (in Python force=True)",
-        ) from FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(final))
-    return False
-
-
-def _staged_names(layers: Iterable[Layer]) -> dict[str, str]:
-    """What the file of each title is called until it is right: by its content, by which a later pull finds it."""
-    seen: Counter[str] = Counter()
-    names: dict[str, str] = {}
-    for layer in layers:
-        names[layer.title] = f"{layer.digest.removeprefix('sha256:')}.{seen[layer.digest]}"
-        seen[layer.digest] += 1
-    return names
-
-
-def _fetch(store: Store, layer: Layer, path: Path, progress: Progress | None) -> None:
-    with store.open_blob(layer.digest, layer.size) as blob:
-        encoded = layer.digest.removeprefix("sha256:")
-        result = finish_copy(blob, path, encoded, steps(progress, f"copy {layer.title}", layer.size))
-    check_content(layer, *result)
-
-
-def _give_name(staged: Path, final: Path, *, force: bool) -> bool:
-    """Let a file appear under its name; False if there is one of that name already, which stays unless ``force``."""
-    if force:
-        os.replace(staged, final)
-        return True
-    try:
-        os.link(staged, final)  # the other name goes with the staging folder
-    except FileExistsError:
-        return False
-    except OSError as exc:
-        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        # A file system without links has nothing better; whoever comes in between loses a file.
-        if os.path.lexists(final):
-            return False
-        os.rename(staged, final)
-    return True

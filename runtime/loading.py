@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from dcz.converters.conversion import Converted, RecipeLike, SourceLike
     from dcz.format import BaseLike
     from dcz.format.effort import EffortName
-    from dcz.registry import Store
+    from dcz.registry import Hub, Store
 
 __all__ = ["BasesLike", "LoadedInto", "convert", "load", "load_into", "open", "open_reader", "save"]
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
-RegistryLike: TypeAlias = "Store | str | os.PathLike[str] | None"
+RegistryLike: TypeAlias = "Store | Hub | str | os.PathLike[str] | None"
 BasesLike: TypeAlias = "BaseLike | Sequence[BaseLike] | None"
 
 _MOST_EXPANDED: Final = 8
@@ -51,20 +51,24 @@ def open_reader(
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
     base: BasesLike = None,
+    whole: bool = True,
 ) -> Reader:
-    """A file by its path or URL, bytes, a file object, or a reference such as ``minilm:1.0``.
+    """A file by its path or URL, bytes, a file object, or a reference such as ``minilm:1.0`` or ``hf://org/name``.
 
     Text is read by the rules of references (docs/guides/registry.md): what does not look like a path or a URL is the
-    name of an artifact. The bases of a file are looked for among ``base``, beside it, and in the registry. Raises
+    name of an artifact. The bases of a file are looked for among ``base``, beside it, and in the registry. A file on the
+    Hub is fetched if the ``whole`` of it is to be read; otherwise, only what is asked for comes over the wire. Raises
     FormatError, OSError, InvalidReference or NotInRegistry.
     """
-    from dcz.registry import PathReference, base_sources, locate_file, parse_reference
+    from dcz.registry import PathReference, base_sources, open_reference, parse_reference
 
     bases = base_sources(base, registry=registry, limits=limits)
     if isinstance(source, str) and url_scheme(source) in (None, "hf", "oci"):
         reference = parse_reference(source)
         if not isinstance(reference, PathReference):
-            return locate_file(reference, registry=registry).open(threads=threads, limits=limits, base=bases)
+            return open_reference(
+                reference, registry=registry, threads=threads, limits=limits, base=bases, whole=whole
+            )
         source = reference.path
     return Reader(source, limits=limits, threads=threads, base=bases)
 
@@ -91,7 +95,8 @@ def open(
     """
     known_framework(framework)
     return TensorFile(
-        open_reader(source, registry=registry, limits=limits, threads=threads, base=base), framework
+        open_reader(source, registry=registry, limits=limits, threads=threads, base=base, whole=False),
+        framework,
     )
 
 

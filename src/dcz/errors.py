@@ -24,6 +24,11 @@
     |   +-- NotInRegistry      no such name, version or alias
     |   +-- VersionExists      versions are immutable
     |   +-- RegistryCorrupt    a blob or an index is not what its digest says
+    |   +-- Conflict           somebody else changed it meanwhile
+    |   +-- AccessDenied       the registry does not know us, or does not let us
+    |   |   +-- Gated          its terms have to be accepted first
+    |   +-- Unreachable        the registry does not answer, or not as it should
+    |       +-- RateLimited    it has been asked too often
     +-- MissingDependency      an optional package is not installed (also an ImportError)
 
 ``FormatError`` says where the fault is, as far as it is known: the file, the tensor and the byte offset.
@@ -35,13 +40,16 @@ import functools
 from collections.abc import Callable
 
 __all__ = [
+    "AccessDenied",
     "AssetNotFound",
     "BaseNotFound",
+    "Conflict",
     "CorruptStream",
     "DczError",
     "DigestMismatch",
     "EncodingError",
     "FormatError",
+    "Gated",
     "InvalidReference",
     "LimitExceeded",
     "ManifestError",
@@ -49,12 +57,14 @@ __all__ = [
     "ModelMismatch",
     "NotADczFile",
     "NotInRegistry",
+    "RateLimited",
     "RecipeError",
     "RegistryCorrupt",
     "RegistryError",
     "SourceError",
     "TensorNotFound",
     "TruncatedFile",
+    "Unreachable",
     "UnsafePickle",
     "UnsupportedVersion",
     "UsageError",
@@ -66,10 +76,12 @@ __all__ = [
 class DczError(Exception):
     """The base of all errors of dcz.
 
-    ``code`` is stable and meant for programs; ``hint``, where there is one, says what to do.
+    ``code`` is stable and meant for programs; ``hint``, where there is one, says what to do. ``exit_code`` is that of the
+    command line.
     """
 
     code = "dcz"
+    exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -195,14 +207,40 @@ class RegistryError(DczError):
 
 class NotInRegistry(RegistryError):
     code = "not-in-registry"
+    exit_code = 3
 
 
-class VersionExists(RegistryError):
-    code = "version-exists"
+class AccessDenied(RegistryError):
+    code = "access-denied"
+    exit_code = 4
+
+
+class Gated(AccessDenied):
+    code = "gated"
 
 
 class RegistryCorrupt(RegistryError):
     code = "registry-corrupt"
+    exit_code = 5
+
+
+class VersionExists(RegistryError):
+    code = "version-exists"
+    exit_code = 6
+
+
+class Conflict(RegistryError):
+    code = "conflict"
+    exit_code = 6
+
+
+class Unreachable(RegistryError):
+    code = "unreachable"
+    exit_code = 7
+
+
+class RateLimited(Unreachable):
+    code = "rate-limited"
 
 
 class MissingDependency(DczError, ImportError):

@@ -140,7 +140,7 @@ def test_recipes_and_references(model: Home) -> None:
     for arguments in (("pull", "nobody:1"), ("tag", "nobody", "x"), ("verify", "nobody@sha256:" + 64 * "0")):
         assert error_of(model, *arguments)["code"] == "not-in-registry"
     assert error_of(model, "pull", "No Name")["code"] == "invalid-reference"
-    assert error_of(model, "inspect", "hf://org/name")["code"] == "registry"
+    assert error_of(model, "inspect", "oci://host/name")["code"] == "registry"
     model.run("push", "model.dcz", "m:1")
     assert error_of(model, "inspect", "m:2")["hint"] == "it has 1, latest"
     assert error_of(model, "tag", "m:1", "1")["code"] == "version-exists"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-__all__ = ["Fault", "Faults", "Log", "Record"]
+__all__ = ["Fault", "Faults", "Kind", "Log", "Record"]
 
 Kind = Literal["status", "reset", "fin", "stall", "flip", "short", "lost", "no-ranges"]
 

@@ -84,7 +84,7 @@ class HubRoutes:
             case ("api", "resolve-cache", "models", org, name, commit, *path):
                 return self._resolve_cached(caller, f"{org}/{name}", commit, "/".join(path))
             case ("api", "models", org, name, *rest):
-                route: Callable[..., Answer] | None = {
+                routes: dict[tuple[str, ...], Callable[..., Answer]] = {
                     (): self._info,
                     ("revision",): self._info,
                     ("tree",): self._tree,
@@ -96,8 +96,8 @@ class HubRoutes:
                     ("settings",): self._settings,
                     ("preupload",): self._preupload,
                     ("commit",): self._commit,
-                }.get(tuple(rest[:1]))
-                if route is not None:
+                }
+                if (route := routes.get(tuple(rest[:1]))) is not None:
                     return route(caller, f"{org}/{name}", *rest[1:])
             case (org, name, "info", "lfs", "objects", "batch") if name.endswith(".git"):
                 return self._batch(caller, f"{org}/{name.removesuffix('.git')}")
@@ -383,8 +383,9 @@ class HubRoutes:
                 if files.pop(value["path"], None) is None:
                     raise Refusal(404, f"{value['path']} does not exist", "EntryNotFound")
             case "deletedFolder":
-                for path in [path for path in files if path.startswith(value["path"].rstrip("/") + "/")]:
-                    del files[path]
+                folder = value["path"].rstrip("/") + "/"
+                for name in [name for name in files if name.startswith(folder)]:
+                    del files[name]
 
     # -- downloads
 

@@ -7,8 +7,8 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import huggingface_hub.utils
@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tests.hub.faults import Fault
+from tests.hub.faults import Fault, Kind
 from tests.hub.server import TestHub
 
 WEIGHTS = b"\x00\xff" * 100_000
@@ -36,9 +36,9 @@ def api(hub: TestHub) -> HfApi:
 
 
 @pytest.fixture
-def repo(api: HfApi) -> Iterator[str]:
+def repo(api: HfApi) -> str:
     api.create_repo("ada/model")
-    yield "ada/model"
+    return "ada/model"
 
 
 @pytest.fixture
@@ -51,8 +51,17 @@ def add(path: str, content: bytes) -> CommitOperationAdd:
     return CommitOperationAdd(path, io.BytesIO(content))
 
 
-def commit(api: HfApi, repo: str, *operations: CommitOperationAdd | CommitOperationDelete, **how: str) -> str:
-    return api.create_commit(repo, list(operations), commit_message="a commit", **how).oid
+def commit(
+    api: HfApi,
+    repo: str,
+    *operations: CommitOperationAdd | CommitOperationDelete,
+    revision: str | None = None,
+    parent_commit: str | None = None,
+) -> str:
+    done = api.create_commit(
+        repo, list(operations), commit_message="a commit", revision=revision, parent_commit=parent_commit
+    )
+    return str(done.oid)
 
 
 def test_who_am_i(hub: TestHub, api: HfApi) -> None:
@@ -90,7 +99,7 @@ def test_files_go_up_and_come_down(
     assert oid == hub.head(repo) != first
     assert hub.content(repo, "sub/model.dcz") == WEIGHTS
     assert len(hub.log.all("/part/" if part else "/upload/", "PUT")) == (3 if part else 1)
-    tree = {item.path: item for item in api.list_repo_tree(repo, recursive=True)}
+    tree: dict[str, Any] = {item.path: item for item in api.list_repo_tree(repo, recursive=True)}
     assert set(tree) == {".gitattributes", "config.json", "sub", "sub/model.dcz"}
     assert tree["sub/model.dcz"].lfs.sha256 == hashlib.sha256(WEIGHTS).hexdigest()
     assert tree["config.json"].blob_id == hashlib.sha1(b"blob 2\0{}").hexdigest()
@@ -223,7 +232,7 @@ def test_signed_urls_expire_and_cannot_be_made_up(hub: TestHub) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fin", "stall", "reset", "short", "flip"])
-def test_faults_meet_the_body(hub: TestHub, kind: str) -> None:
+def test_faults_meet_the_body(hub: TestHub, kind: Kind) -> None:
     hub.add_files("ada/model", {"model.dcz": WEIGHTS}, lfs=["model.dcz"])
     hub.faults.add(Fault(kind, path="/object/", after=1000, seconds=0.05))
     url = f"{hub.url}/ada/model/resolve/main/model.dcz"

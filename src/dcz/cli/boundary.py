@@ -3,6 +3,8 @@
     0    done
     1    the operation failed: a DczError, or the operating system said no
     2    wrong usage (by click)
+    3-7  what a registry refused, by kind: 3 it is not there, 4 access was denied, 5 it is damaged, 6 there is another
+         already or somebody was quicker, 7 it cannot be reached
     130  interrupted (SIGINT); 143 and 129 for SIGTERM and SIGHUP: each time, what was half-written is removed first
     141  nobody reads our output any more (SIGPIPE); silent
 
@@ -83,7 +85,7 @@ def boundary(ctx: click.Context) -> Generator[None, None, None]:
         silence(sys.stdout)
         ctx.exit(128 + signal.SIGPIPE)
     except DczError as exc:
-        _fail(ctx, str(exc), _describe(exc))
+        _fail(ctx, str(exc), _describe(exc), exc.exit_code)
     except OSError as exc:
         code, hint = _OS_ERRORS.get(exc.errno or 0, ("os-error", None))
         if isinstance(exc, OutputError):
@@ -156,7 +158,7 @@ def _error(
     }
 
 
-def _fail(ctx: click.Context, text: str, error: dict[str, Any]) -> NoReturn:
+def _fail(ctx: click.Context, text: str, error: dict[str, Any], exit_code: int = 1) -> NoReturn:
     # What fails here is the output itself; then the exit code has to do.
     with contextlib.suppress(OSError):
         click.echo("dcz: error: " + plain(text, keep="\n"), err=True)
@@ -165,7 +167,7 @@ def _fail(ctx: click.Context, text: str, error: dict[str, Any]) -> NoReturn:
             emit_json({"error": error})
     except OSError:
         silence(sys.stdout)
-    ctx.exit(1)
+    ctx.exit(exit_code)
 
 
 def silence(stream: TextIO) -> None:

@@ -68,12 +68,14 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. What a registry refused: 3 not found, "
+    "4 access denied, 5 damaged, 6 conflict, 7 unreachable.",
 )
 @click.version_option(__version__, message="dcz %(version)s")
 def main() -> None:
     """Small, safe, verifiable model files, and a registry for them.
 
-    A FILE is a .dcz file. A REF names an artifact in a registry: name[:version][@digest]. Text that begins with a dot,
+    A FILE is a .dcz file. A REF names an artifact in a registry, name[:version][@digest], or a repository on the
+    Hugging Face Hub, hf://org/name[@revision]. Text that begins with a dot,
     a slash or ~, or that ends with .dcz, is always a file; everything else is a REF.
     """

@@ -14,7 +14,7 @@ from dcz.errors import InvalidReference, NotInRegistry
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from dcz.format import BaseLike
+    from dcz.format import BaseLike, Reader
     from dcz.registry import Reference
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "file_option",
     "is_remote",
     "locate",
+    "open_target",
     "reference_of",
     "registry_option",
 ]
@@ -99,6 +100,32 @@ def reference_of(target: str) -> Reference | None:
     with file_hint(target):
         reference = parse_reference(target)
     return None if isinstance(reference, PathReference) else reference
+
+
+def open_target(
+    target: str,
+    registry: Path | None,
+    file: str | None = None,
+    *,
+    whole: bool = True,
+    threads: int | None = None,
+    base: list[BaseLike] | None = None,
+) -> Reader:
+    """A reader of the .dcz file that is meant, where it lies; of the Hub, all of it or, unless ``whole``, by ranges.
+
+    Raises FormatError, OSError, InvalidReference, RegistryError, UsageError.
+    """
+    reference = reference_of(target)
+    if reference is None:
+        from dcz.format import Reader
+
+        return Reader(locate(target, registry), threads=threads, base=base)
+    from dcz.registry import open_reference
+
+    with file_hint(target):
+        return open_reference(
+            reference, file=file, registry=registry, whole=whole, threads=threads, base=base
+        )
 
 
 def locate(target: str, registry: Path | None, file: str | None = None) -> str:

@@ -9,7 +9,7 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain, plural, size
 from dcz.cli.progress import bars
-from dcz.cli.targets import base_option, bases, file_option, locate, registry_option
+from dcz.cli.targets import base_option, bases, file_option, open_target, registry_option
 
 __all__ = ["command"]
 
@@ -51,11 +51,12 @@ def command(
     .safetensors file is replaced.
     """
     from dcz.converters.decoding import decode
-    from dcz.format import Reader
 
-    source = locate(target, registry, file)
     found = bases(base, registry)
-    with bars(quiet=quiet) as update, Reader(source, threads=threads, base=found) as reader:
+    with (
+        bars(quiet=quiet) as update,
+        open_target(target, registry, file, threads=threads, base=found) as reader,
+    ):
         done = decode(
             reader,
             output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import click
 
 from dcz.cli.boundary import json_option
 from dcz.cli.output import bits, count, emit, emit_json, fields, plain, plural, ratio, show, size, table
-from dcz.cli.targets import file_option, is_remote, locate, registry_option
+from dcz.cli.targets import file_option, open_target, registry_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +35,11 @@ def command(target: str, tensors: bool, file: str | None, registry: Path | None,
     Sizes are in bytes and add up to the file. The ratio is stored bytes for each original one, bits are stored bits for
     each element. Only the manifest is read, and of a file on this machine the first bytes of each coded stream.
     """
-    from dcz.format import Reader
     from dcz.format.report import account
 
-    source = locate(target, registry, file)
-    with Reader(source, threads=1) as reader:
+    with open_target(target, registry, file, whole=False, threads=1) as reader:
         # Of an artifact in a registry, what was asked for is shown, not in which blob it lies.
-        report = replace(account(reader, tables=not is_remote(source)), file=target)
+        report = replace(account(reader, tables=os.path.isfile(reader.name)), file=target)
     if as_json:
         emit_json(report.to_dict())
         return

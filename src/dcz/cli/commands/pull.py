@@ -25,19 +25,28 @@ __all__ = ["command"]
     show_default=True,
     help="The folder for the files; made if need be.",
 )
+@click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file; may be repeated.")
 @click.option("--force", is_flag=True, help="Replace files that are there and different.")
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
-def command(ref: str, output: str, force: bool, registry: Path | None, quiet: bool, as_json: bool) -> None:
-    """Copy an artifact out of a registry.
+def command(
+    ref: str,
+    output: str,
+    files: tuple[str, ...],
+    force: bool,
+    registry: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Copy an artifact out of a registry, or the files of a repository on the Hub, hf://org/name[@revision].
 
     Everything is verified before the first file appears. Files that are there already and right are kept.
     """
     from dcz.registry import pull
 
     with bars(quiet=quiet) as update, file_hint(ref):
-        done = pull(ref, output, registry=registry, progress=update, force=force)
+        done = pull(ref, output, files=files, registry=registry, progress=update, force=force)
     if as_json:
         emit_json(
             {

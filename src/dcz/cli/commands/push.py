@@ -20,6 +20,14 @@ __all__ = ["command"]
 @click.option(
     "--alias", "aliases", metavar="ALIAS", multiple=True, help="Point ALIAS to it, too; may be repeated."
 )
+@click.option(
+    "--tag",
+    "tags",
+    metavar="TAG",
+    multiple=True,
+    help="On the Hub: give it the new tag TAG; may be repeated.",
+)
+@click.option("--private", is_flag=True, help="On the Hub: if the repository is made, a private one.")
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
@@ -27,6 +35,8 @@ def command(
     files: tuple[str, ...],
     ref: str,
     aliases: tuple[str, ...],
+    tags: tuple[str, ...],
+    private: bool,
     registry: Path | None,
     quiet: bool,
     as_json: bool,
@@ -35,17 +45,23 @@ def command(
 
     The files are at least one .dcz, and others beside it. REF is name:version, or a name alone, whose version then gets
     the next number (v1, v2, ...). A version never changes; the alias `latest` moves to each new one.
+
+    REF can also be a repository on the Hugging Face Hub, hf://org/name[@branch], which is made if it is not there. The
+    files become one commit.
     """
     from dcz.registry import push
 
     with bars(quiet=quiet) as update:
-        done = push(files, ref, aliases=aliases, registry=registry, progress=update)
+        done = push(
+            files, ref, aliases=aliases, tags=tags, private=private, registry=registry, progress=update
+        )
     if as_json:
         emit_json(
             {
                 "reference": str(done.reference),
                 "digest": done.reference.digest,
                 "created": done.created,
+                "tags": list(done.tags),
                 "changes": [
                     {"tag": change.tag, "previous": change.previous, "digest": change.digest}
                     for change in done.changes
@@ -57,3 +73,5 @@ def command(
         for change in done.changes:
             if change.tag != done.reference.tag:
                 emit(f"  {change.name}:{change.tag} points to it now")
+        for tag in done.tags:
+            emit(f"  {tag} is a new tag of it")

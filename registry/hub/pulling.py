@@ -1,0 +1,200 @@
+"""pull, verify and open: files come from the Hub, and every byte is compared before it counts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from dcz.errors import DczError, FormatError, RegistryCorrupt
+from dcz.format import DEFAULT_LIMITS, BaseLike, Limits, Reader, VerifyReport
+from dcz.registry.arrival import Arrival, bring, copy_to
+from dcz.registry.checks import Progress, verify_with_progress
+from dcz.registry.disk import open_regular, os_errors
+from dcz.registry.hub.cache import Cache
+from dcz.registry.hub.connection import Connection
+from dcz.registry.hub.remote import RangeSource, RemoteFile
+from dcz.registry.hub.settings import Hub
+from dcz.registry.hub.snapshot import HubFile, Snapshot, is_dcz, open_snapshot
+from dcz.registry.outcomes import Pulled
+from dcz.registry.refs import HubReference
+
+__all__ = ["fetch", "open_file", "pull", "snapshot_of", "verify"]
+
+
+def snapshot_of(connection: Connection, reference: HubReference) -> Snapshot:
+    """The commit and its files; offline, those files of it that are in the cache. Raises RegistryError."""
+    if not connection.offline:
+        return open_snapshot(connection, reference)
+    known = Cache(connection, reference).snapshot(reference)
+    if known is None:
+        raise connection.offline_error(str(reference))
+    return known
+
+
+class _Verified:
+    """The reports of the .dcz files that were verified, by path."""
+
+    def __init__(self) -> None:
+        self.reports: dict[str, VerifyReport] = {}
+
+
+def _arrival(
+    connection: Connection,
+    snapshot: Snapshot,
+    file: HubFile,
+    progress: Progress | None,
+    found: _Verified,
+    *,
+    cached: Path | None = None,
+    deep: bool = False,
+    base: Sequence[BaseLike] = (),
+) -> Arrival:
+    def check_content(encoded: str, size: int) -> None:
+        if (encoded, size) != (file.digest, file.size):
+            raise RegistryCorrupt(
+                f"{snapshot.reference}: {file.path!r} is damaged: it has {size} bytes and the digest {encoded}, not "
+                f"{file.size} bytes and {file.digest}",
+                hint="trying again may help, if it was damaged on the way",
+            )
+
+    def check_file(path: Path) -> None:
+        if not is_dcz(file.path):
+            return
+        try:
+            with os_errors("cannot read", path):
+                report = verify_with_progress(
+                    path, file.path, file.size, progress, deep=deep, base=list(base)
+                )
+        except FormatError as exc:
+            exc.file = None
+            raise RegistryCorrupt(
+                f"{snapshot.reference}: {file.path!r} is not a valid .dcz file: {exc}"
+            ) from exc
+        found.reports[file.path] = report
+
+    def opened() -> BinaryIO:
+        if cached is not None:
+            return open_regular(cached)
+        if connection.offline:
+            raise connection.offline_error(f"{snapshot.reference}, {file.path}")
+        return cast("BinaryIO", RemoteFile(connection, snapshot, file))
+
+    return Arrival(file.path, file.size, file.digest, file.hashing, opened, check_content, check_file)
+
+
+def pull(
+    reference: HubReference,
+    folder: Path,
+    files: Iterable[str],
+    hub: Hub,
+    progress: Progress | None,
+    *,
+    force: bool,
+) -> Pulled:
+    """``dcz.registry.pull`` for the Hub: the files of a commit, without hidden ones, or only those that are named."""
+    connection = Connection(hub)
+    snapshot = snapshot_of(connection, reference)
+    cache = Cache(connection, reference)
+    found = _Verified()
+    arrivals: list[Arrival] = []
+    for file in snapshot.wanted(files):
+        cached = cache.find(file)
+        if cached is not None and not cache.is_right(file, cached):
+            cached = None
+        arrivals.append(_arrival(connection, snapshot, file, progress, found, cached=cached))
+    arrived = bring(arrivals, folder, progress=progress, force=force)
+    here = {report.digest for report in found.reports.values()}
+    named = (base for report in found.reports.values() for base in report.bases)
+    elsewhere = tuple(dict.fromkeys(base for base in named if base not in here))
+    return Pulled(snapshot.reference, arrived.files, arrived.reused, elsewhere)
+
+
+def verify(
+    reference: HubReference, hub: Hub, progress: Progress | None, *, deep: bool, base: Sequence[BaseLike]
+) -> tuple[HubReference, dict[str, VerifyReport]]:
+    """``dcz.registry.verify`` for the Hub: what it has now is read, every byte, and thrown away."""
+    connection = Connection(hub)
+    snapshot = open_snapshot(connection, reference)
+    found = _Verified()
+    with tempfile.TemporaryDirectory(prefix="dcz-verify-") as folder:
+        for number, file in enumerate(snapshot.wanted()):
+            arrival = _arrival(connection, snapshot, file, progress, found, deep=deep, base=base)
+            path = Path(folder, str(number))
+            with os_errors("cannot write to", folder):
+                copy_to(arrival, path, progress)
+            arrival.check_file(path)
+            path.unlink()
+    return snapshot.reference, found.reports
+
+
+def fetch(
+    reference: HubReference, file: str | None, hub: Hub, progress: Progress | None = None
+) -> tuple[HubReference, Path, str]:
+    """A .dcz file of the Hub in the cache: the pinned reference, the path, and the identity that it must have.
+
+    It is verified when it comes; later, a reader compares the identity and each chunk that it reads. Raises RegistryError.
+    """
+    connection = Connection(hub)
+    snapshot = snapshot_of(connection, reference)
+    wanted = snapshot.only_dcz(file)
+    cache = Cache(connection, reference)
+    path, identity = cache.find(wanted), cache.identity(wanted)
+    if path is not None and identity is not None:
+        cache.keep(snapshot, wanted, identity)
+        return snapshot.reference, path, identity
+    found = _Verified()
+    if path is not None and cache.is_right(wanted, path):  # fetched by somebody else, such as transformers
+        _arrival(connection, snapshot, wanted, progress, found).check_file(path)
+    else:
+        path = cache.fetch(wanted, _arrival(connection, snapshot, wanted, progress, found), progress)
+    identity = found.reports[wanted.path].digest
+    cache.keep(snapshot, wanted, identity)
+    return snapshot.reference, path, identity
+
+
+def open_file(
+    reference: HubReference,
+    file: str | None,
+    hub: Hub,
+    *,
+    whole: bool,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    base: BaseLike | Sequence[BaseLike] | None = None,
+) -> Reader:
+    """A reader of a .dcz file of the Hub. If the ``whole`` will be read, it is fetched into the cache; else only what is
+    asked for comes over the wire, unless the cache has the file. Raises RegistryError, FormatError.
+    """
+    if whole:
+        return _open_cached(reference, file, hub, limits, threads, base)
+    connection = Connection(hub)
+    snapshot = snapshot_of(connection, reference)
+    wanted = snapshot.only_dcz(file)
+    cache = Cache(connection, reference)
+    if connection.offline or (cache.find(wanted) is not None and cache.identity(wanted) is not None):
+        return _open_cached(snapshot.reference, wanted.path, hub, limits, threads, base)
+    return Reader(RangeSource(connection, snapshot, wanted), limits=limits, threads=threads, base=base)
+
+
+def _open_cached(
+    reference: HubReference,
+    file: str | None,
+    hub: Hub,
+    limits: Limits,
+    threads: int | None,
+    base: BaseLike | Sequence[BaseLike] | None,
+) -> Reader:
+    pinned, path, identity = fetch(reference, file, hub)
+    try:
+        with os_errors("cannot read", path):
+            reader = Reader(path, limits=limits, threads=threads, base=base)
+        if reader.digest == identity:
+            return reader
+        reader.close()
+        damage: DczError = RegistryCorrupt(f"it is {reader.digest}, not {identity}")
+    except FormatError as exc:
+        exc.file = None
+        damage = exc
+    raise RegistryCorrupt(f"{pinned}: the file in the cache, {path}, is damaged: {damage}", hint="remove it")

@@ -1,0 +1,33 @@
+"""What a push and a pull come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcz.registry.index import Change
+from dcz.registry.refs import HubReference, RegistryReference
+
+__all__ = ["Pulled", "Pushed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """``reference`` is pinned: to a digest, or on the Hub to a commit. ``created`` is False if all was there already.
+    ``changes`` are the versions and aliases of a registry that are new or have moved; ``tags`` the new tags on the Hub."""
+
+    reference: RegistryReference | HubReference
+    created: bool
+    changes: tuple[Change, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """``files`` are all files of the artifact; ``reused`` those of them that were in the destination already. ``bases``
+    are the identities of .dcz files that are not among them and without which they cannot be decoded."""
+
+    reference: RegistryReference | HubReference
+    files: tuple[Path, ...]
+    reused: tuple[Path, ...]
+    bases: tuple[str, ...] = ()
