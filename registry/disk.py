@@ -21,6 +21,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, Self
 
@@ -121,17 +122,33 @@ class _Hashing:
         self._on_bytes = on_bytes
 
     def feed(self, source: BinaryIO, target: BinaryIO | None = None) -> None:
-        """All that ``source`` still gives, written to ``target`` on the way."""
-        buffer = memoryview(bytearray(BUFFER))
-        while count := source.readinto(buffer):  # type: ignore[attr-defined]  # every raw and buffered file has it
-            part = buffer[:count]
-            self._digest.update(part)
-            written = 0
-            while target is not None and written < count:
-                written += target.write(part[written:])
-            self._total += count
-            if self._on_bytes is not None:
-                self._on_bytes(self._total)
+        """All that ``source`` still gives, written to ``target`` on the way.
+
+        What is long is hashed by another thread, while this one reads and writes.
+        """
+        buffers = [memoryview(bytearray(BUFFER)) for _ in range(2)]
+        with contextlib.ExitStack() as stack:
+            pool: ThreadPoolExecutor | None = None
+            hashed: list[Future[None]] = []
+            while count := source.readinto(buffers[0]):  # type: ignore[attr-defined]  # every raw and buffered file has it
+                part = buffers[0][:count]
+                if pool is None and count == BUFFER:
+                    pool = stack.enter_context(ThreadPoolExecutor(1))
+                if pool is None:
+                    self._digest.update(part)
+                else:
+                    hashed.append(pool.submit(self._digest.update, part))
+                written = 0
+                while target is not None and written < count:
+                    written += target.write(part[written:])
+                self._total += count
+                if self._on_bytes is not None:
+                    self._on_bytes(self._total)
+                if len(hashed) == 2:
+                    hashed.pop(0).result()  # of the other buffer, which is filled next
+                buffers.reverse()
+            for each in hashed:
+                each.result()
 
     def result(self) -> tuple[str, int]:
         if self._on_bytes is not None and self._total == 0:

@@ -12,13 +12,14 @@ import contextlib
 import hashlib
 import io
 import logging
+import os
 import re
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from dcz.errors import (
     Conflict,
@@ -31,7 +32,6 @@ from dcz.errors import (
     VersionExists,
 )
 from dcz.registry.checks import Progress, steps, verify_with_progress
-from dcz.registry.disk import os_errors
 from dcz.registry.hub.connection import Attempts, Connection
 from dcz.registry.hub.refs import Refs, list_refs
 from dcz.registry.hub.settings import Hub
@@ -47,34 +47,15 @@ if TYPE_CHECKING:
 __all__ = ["push"]
 
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.dcz", re.IGNORECASE)
-_TOO_MANY: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Outgoing:
-    """A file as it was when it was verified: what git and Git LFS call its content."""
-
-    path: Path
-    size: int
-    sha256: str
-    git: str
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    def is_in(self, snapshot: Snapshot) -> bool:
-        known = snapshot.file(self.name)
-        return known is not None and known.size == self.size and known.digest in (self.sha256, self.git)
+_GIT_MAX: Final = 16 << 20  # bytes of a file that git may hold itself; larger ones are always for Git LFS
 
 
 class _Stream(io.BufferedIOBase):
-    """An open file whose reading is told. For such an object huggingface_hub does not ask the server for Xet."""
+    """An open file whose reading is told to ``step``. For such an object huggingface_hub does not ask the server for Xet."""
 
-    def __init__(self, path: Path, size: int, step: Any) -> None:
+    def __init__(self, path: Path) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with this
-        self._size, self._step = size, step
-        self._hashed = False
+        self.step: Callable[[int], None] | None = None
 
     def readable(self) -> bool:
         return True
@@ -93,21 +74,39 @@ class _Stream(io.BufferedIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         data = self._file.read(-1 if size is None else size)
-        at = self._file.tell()
-        if self._step is not None and self._hashed:
-            self._step(at)
-        if not data or at >= self._size:
-            self._hashed = True  # the first time through, huggingface_hub computes the SHA-256
+        if self.step is not None:
+            self.step(self._file.tell())
         return data
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        data = self.read(len(memoryview(buffer).cast("B")))
-        memoryview(buffer).cast("B")[: len(data)] = data
-        return len(data)
+        count = self._file.readinto(buffer)
+        if self.step is not None:
+            self.step(self._file.tell())
+        return count or 0
 
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    """A file as it was when it was verified: what git (if it is small) and Git LFS call its content."""
+
+    path: Path
+    size: int
+    sha256: str
+    git: str | None
+    stream: _Stream
+    addition: CommitOperationAdd
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def is_in(self, snapshot: Snapshot) -> bool:
+        known = snapshot.file(self.name)
+        return known is not None and known.size == self.size and known.digest in (self.sha256, self.git)
 
 
 def push(
@@ -129,52 +128,55 @@ def push(
     connection = Connection(hub)
     if connection.offline:
         raise connection.offline_error(str(reference))
-    outgoing = [_prepare(path, size, progress) for path, size in sorted(files.items())]
-    refs = _ready(connection, reference, private=private)
-    branch = reference.revision or "main"
-    before = open_snapshot(connection, HubReference(reference.org, reference.name, branch))
-    if private and not before.private:
-        raise UsageError(f"{reference} is there already, and public", hint="make it private on the Hub first")
-    _check_tags(reference, refs, tags, before, outgoing)
-    after, created = _commit(connection, before, branch, outgoing, progress)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
+        outgoing = [_prepare(path, size, stack, progress) for path, size in sorted(files.items())]
+        refs = _ready(connection, reference, private=private)
+        branch = reference.revision or "main"
+        before = open_snapshot(connection, HubReference(reference.org, reference.name, branch))
+        if private and not before.private:
+            raise UsageError(
+                f"{reference} is there already, and public", hint="make it private on the Hub first"
+            )
+        _check_tags(reference, refs, tags, before, outgoing)
+        after, created = _commit(connection, before, branch, outgoing)
     new = [tag for tag in tags if refs.tags.get(tag) != after.commit]
     for tag in new:
         _tag(connection, after, tag)
     return Pushed(after.reference, created, tags=tuple(new))
 
 
-def _prepare(path: Path, size: int, progress: Progress | None) -> _Outgoing:
-    """Verify a .dcz file, and hash every file. Raises FormatError, UsageError."""
-
-    def hashed() -> tuple[str, str, int]:
-        sha256, git, count = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), 0
-        small = size <= _TOO_MANY * 16  # larger files are never git's
-        step = steps(progress, f"hash {path.name}", size)
-        buffer = memoryview(bytearray(1 << 20))
-        with open(path, "rb", buffering=0) as file:
-            while length := file.readinto(buffer):
-                sha256.update(buffer[:length])
-                if small:
-                    git.update(buffer[:length])
-                count += length
-                if step is not None:
-                    step(count)
-        return sha256.hexdigest(), git.hexdigest(), count
+def _prepare(path: Path, size: int, stack: contextlib.ExitStack, progress: Progress | None) -> _Outgoing:
+    """Verify a .dcz file, and let huggingface_hub hash every file. Raises FormatError, UsageError."""
+    from huggingface_hub import CommitOperationAdd
 
     try:
+        stream = stack.enter_context(_Stream(path))
+        before = os.fstat(stream.fileno())
+        stream.step = steps(progress, f"hash {path.name}", size)
         with ThreadPoolExecutor(1) as pool:
-            work = pool.submit(hashed)
+            hashing = pool.submit(CommitOperationAdd, path.name, cast("BinaryIO", stream))
             if is_dcz(path):
                 verify_with_progress(path, path.name, size, progress)
-            sha256, git, count = work.result()
+            addition = hashing.result()
+        git = None
+        if size <= _GIT_MAX:
+            data = path.read_bytes()
+            git = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest()
+        changed = _state(before) != _state(os.stat(path)) or addition.upload_info.size != size
     except OSError as exc:
         raise UsageError(f"cannot push {str(path)!r}: {exc.strerror}") from exc
     except FormatError as exc:
         exc.file = str(path)
         raise
-    if count != size:
+    if changed:
         raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
-    return _Outgoing(path, size, sha256, git)
+    stream.step = steps(progress, f"upload {path.name}", size)
+    return _Outgoing(path, size, addition.upload_info.sha256.hex(), git, stream, addition)
+
+
+def _state(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
 # -- before
@@ -247,7 +249,6 @@ def _commit(
     before: Snapshot,
     branch: str,
     outgoing: Sequence[_Outgoing],
-    progress: Progress | None,
 ) -> tuple[Snapshot, bool]:
     """The commit that has the files, and whether it is new."""
     from huggingface_hub import CommitOperationDelete
@@ -268,8 +269,10 @@ def _commit(
     attempts = Attempts(connection.patience)
     while True:
         try:
-            with _additions(changed, progress) as additions, connection.api() as api:
-                _compare(changed, additions)
+            for item in changed:
+                item.stream.seek(0)
+            with connection.api() as api:
+                additions = [item.addition for item in changed]
                 api.preupload_lfs_files(before.repository, additions, revision=branch, free_memory=False)
                 api.create_commit(
                     before.repository,
@@ -302,30 +305,6 @@ def _commit(
             ):  # of nobody that could be seen: a server that is behind itself
                 raise failure.error from exc
             attempts.wait(failure)
-
-
-@contextlib.contextmanager
-def _additions(
-    changed: Sequence[_Outgoing], progress: Progress | None
-) -> Generator[list[CommitOperationAdd]]:
-    from huggingface_hub import CommitOperationAdd
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_quiet())
-        made: list[CommitOperationAdd] = []
-        for item in changed:
-            step = steps(progress, f"upload {item.name}", item.size)
-            with os_errors("cannot read", item.path):
-                stream = stack.enter_context(_Stream(item.path, item.size, step))
-                made.append(CommitOperationAdd(item.name, cast("BinaryIO", stream)))
-        yield made
-
-
-def _compare(changed: Sequence[_Outgoing], additions: Sequence[CommitOperationAdd]) -> None:
-    """Raise UsageError unless what is to be uploaded is what was verified."""
-    for item, addition in zip(changed, additions, strict=True):
-        if (addition.upload_info.size, addition.upload_info.sha256.hex()) != (item.size, item.sha256):
-            raise UsageError(f"cannot push {str(item.path)!r}: it has changed since it was verified")
 
 
 @contextlib.contextmanager

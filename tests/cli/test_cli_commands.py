@@ -389,7 +389,7 @@ def test_differences_to_a_base(model: Home) -> None:
         "decode", "apart/tuned.dcz", "-o", "out", "--base", "apart/tuned.dcz", "--json", code=1
     )
     assert failed.json["error"]["code"] == "wrong-base"
-    assert model.run("decode", "apart/tuned.dcz", "-o", "out", "--base", "nobody:1", code=1).err
+    assert model.run("decode", "apart/tuned.dcz", "-o", "out", "--base", "nobody:1", code=3).err
     model.run("decode", "apart/tuned.dcz", "-o", "out", "--base", "model.dcz")
     assert (model.path / "out" / "tuned.safetensors").read_bytes() == (
         model.path / "tuned.safetensors"

@@ -36,20 +36,24 @@ def invoke(*arguments: str | Path, home: Home | None = None) -> Result:
         return CliRunner().invoke(main, [*map(str, arguments)], prog_name="dcz", env=environment)
 
 
+# docs/guides/command-line.md
+EXIT_CODES = {"not-in-registry": 3, "registry-corrupt": 5, "version-exists": 6}
+
+
 def error_of(home: Home, *arguments: str | Path) -> dict[str, Any]:
     """The JSON error of a command that fails; the line on standard error says the same, with and without ``--json``."""
     done = invoke(*arguments, "--json", home=home)
-    assert done.exit_code == 1
     assert isinstance(done.exception, SystemExit)
     printed = json.loads(done.stdout)
     assert printed.keys() == {"error"}
     error: dict[str, Any] = printed["error"]
     assert error.keys() == {"code", "message", "file", "tensor", "offset", "hint"}
+    assert done.exit_code == EXIT_CODES.get(error["code"], 1)
     assert done.stderr.startswith("dcz: error: ")
     assert error["message"].splitlines()[0] in done.stderr
     assert error["hint"] is None or error["hint"] in done.stderr
     text = invoke(*arguments, home=home)
-    assert (text.exit_code, text.stdout, text.stderr) == (1, "", done.stderr)
+    assert (text.exit_code, text.stdout, text.stderr) == (done.exit_code, "", done.stderr)
     return error
 
 

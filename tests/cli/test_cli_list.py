@@ -10,7 +10,7 @@ from tests.cli.process import Home
 def test_a_name_that_is_not_there(model: Home) -> None:
     assert "nothing yet" in model.run("list").out
     for _ in range(2):  # without a registry, and in one
-        error = model.run("list", "minilmm", "--json", code=1).json["error"]
+        error = model.run("list", "minilmm", "--json", code=3).json["error"]
         assert error["code"] == "not-in-registry"
         model.run("push", "model.dcz", "minilm:1")
     assert error["hint"] == "did you mean minilm?"

@@ -1,0 +1,211 @@
+"""push, pull and reading by ranges through the Hub of the tests, against `hf upload` and `hf download`.
+
+The Hub runs in a process of its own, on the same machine: what both sides send through it is written and read at the speed
+of memory, so that what is compared is the work of the clients. Each run of one side is followed by one of the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.common import Figure
+
+ROUNDS: Final = 5
+SIZE: Final = 500_000_000
+PULLS, PUSHES = 300, 100
+
+_SERVER: Final = """
+import json, sys
+from pathlib import Path
+from tests.hub.server import TestHub
+with TestHub(Path(sys.argv[1])) as hub:
+    print(json.dumps([hub.url, hub.add_user("me")]), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(eval(line, {"hub": hub})), flush=True)
+"""
+
+
+class HubProcess:
+    """A Hub in another process, and the environment of its users."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVER, str(folder / "hub")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        url, token = self._read()
+        self.environment = os.environ | {
+            "HF_ENDPOINT": url,
+            "HF_TOKEN": token,
+            "HF_HOME": str(folder / "hf"),
+            "HF_HUB_DISABLE_XET": "1",  # hf alone needs it: the server has no Xet
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def ask(self, expression: str) -> Any:
+        """The value of a Python expression about ``hub`` in the server."""
+        assert self._process.stdin is not None
+        print(expression, file=self._process.stdin, flush=True)
+        return self._read()
+
+    def run(self, *command: str) -> float:
+        """Seconds that a command takes."""
+        start = time.perf_counter()
+        subprocess.run(
+            command, env=self.environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@contextmanager
+def _hub() -> Iterator[tuple[HubProcess, Path]]:
+    with tempfile.TemporaryDirectory(prefix="dcz-hub-") as name:
+        hub = HubProcess(Path(name))
+        try:
+            yield hub, Path(name)
+        finally:
+            hub.close()
+
+
+def _write_model(path: Path, size: int, seed: int = 0) -> None:
+    """A .dcz of about ``size`` bytes: bf16 weights as of a real model, of 1 MiB and more each."""
+    import ml_dtypes
+
+    from dcz.format import Writer
+
+    draw, written, number = np.random.default_rng(seed), 0, 0
+    with Writer(path) as writer:
+        writer.add_tensor(
+            "small", draw.standard_normal(1 << 19).astype(np.float32).astype(ml_dtypes.bfloat16)
+        )
+        while written < size:
+            values = draw.standard_normal((4096, 2048)).astype(np.float32) * 0.02
+            writer.add_tensor(f"layer.{number}.weight", values.astype(ml_dtypes.bfloat16))
+            written += int(values.size * 2 * 0.665)
+            number += 1
+
+
+def _dcz(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dcz", *arguments]
+
+
+def _hf(*arguments: str) -> list[str]:
+    return [
+        sys.executable,
+        "-c",
+        "import sys; from huggingface_hub.cli.hf import main; sys.exit(main())",
+        *arguments,
+    ]
+
+
+def _speed(hub: HubProcess, folder: Path, model: Path) -> list[Figure]:
+    pulls: list[tuple[float, float]] = []
+    pushes: list[tuple[float, float]] = []
+    here = folder / "here"
+    for number in range(ROUNDS):
+        times: list[float] = []
+        for name, command in (
+            ("d", _dcz("push", str(model), f"hf://me/d{number}")),
+            ("h", _hf("upload", f"me/h{number}", str(model), model.name)),
+        ):
+            hub.ask("[path.unlink() for path in hub.state.objects.iterdir()] and 0")
+            times.append(hub.run(*command))
+            assert hub.ask(f"len(hub.content('me/{name}{number}', 'model.dcz'))") == model.stat().st_size
+        pushes.append((times[0], times[1]))
+        times = []
+        for command in (
+            _dcz("pull", f"hf://me/h{number}", "-o", str(here)),
+            _hf("download", f"me/h{number}", "--local-dir", str(here)),
+        ):
+            times.append(hub.run(*command))
+            assert (here / model.name).stat().st_size == model.stat().st_size
+            shutil.rmtree(here)
+        pulls.append((times[0], times[1]))
+    print("push dcz, hf", pushes, "pull dcz, hf", pulls, file=sys.stderr)
+    return [
+        Figure(
+            f"{what} of a 500 MB file, speed against `{peer}`",
+            f"{median(theirs / ours for ours, theirs in times):.2f} x",
+            ">= 0.9 x",
+            median(theirs / ours for ours, theirs in times) >= 0.9,
+        )
+        for what, peer, times in (("push", "hf upload", pushes), ("pull", "hf download", pulls))
+    ]
+
+
+def _ranges(hub: HubProcess, folder: Path) -> list[Figure]:
+    """Bytes on the wire for a look at a large file, and for one tensor of it."""
+    hub.ask("hub.log.clear()")
+    hub.run(*_dcz("inspect", "hf://me/h0", "--json"))
+    looked = hub.ask("hub.log.sent()")
+    hub.ask("hub.log.clear()")
+    program = "import dcz; f = dcz.open('hf://me/h0', 'numpy'); assert f['small'].nbytes == 1 << 20"
+    hub.run(sys.executable, "-c", program)
+    loaded = hub.ask("hub.log.sent()")
+    return [
+        Figure(
+            "dcz inspect of a 500 MB file on the Hub, bytes transferred",
+            "below 300 KB",
+            f"{looked:,}",
+            looked < 300_000,
+        ),
+        Figure("one 1 MB tensor of it, bytes transferred", "below 3 MB", f"{loaded:,}", loaded < 3_000_000),
+    ]
+
+
+def _killed(hub: HubProcess, folder: Path, model: Path) -> Figure:
+    """kill -9 in the middle of a pull, and another one."""
+    here, size = folder / "killed", model.stat().st_size
+    command = _dcz("pull", "hf://me/h0", "-o", str(here))
+    hub.ask("hub.limit_rate(200e6)")
+    process = subprocess.Popen(command, env=hub.environment, stdout=subprocess.DEVNULL)
+    while not any(path.stat().st_size > size // 2 for path in here.glob(".dcz-pull-*/*.0")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = sum(path.stat().st_size for path in here.glob(".dcz-pull-*/*.0"))
+    hub.ask("hub.limit_rate(None)")
+    while not hub.ask("len(hub.log.all('/object/'))"):
+        time.sleep(0.1)
+    hub.ask("hub.log.clear()")
+    hub.run(*command)
+    assert (here / model.name).read_bytes() == model.read_bytes()
+    again = hub.ask("hub.log.sent('/object/')") - (size - kept)
+    return Figure(
+        "bytes transferred twice after kill -9 of a pull", "below 16 MB", f"{again:,}", again < 16_000_000
+    )
+
+
+def run() -> list[Figure]:
+    with _hub() as (hub, folder):
+        model = folder / "model.dcz"
+        _write_model(model, SIZE)
+        figures = _speed(hub, folder, model)
+        figures += _ranges(hub, folder)
+        figures.append(_killed(hub, folder, model))
+    return figures
