@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +31,7 @@ from dcz.format.manifest import Provenance, check_asset_paths
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["HuggingFaceSource"]
+__all__ = ["HuggingFaceSource", "files_of_model"]
 
 MAX_ASSET: Final = 64 << 20
 MAX_MODULE: Final = 1 << 30
@@ -77,6 +77,49 @@ def _pick_weights(folder: Path) -> tuple[SafetensorsSource | PyTorchSource, set[
         f"several safetensors files: {', '.join(path.name for path in others)}" if others else "no weights"
     )
     raise SourceError(f"{folder.name}: the folder has {found}", hint="convert the file of weights itself")
+
+
+def files_of_model(sizes: Mapping[str, int], fetch: Callable[[str], Path]) -> list[str]:
+    """Of the files of a repository (path -> bytes), those that a conversion reads; none if there are no weights.
+
+    ``fetch`` brings an index of shards, which says what they are called. Raises SourceError if it is not valid, or if
+    several weights could be meant.
+    """
+    for single, index in (
+        ("model.safetensors", f"model{INDEX_SUFFIX}"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if single in sizes:
+            weights = {single}
+        elif index in sizes:
+            weights = {index, *read_weight_map(fetch(index))[1].values()}
+        else:
+            continue
+        if missing := weights - sizes.keys():
+            raise SourceError(f"the repository has no {min(missing)}, which its index names")
+        break
+    else:
+        others = [path for path in sizes if path.endswith(".safetensors") and "/" not in path]
+        if not others:
+            return []
+        if len(others) > 1:
+            raise SourceError(f"the repository has several safetensors files: {', '.join(sorted(others))}")
+        weights = set(others)
+    return sorted(weights | {path for path, size in sizes.items() if _could_be_asset(path, size)})
+
+
+def _could_be_asset(path: str, size: int) -> bool:
+    pure = PurePosixPath(path)
+    hidden = any(part.startswith(".") for part in pure.parts[:-1]) or (
+        pure.name.startswith(".") and pure.name not in _HIDDEN
+    )
+    module = pure.suffix.lower() == ".safetensors"
+    return (
+        not hidden
+        and pure.suffix.lower() not in _WEIGHTS
+        and not (module and len(pure.parts) == 1)
+        and size <= (MAX_MODULE if module else MAX_ASSET)
+    )
 
 
 def _hub_place(folder: Path) -> tuple[str | None, str | None, Path]:

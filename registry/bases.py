@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 from dcz.errors import FormatError, UsageError
 from dcz.format import DEFAULT_LIMITS, Limits, Reader
 from dcz.format.source import url_scheme
-from dcz.registry.refs import PathReference, RegistryReference, parse_reference
+from dcz.registry.refs import HubReference, PathReference, RegistryReference, parse_reference
 
 if TYPE_CHECKING:
     from dcz.format import BaseLike, BaseReference
@@ -71,8 +71,10 @@ def _located(base: BaseLike, registry: RegistryLike) -> BaseLike:
         reference = parse_reference(base)
         if isinstance(reference, PathReference):
             return reference.path
-        from dcz.registry.client import locate_file
+        from dcz.registry.client import locate, locate_file
 
+        if isinstance(reference, HubReference):
+            return locate(reference, registry=registry)
         return locate_file(reference, registry=registry).path
     return base
 

@@ -49,6 +49,7 @@ __all__ = [
     "Verified",
     "collect_garbage",
     "default_registry",
+    "fetch_model",
     "find_base",
     "history",
     "hub_of",
@@ -258,11 +259,16 @@ def locate(ref: str | Reference, *, file: str | None = None, registry: RegistryL
     ``file`` names one of several. Checked here: the manifest against its digest, the file's size, and the file's own
     manifest against the identity that the artifact's manifest names. Since that one holds the digests of all chunks,
     and a reader checks each chunk that it touches, what is read later is what was pushed. The other bytes are checked
-    by ``verify`` and by ``pull``.
+    by ``verify`` and by ``pull``. A file on the Hub is fetched into the cache, verified, unless it is there.
 
     Raises what ``resolve`` does, and UsageError if there are several .dcz files, or none called ``file``.
     """
-    located = locate_file(ref, file=file, registry=registry)
+    reference = parse_reference(ref) if isinstance(ref, str) else ref
+    if isinstance(reference, HubReference):
+        from dcz.registry.hub import pulling
+
+        return pulling.fetch(reference, file, hub_of(registry))[1]
+    located = locate_file(reference, file=file, registry=registry)
     located.open(threads=1).close()
     return located.path
 
@@ -308,6 +314,22 @@ def open_reference(
         )
     located = locate_file(reference, file=file, registry=registry)
     return located.open(limits=limits, threads=threads, base=base)
+
+
+def fetch_model(
+    ref: str | Reference, *, registry: RegistryLike = None, progress: Progress | None = None
+) -> Path | None:
+    """The folder of a Hub repository's weights and what goes with them, fetched and compared; None if all that it has are
+    .dcz files. What the revision stands for is resolved first, and stands in the folder's name.
+
+    Raises InvalidReference for what is not on the Hub, RegistryError, SourceError if it has no weights.
+    """
+    reference = parse_reference(ref) if isinstance(ref, str) else ref
+    if not isinstance(reference, HubReference):
+        raise InvalidReference(f"{reference} is not on the Hub", hint="hf://org/name[@revision]")
+    from dcz.registry.hub import pulling
+
+    return pulling.fetch_model(reference, hub_of(registry), progress)
 
 
 def _blob_path(store: Store, layer: Layer) -> Path:

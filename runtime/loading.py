@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, overload
 
@@ -176,7 +176,8 @@ def convert(
 ) -> Converted:
     """Write a .dcz file from a model.
 
-    ``source``: a file or folder, a module, a mapping of names to tensors or arrays, or an open .dcz. ``recipe``: how to
+    ``source``: a file or folder, a repository on the Hub (``hf://org/name[@revision]``), a module, a mapping of names to
+    tensors or arrays, or an open .dcz. ``recipe``: how to
     store each tensor; the name of a built-in one, the path of a TOML file, or a Recipe. ``base``: a .dcz file, by path, URL,
     reference or as an open Reader, to whose tensors those of the same name, type and shape are stored as differences where
     that is smaller; it is then needed to read the new file. ``effort``: what size is weighed against
@@ -194,6 +195,8 @@ def convert(
     from dcz.registry import base_name, base_sources
 
     with ExitStack() as stack:
+        if isinstance(source, str) and url_scheme(source) == "hf":
+            source = stack.enter_context(_from_hub(source, registry, threads))
         if base is None or isinstance(base, Reader):
             opened = base
             hint = base_name(Path(base.name)) if base is not None and os.path.isfile(base.name) else None
@@ -212,6 +215,20 @@ def convert(
             base_hint=hint,
             bases=base_sources(registry=registry),
         )
+
+
+@contextmanager
+def _from_hub(source: str, registry: RegistryLike, threads: int | None) -> Generator[Path | Reader]:
+    """The weights of a repository on the Hub, else its .dcz file."""
+    from dcz.registry import fetch_model, open_reference, parse_reference
+
+    reference = parse_reference(source)
+    folder = fetch_model(reference, registry=registry)
+    if folder is not None:
+        yield folder
+    else:
+        with open_reference(reference, registry=registry, threads=threads) as reader:
+            yield reader
 
 
 def save(

@@ -78,22 +78,36 @@ class Cache:
         return blob
 
     def keep(self, snapshot: Snapshot, file: HubFile, identity: str) -> None:
-        """Note that a file was verified, and let huggingface_hub find it. What cannot be written is not noted."""
+        """Note that a .dcz file was verified, and let huggingface_hub find it. What cannot be written is not noted."""
         with contextlib.suppress(OSError):
             note = self._note(file)
             note.parent.mkdir(exist_ok=True)
             self._write(note, identity)
-            link = self.folder / "snapshots" / snapshot.commit / file.path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                with contextlib.suppress(FileNotFoundError):
-                    link.unlink()
-                link.symlink_to(os.path.relpath(self._blob(file), link.parent))
-            revision = snapshot.asked.revision or "main"
-            if not is_commit(revision):
-                ref = self.folder / "refs" / revision
-                ref.parent.mkdir(parents=True, exist_ok=True)
-                self._write(ref, snapshot.commit)
+            self.link(snapshot, file)
+            self.point(snapshot)
+
+    def snapshot_folder(self, snapshot: Snapshot) -> Path:
+        """Where the files of a commit are, by their paths."""
+        return self.folder / "snapshots" / snapshot.commit
+
+    def link(self, snapshot: Snapshot, file: HubFile) -> Path:
+        """Let a file that is here appear among those of its commit; its path there. Raises OSError."""
+        link = self.snapshot_folder(snapshot) / file.path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        target = os.path.relpath(self._blob(file), link.parent)
+        if not link.is_symlink() or os.readlink(link) != target:
+            with contextlib.suppress(FileNotFoundError):
+                link.unlink()
+            link.symlink_to(target)
+        return link
+
+    def point(self, snapshot: Snapshot) -> None:
+        """Remember which commit a branch or tag is. Raises OSError."""
+        revision = snapshot.asked.revision or "main"
+        if not is_commit(revision):
+            ref = self.folder / "refs" / revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            self._write(ref, snapshot.commit)
 
     def _write(self, path: Path, text: str) -> None:
         new = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from dcz.errors import DczError, FormatError, RegistryCorrupt
+from dcz.converters.huggingface import files_of_model
+from dcz.errors import DczError, FormatError, RegistryCorrupt, SourceError
 from dcz.format import DEFAULT_LIMITS, BaseLike, Limits, Reader, VerifyReport
 from dcz.registry.arrival import Arrival, bring, copy_to
 from dcz.registry.checks import Progress, verify_with_progress
@@ -16,11 +17,11 @@ from dcz.registry.hub.cache import Cache
 from dcz.registry.hub.connection import Connection
 from dcz.registry.hub.remote import RangeSource, RemoteFile
 from dcz.registry.hub.settings import Hub
-from dcz.registry.hub.snapshot import HubFile, Snapshot, is_dcz, open_snapshot
+from dcz.registry.hub.snapshot import HubFile, Snapshot, check_paths, is_dcz, open_snapshot
 from dcz.registry.outcomes import Pulled
 from dcz.registry.refs import HubReference
 
-__all__ = ["fetch", "open_file", "pull", "snapshot_of", "verify"]
+__all__ = ["fetch", "fetch_model", "open_file", "pull", "snapshot_of", "verify"]
 
 
 def snapshot_of(connection: Connection, reference: HubReference) -> Snapshot:
@@ -152,6 +153,37 @@ def fetch(
     identity = found.reports[wanted.path].digest
     cache.keep(snapshot, wanted, identity)
     return snapshot.reference, path, identity
+
+
+def fetch_model(reference: HubReference, hub: Hub, progress: Progress | None = None) -> Path | None:
+    """The folder of a commit in the cache, with the files that a conversion of its weights reads, each of them compared with
+    its digest; None if it has no weights but .dcz files. Raises RegistryError, SourceError.
+    """
+    connection = Connection(hub)
+    snapshot = snapshot_of(connection, reference)
+    cache = Cache(connection, reference)
+    found = _Verified()
+
+    def bring_in(path: str) -> Path:
+        file = snapshot.file(path)
+        if file is None:
+            raise RegistryCorrupt(f"{snapshot.reference} has no file {path!r}")
+        check_paths(snapshot, [file])
+        blob = cache.find(file)
+        if blob is None or not cache.is_right(file, blob):
+            cache.fetch(file, _arrival(connection, snapshot, file, progress, found), progress)
+        return cache.link(snapshot, file)
+
+    sizes = {file.path: file.size for file in snapshot.files}
+    names = files_of_model(sizes, bring_in)
+    if not names and not any(is_dcz(path) for path in sizes):
+        raise SourceError(f"{snapshot.reference} has no weights that dcz can convert")
+    check_paths(snapshot, [file for file in snapshot.files if file.path in names])
+    for name in names:
+        bring_in(name)
+    if names:
+        cache.point(snapshot)
+    return cache.snapshot_folder(snapshot) if names else None
 
 
 def open_file(

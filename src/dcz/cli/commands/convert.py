@@ -69,7 +69,8 @@ def command(
 ) -> None:
     """Make a .dcz file from a model.
 
-    SOURCE is a Hugging Face folder, a safetensors file or the index of its shards, a PyTorch checkpoint, or a .dcz file.
+    SOURCE is a Hugging Face folder or repository (hf://org/name[@revision]), a safetensors file or the index of its shards,
+    a PyTorch checkpoint, or a .dcz file.
     Of a checkpoint, only tensors are read; one that holds code is refused.
 
     A file that was made with --base can be decoded only where the base is: it is found beside it under its name, in the
