@@ -23,6 +23,7 @@ NAMES = (
     "startup",
     "clustering",
     "range_coder",
+    "hub",
 )
 
 

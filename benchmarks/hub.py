@@ -6,6 +6,7 @@ of memory, so that what is compared is the work of the clients. Each run of one 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -211,6 +212,60 @@ def _killed(hub: HubProcess, folder: Path, model: Path) -> Figure:
     )
 
 
+def _faults(hub: HubProcess, folder: Path) -> Figure:
+    """Pulls and pushes of which a fifth of all requests goes wrong, in one of eight ways."""
+    from dcz.errors import RegistryError
+    from dcz.registry import Hub, Patience, pull, push
+
+    patience = Patience(stall=0.2, give_up=3.0, first=0.01, longest=0.1)
+    me = Hub(hub.environment["HF_ENDPOINT"], hub.environment["HF_TOKEN"], folder / "cache", patience)
+    models: list[bytes] = []
+    for number in range(8):
+        _write_model(folder / "model.dcz", 1, seed=number)
+        models.append((folder / "model.dcz").read_bytes())
+    push(folder / "model.dcz", "hf://me/faults", registry=me)
+    right = failed = 0
+    wrong: list[str] = []
+    hub.ask(f"hub.faults.at_random(0.2, seed=1, size={len(models[0])})")
+    for number in range(PULLS):
+        here = folder / "pulled"
+        try:
+            pull("hf://me/faults", here, registry=me)
+            right += 1
+            if (here / "model.dcz").read_bytes() != models[-1]:
+                wrong.append(f"pull {number}: damaged")
+        except RegistryError:
+            failed += 1
+            if (here / "model.dcz").exists():
+                wrong.append(f"pull {number}: half a file")
+        shutil.rmtree(here, ignore_errors=True)
+    before = models[-1]
+    for number in range(PUSHES):
+        model = folder / "model.dcz"
+        model.write_bytes(models[number % 8])
+        try:
+            push(model, "hf://me/faults", registry=me)
+            right, wanted = right + 1, [models[number % 8]]
+        except RegistryError:
+            failed, wanted = failed + 1, [before, models[number % 8]]
+        digests = [hashlib.sha256(data).hexdigest() for data in wanted]
+        seen = hub.ask("hub.repository('me/faults').commit_of('main').files['model.dcz'].sha256")
+        if seen not in digests:
+            wrong.append(f"push {number}: something else is there")
+        before = wanted[digests.index(seen)] if seen in digests else before
+    hub.ask("hub.faults.clear()")
+    commits = hub.ask("len(hub.repository('me/faults').commits)")
+    if commits > PUSHES + 2:
+        wrong.append(f"{commits} commits")
+    print("\n".join(wrong), file=sys.stderr)
+    return Figure(
+        f"{PULLS} pulls and {PUSHES} pushes, a fifth of their requests disturbed",
+        "all right or cleanly failed",
+        f"{right} right, {failed} cleanly failed, {len(wrong)} wrong",
+        not wrong,
+    )
+
+
 def run() -> list[Figure]:
     with _hub() as (hub, folder):
         model = folder / "model.dcz"
@@ -218,4 +273,5 @@ def run() -> list[Figure]:
         figures = _speed(hub, folder, model)
         figures += _ranges(hub, folder)
         figures.append(_killed(hub, folder, model))
+        figures.append(_faults(hub, folder))
     return figures

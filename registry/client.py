@@ -120,21 +120,26 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """``reference`` is the alias with its digest; ``previous`` the digest before, None if the alias is new."""
+    """``reference`` is the alias with its digest, or the commit that got a tag; ``previous`` the digest or commit before,
+    None if it is new."""
 
-    reference: RegistryReference
+    reference: RegistryReference | HubReference
     previous: str | None
 
     @property
     def moved(self) -> bool:
-        return self.previous != self.reference.digest
+        reference = self.reference
+        return self.previous != (
+            reference.revision if isinstance(reference, HubReference) else reference.digest
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One version. ``files`` and ``size`` (bytes) are empty and None where ``problem`` says why they are not known."""
+    """One version; on the Hub a commit, whose tags and branches are ``aliases``. ``files`` and ``size`` (bytes) are empty and
+    None where ``problem`` says why they are not known."""
 
-    reference: RegistryReference
+    reference: RegistryReference | HubReference
     aliases: tuple[str, ...]
     created: str | None
     files: tuple[str, ...]
@@ -443,22 +448,45 @@ def verify(
 def tag(ref: str | Reference, alias: str, *, registry: RegistryLike = None) -> Tagged:
     """Point ``alias`` to the version that ``ref`` stands for, and record the move. New aliases are made so, too.
 
+    On the Hub, ``alias`` is a new tag, which stays where it is.
+
     Raises what ``resolve`` does, VersionExists if ``alias`` is a version of that name, InvalidReference if it cannot be
     an alias, RegistryError if the registry cannot be written.
     """
+    reference = parse_reference(ref) if isinstance(ref, str) else ref
+    if isinstance(reference, HubReference):
+        from dcz.registry.hub import refs
+
+        return Tagged(*refs.tag(reference, alias, hub_of(registry)))
     store = open_registry(registry)
-    resolved = resolve_in(store, registry_reference(ref))
+    resolved = resolve_in(store, registry_reference(reference))
     change = store.move_alias(resolved.reference.name, check_alias(alias), resolved.digest)
     moved = replace(resolved.reference, tag=alias)
     return Tagged(moved, resolved.digest if change is None else change.previous)
 
 
+def _list_commits(name: str, registry: RegistryLike) -> list[Listed]:
+    from dcz.registry.hub import refs
+
+    reference = parse_reference(name)
+    assert isinstance(reference, HubReference)
+    listed: list[Listed] = []
+    for snapshot, names in refs.named_commits(reference, hub_of(registry)):
+        files = snapshot.wanted()
+        size = sum(file.size for file in files)
+        listed.append(Listed(snapshot.reference, names, None, tuple(file.path for file in files), size))
+    return listed
+
+
 def list_artifacts(name: str | None = None, *, registry: RegistryLike = None) -> list[Listed]:
     """All versions in a registry, or those of one name, by name and then in the order in which they were made.
 
-    A version whose manifest cannot be read is listed with its problem. Raises NotInRegistry if there is no such name,
+    A version whose manifest cannot be read is listed with its problem. Of a repository on the Hub, the commits are listed
+    that have tags or branches. Raises NotInRegistry if there is no such name,
     InvalidReference if there cannot be, RegistryError, RegistryCorrupt if the index itself cannot be read.
     """
+    if name is not None and name.startswith("hf://"):
+        return _list_commits(name, registry)
     store = open_registry(registry)
     tags = store.tags(name if name is None else check_name(name))
     if name is not None and not tags:

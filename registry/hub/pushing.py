@@ -33,7 +33,7 @@ from dcz.errors import (
 )
 from dcz.registry.checks import Progress, steps, verify_with_progress
 from dcz.registry.hub.connection import Attempts, Connection
-from dcz.registry.hub.refs import Refs, list_refs
+from dcz.registry.hub.refs import Refs, check_tag, list_refs, make_tag
 from dcz.registry.hub.settings import Hub
 from dcz.registry.hub.snapshot import Snapshot, is_commit, open_snapshot
 from dcz.registry.outcomes import Pushed
@@ -120,9 +120,7 @@ def push(
 ) -> Pushed:
     """``dcz.registry.push`` for the Hub. See there."""
     for tag in tags:
-        HubReference(reference.org, reference.name, tag)
-        if is_commit(tag):
-            raise InvalidReference(f"{tag!r} cannot be a tag", hint="it reads as a commit")
+        check_tag(reference, tag)
     if reference.revision is not None and is_commit(reference.revision):
         raise InvalidReference(f"{reference}: a commit cannot be pushed to", hint="hf://org/name[@branch]")
     connection = Connection(hub)
@@ -142,7 +140,7 @@ def push(
         after, created = _commit(connection, before, branch, outgoing)
     new = [tag for tag in tags if refs.tags.get(tag) != after.commit]
     for tag in new:
-        _tag(connection, after, tag)
+        make_tag(connection, after.reference, tag)
     return Pushed(after.reference, created, tags=tuple(new))
 
 
@@ -309,7 +307,14 @@ def _commit(
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Without huggingface_hub's advice to use Xet, and without what it is told for calling its HTTP client in an old way."""
+    """Without huggingface_hub's bars and advice to use Xet, and what it is told for calling its HTTP client in an old way."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    bars = not are_progress_bars_disabled()
     logger = logging.getLogger("huggingface_hub")
     children = [
         logging.getLogger(f"huggingface_hub.{name}") for name in ("_commit_api", "hf_api", "utils._http")
@@ -323,20 +328,11 @@ def _quiet() -> Generator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Use 'content=", category=DeprecationWarning)
+            if bars:
+                disable_progress_bars()
             yield
     finally:
+        if bars:
+            enable_progress_bars()
         for each in (logger, *children):
             each.removeFilter(is_news)
-
-
-def _tag(connection: Connection, snapshot: Snapshot, tag: str) -> None:
-    def once() -> None:
-        with connection.api() as api:
-            api.create_tag(snapshot.repository, tag=tag, revision=snapshot.commit)
-
-    what = f"tagging {snapshot.reference} as {tag}"
-    try:
-        connection.trying(what, once)
-    except Conflict as exc:  # perhaps by ourselves, and only the answer was lost
-        if list_refs(connection, snapshot.reference).tags.get(tag) != snapshot.commit:
-            raise VersionExists(f"{what}: somebody else has made this tag meanwhile") from exc

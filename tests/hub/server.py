@@ -37,8 +37,9 @@ class TestHub:
         self.state = HubState(folder)
         self.faults, self.log = Faults(), Log()
         self.routes = HubRoutes(self.state)
-        self._hub = Origin("hub", self.routes.hub, self.faults, self.log)
-        self._storage = Origin("storage", self.routes.storage, self.faults, self.log)
+        self._hub = Origin("hub", "127.0.0.1", self.routes.hub, self.faults, self.log)
+        # Another host: some clients take another port for the same origin.
+        self._storage = Origin("storage", "127.0.0.2", self.routes.storage, self.faults, self.log)
         self.routes.hub_url, self.routes.storage_url = self._hub.url, self._storage.url
         self._hub.start()
         self._storage.start()

@@ -125,8 +125,10 @@ class Origin(ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, name: str, route: Callable[[Request], Answer], faults: Faults, log: Log) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(
+        self, name: str, host: str, route: Callable[[Request], Answer], faults: Faults, log: Log
+    ) -> None:
+        super().__init__((host, 0), _Handler)
         self.name, self.route, self.faults, self.log = name, route, faults, log
         self.rate: float | None = None
         self.stopped = threading.Event()
@@ -137,7 +139,8 @@ class Origin(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}"
 
     def start(self) -> None:
         self._thread.start()

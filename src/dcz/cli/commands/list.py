@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, show, table
 from dcz.cli.targets import registry_option
+
+if TYPE_CHECKING:
+    from dcz.registry import Listed
 
 __all__ = ["command"]
 
@@ -18,7 +22,7 @@ __all__ = ["command"]
 @registry_option
 @json_option
 def command(name: str | None, registry: Path | None, as_json: bool) -> None:
-    """List what is in a registry: all versions, or those of one NAME.
+    """List what is in a registry: all versions, or those of one NAME; or the tags and branches of hf://org/name.
 
     The bytes are those of all files of a version.
     """
@@ -51,13 +55,18 @@ def command(name: str | None, registry: Path | None, as_json: bool) -> None:
     made = table("version", "aliases", ">bytes", ">created", "digest")
     for item in listed:
         made.add_row(
-            f"{item.reference.name}:{item.reference.tag}",
+            _version(item),
             ", ".join(item.aliases),
             "damaged" if item.size is None else count(item.size),
             (item.created or "")[:10],
-            str(item.reference.digest)[:19],
+            str(item.reference.digest or "")[:19],
         )
     show(made)
     for item in listed:
         if item.problem is not None:
-            emit(f"{item.reference.name}:{item.reference.tag}: {plain(item.problem)}")
+            emit(f"{_version(item)}: {plain(item.problem)}")
+
+
+def _version(item: Listed) -> str:
+    reference = item.reference
+    return str(reference) if reference.tag is None else f"{reference.name}:{reference.tag}"

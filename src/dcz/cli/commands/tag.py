@@ -19,7 +19,7 @@ __all__ = ["command"]
 @registry_option
 @json_option
 def command(ref: str, alias: str, registry: Path | None, as_json: bool) -> None:
-    """Point an alias to a version.
+    """Point an alias to a version, or on the Hub give a commit a new tag.
 
     ALIAS is a word such as `champion`; with REF's name before it, it becomes a REF of its own: name:champion. Moves are
     recorded.
