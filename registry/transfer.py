@@ -33,6 +33,7 @@ from dcz.registry.disk import os_errors
 from dcz.registry.index import LATEST, check_alias, check_movable, check_version, find_tag, version_exists
 from dcz.registry.outcomes import Pulled, Pushed
 from dcz.registry.outgoing import files_to_push, is_dcz
+from dcz.registry.pins import check_pinned, read_pins
 from dcz.registry.refs import HubReference, Reference, RegistryReference, parse_reference
 from dcz.registry.stores.base import StagedFile, Store, Upload
 
@@ -157,6 +158,7 @@ def pull(
     destination: str | os.PathLike[str],
     *,
     files: Iterable[str] = (),
+    digests: str | Iterable[str] | None = None,
     registry: RegistryLike = None,
     progress: Progress | None = None,
     force: bool = False,
@@ -168,13 +170,18 @@ def pull(
     and different stay too, unless ``force``. A pull that was killed goes on with what it had copied, which is compared
     with its digest as if it came from anywhere.
 
+    ``digests``, if given, are the identities (``blake3:...``) that the .dcz files must have, each of them one of these: what
+    comes then does not depend on what the registry says.
+
     Raises what ``resolve`` does, RegistryCorrupt naming blob and reference, UsageError for different files.
     """
     reference = parse_reference(ref) if isinstance(ref, str) else ref
+    pins = read_pins(digests)
     if isinstance(reference, HubReference):
         from dcz.registry.hub import pulling
 
-        return pulling.pull(reference, Path(destination), files, hub_of(registry), progress, force=force)
+        hub = hub_of(registry)
+        return pulling.pull(reference, Path(destination), files, hub, progress, force=force, pins=pins)
     store = open_registry(registry)
     resolved = resolve_in(store, registry_reference(reference))
     layers = resolved.manifest.layers
@@ -182,6 +189,9 @@ def pull(
         layers = tuple(layer for layer in layers if layer.title in names)
         if missing := names - {layer.title for layer in layers}:
             raise UsageError(f"{resolved.reference} has no file {min(missing)!r}")
+    for layer in layers:
+        if layer.dcz_digest is not None:
+            check_pinned(pins, layer.dcz_digest, f"{resolved.reference}, {layer.title},")
     with about(resolved.reference):
         arrived = bring(
             [_arrival(store, layer, progress) for layer in layers],

@@ -51,6 +51,7 @@ def open_reader(
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
     base: BasesLike = None,
+    digest: str | None = None,
     whole: bool = True,
 ) -> Reader:
     """A file by its path or URL, bytes, a file object, or a reference such as ``minilm:1.0`` or ``hf://org/name``.
@@ -58,8 +59,28 @@ def open_reader(
     Text is read by the rules of references (docs/guides/registry.md): what does not look like a path or a URL is the
     name of an artifact. The bases of a file are looked for among ``base``, beside it, and in the registry. A file on the
     Hub is fetched if the ``whole`` of it is to be read; otherwise, only what is asked for comes over the wire. Raises
-    FormatError, OSError, InvalidReference or NotInRegistry.
+    FormatError, OSError, InvalidReference or NotInRegistry, and RegistryCorrupt if the file has not the identity ``digest``.
     """
+    from dcz.registry.pins import check_pinned, read_pins
+
+    pins = read_pins(digest)
+    reader = _open_reader(source, registry, limits, threads, base, whole)
+    try:
+        check_pinned(pins, reader.digest, reader.name)
+    except BaseException:
+        reader.close()
+        raise
+    return reader
+
+
+def _open_reader(
+    source: ModelLike,
+    registry: RegistryLike,
+    limits: Limits,
+    threads: int | None,
+    base: BasesLike,
+    whole: bool,
+) -> Reader:
     from dcz.registry import PathReference, base_sources, open_reference, parse_reference
 
     bases = base_sources(base, registry=registry, limits=limits)
@@ -81,6 +102,7 @@ def open(
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
     base: BasesLike = None,
+    digest: str | None = None,
 ) -> TensorFile:
     """Open a .dcz file to read single tensors, or slices of them, as ``safetensors.safe_open`` does.
 
@@ -88,14 +110,17 @@ def open(
     tensors come as, ``torch`` or ``numpy`` (with bf16 and fp8 from ml_dtypes). ``limits``: what a file may claim before it
     is refused. ``threads`` decode in parallel (default: one for each core). ``base``: of a file whose tensors are
     differences, the file that they are differences to: a path, a URL, a reference, an open Reader, or several of these. What
-    is not given is looked for beside the file and in the registry.
+    is not given is looked for beside the file and in the registry. ``digest``: the identity that the file must have
+    (``blake3:...``), whatever a reference stands for by now.
 
     Raises FormatError if the file is at fault, OSError if it cannot be read, InvalidReference or NotInRegistry for a
     reference, UsageError for an unknown framework. Reading a tensor raises BaseNotFound or WrongBase.
     """
     known_framework(framework)
     return TensorFile(
-        open_reader(source, registry=registry, limits=limits, threads=threads, base=base, whole=False),
+        open_reader(
+            source, registry=registry, limits=limits, threads=threads, base=base, digest=digest, whole=False
+        ),
         framework,
     )
 
@@ -109,6 +134,7 @@ def load(
     limits: Limits = ...,
     threads: int | None = ...,
     base: BasesLike = ...,
+    digest: str | None = ...,
 ) -> dict[str, torch.Tensor]: ...
 
 
@@ -121,6 +147,7 @@ def load(
     limits: Limits = ...,
     threads: int | None = ...,
     base: BasesLike = ...,
+    digest: str | None = ...,
 ) -> dict[str, np.ndarray]: ...
 
 
@@ -132,13 +159,16 @@ def load(
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
     base: BasesLike = None,
+    digest: str | None = None,
 ) -> dict[str, torch.Tensor] | dict[str, np.ndarray]:
     """All tensors of a file, decoded in parallel straight into their memory. Tied ones share theirs.
 
     Arguments and errors as for open.
     """
     as_torch = known_framework(framework)
-    with open_reader(source, registry=registry, limits=limits, threads=threads, base=base) as reader:
+    with open_reader(
+        source, registry=registry, limits=limits, threads=threads, base=base, digest=digest
+    ) as reader:
         return load_tensors(reader) if as_torch else load_arrays(reader)
 
 

@@ -36,7 +36,7 @@ from dcz.registry.hub.settings import Hub, Patience
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Attempts", "Connection", "Refused"]
+__all__ = ["Attempts", "Connection", "Garbled", "Refused", "joined"]
 
 _T = TypeVar("_T")
 
@@ -104,6 +104,14 @@ def origin(url: str) -> tuple[str, str, int]:
     if parts.scheme not in _PORTS or not place[1]:
         raise Garbled("not a URL of the web")
     return place
+
+
+def joined(url: str, location: str) -> str:
+    """The URL that ``location`` means where ``url`` was asked for. Raises Garbled for what is none."""
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError as exc:
+        raise Garbled(f"not a URL: {exc}") from exc
 
 
 def _printable(text: str) -> str:
@@ -277,7 +285,7 @@ class Connection:
             with asked as response:
                 status, location = response.status_code, response.headers.get("location")
                 if status in _REDIRECTS and location:
-                    following = urllib.parse.urljoin(url, location)
+                    following = joined(url, location)
                     if origin(following)[0] == "http" and origin(url)[0] == "https":
                         raise Garbled("it leads from https to http")
                     url = following

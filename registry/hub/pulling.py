@@ -19,6 +19,7 @@ from dcz.registry.hub.remote import RangeSource, RemoteFile
 from dcz.registry.hub.settings import Hub
 from dcz.registry.hub.snapshot import HubFile, Snapshot, check_paths, is_dcz, open_snapshot
 from dcz.registry.outcomes import Pulled
+from dcz.registry.pins import check_pinned
 from dcz.registry.refs import HubReference
 
 __all__ = ["fetch", "fetch_model", "open_file", "pull", "snapshot_of", "verify"]
@@ -51,6 +52,7 @@ def _arrival(
     cached: Path | None = None,
     deep: bool = False,
     base: Sequence[BaseLike] = (),
+    pins: tuple[str, ...] = (),
 ) -> Arrival:
     def check_content(encoded: str, size: int) -> None:
         if (encoded, size) != (file.digest, file.size):
@@ -73,6 +75,7 @@ def _arrival(
             raise RegistryCorrupt(
                 f"{snapshot.reference}: {file.path!r} is not a valid .dcz file: {exc}"
             ) from exc
+        check_pinned(pins, report.digest, f"{snapshot.reference}, {file.path},")
         found.reports[file.path] = report
 
     def opened() -> BinaryIO:
@@ -93,6 +96,7 @@ def pull(
     progress: Progress | None,
     *,
     force: bool,
+    pins: tuple[str, ...] = (),
 ) -> Pulled:
     """``dcz.registry.pull`` for the Hub: the files of a commit, without hidden ones, or only those that are named."""
     connection = Connection(hub)
@@ -104,7 +108,7 @@ def pull(
         cached = cache.find(file)
         if cached is not None and not cache.is_right(file, cached):
             cached = None
-        arrivals.append(_arrival(connection, snapshot, file, progress, found, cached=cached))
+        arrivals.append(_arrival(connection, snapshot, file, progress, found, cached=cached, pins=pins))
     arrived = bring(arrivals, folder, progress=progress, force=force)
     here = {report.digest for report in found.reports.values()}
     named = (base for report in found.reports.values() for base in report.bases)

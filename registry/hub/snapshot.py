@@ -7,6 +7,7 @@ a file here is plain, relative and without ``..``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import urllib.parse
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from dcz.errors import RegistryCorrupt, UsageError
 from dcz.format.manifest import check_asset_paths
-from dcz.registry.hub.connection import Connection
+from dcz.registry.hub.connection import Connection, Garbled, joined
 from dcz.registry.refs import HubReference
 
 __all__ = ["DEFAULT_FILE", "HubFile", "Snapshot", "find_commit", "is_dcz", "open_snapshot"]
@@ -168,9 +169,17 @@ def _files(connection: Connection, pinned: HubReference) -> Iterator[HubFile]:
             seen.add(file.path)
             yield file
         following = _NEXT.search(headers.get("link", ""))
-        before, url = url, urllib.parse.urljoin(url, following[1]) if following else ""
-        if url == before or (url and not connection.is_own(url)):
-            raise _wrong(pinned, "the next page of its files is somewhere else")
+        before, url = url, _next_page(connection, url, following[1]) if following else ""
+        if url == before:
+            raise _wrong(pinned, "the next page of its files is the same again")
+
+
+def _next_page(connection: Connection, url: str, location: str) -> str:
+    with contextlib.suppress(Garbled):
+        following = joined(url, location)
+        if connection.is_own(following):
+            return following
+    raise RegistryCorrupt(f"{url}: the next page of the list is somewhere else")
 
 
 def _file(pinned: HubReference, item: Any) -> HubFile:

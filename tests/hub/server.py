@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,7 +25,7 @@ from typing import Self
 from tests.hub.faults import Faults, Log
 from tests.hub.routes import HubRoutes
 from tests.hub.state import Entry, HubState, Repository, Role, Token
-from tests.hub.wire import Origin
+from tests.hub.wire import Answer, Origin, Request
 
 __all__ = ["TestHub"]
 
@@ -64,6 +64,10 @@ class TestHub:
     def limit_rate(self, rate: float | None) -> None:
         """Bytes a second that files are sent with; None for as fast as it goes."""
         self._hub.rate = self._storage.rate = rate
+
+    def answer_with(self, route: Callable[[Request], Answer]) -> None:
+        """Let the Hub answer otherwise than it does; ``routes.hub`` is what it would have answered."""
+        self._hub.route = route
 
     # -- what is there without anybody having pushed it
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pytest
 from tests.hub.faults import Fault
 from tests.hub.fixtures import as_user
 from tests.hub.server import TestHub
+from tests.hub.wire import Answer, Request
 from tests.registry.dcz_files import MakeDcz
 
+import dcz
 from dcz.errors import (
     AccessDenied,
     Gated,
@@ -26,6 +29,7 @@ from dcz.errors import (
     Unreachable,
     UsageError,
 )
+from dcz.format import Reader
 from dcz.registry import Hub, HubReference, pull, verify
 
 BIG = 300_000  # elements: more than one buffer of a copy
@@ -250,3 +254,100 @@ def test_verify_reads_what_is_there_now(hub: TestHub, ada: Hub, model: Path) -> 
     hub.faults.add(Fault("flip", path="/object/", after=70_000, times=9))
     with pytest.raises(RegistryCorrupt):
         verify("hf://ada/m", registry=ada)
+
+
+def test_a_pin_does_not_depend_on_what_the_hub_says(
+    hub: TestHub, ada: Hub, make_dcz: MakeDcz, tmp_path: Path
+) -> None:
+    model, other = make_dcz(seed=1), make_dcz("other.dcz", 2)
+    with Reader(model) as reader, Reader(other) as another:
+        digest, wrong = reader.digest, another.digest
+    hub.add_files("ada/m", {"model.dcz": model})
+    pull("hf://ada/m", tmp_path / "here", digests=digest, registry=ada)
+    dcz.load("hf://ada/m", framework="numpy", digest=digest, registry=ada)
+    hub.add_files("ada/m", {"model.dcz": other})
+    with pytest.raises(RegistryCorrupt, match="not what was asked for"):
+        pull("hf://ada/m", tmp_path / "there", digests=[digest], registry=ada)
+    assert list((tmp_path / "there").iterdir()) == []
+    pull("hf://ada/m", tmp_path / "there", digests=[digest, wrong], registry=ada)
+    for load in (dcz.load, dcz.open):
+        with pytest.raises(RegistryCorrupt, match="not what was asked for"):
+            load("hf://ada/m", framework="numpy", digest=digest, registry=ada)
+    with pytest.raises(UsageError, match="blake3"):
+        pull("hf://ada/m", tmp_path / "there", digests="sha256:0", registry=ada)
+
+
+def test_answers_of_the_hub_are_hostile(hub: TestHub, ada: Hub, model: Path, tmp_path: Path) -> None:
+    right = hub.routes.hub
+    answers: dict[str, list[object]] = {
+        "/revision/": [
+            {"sha": "../../../evil"},
+            {"sha": "0" * 41},
+            {"sha": 5},
+            [],
+            None,
+        ],
+        "/tree/": [
+            {},
+            [5],
+            [{"type": "file", "path": "a", "size": 1, "oid": "../../../../evil"}],
+            [{"type": "file", "path": "a", "size": -1, "oid": "0" * 40}],
+            [{"type": "file", "path": "a", "size": True, "oid": "0" * 40}],
+            [{"type": "file", "path": 7, "size": 1, "oid": "0" * 40}],
+            [{"type": "file", "path": "a", "size": 1, "oid": "0" * 40}] * 2,
+            [{"type": "file", "path": "a", "size": 1, "oid": "0" * 40, "lfs": {"oid": "0" * 63, "size": 1}}],
+            [
+                {
+                    "type": "file",
+                    "path": "a",
+                    "size": 1,
+                    "oid": "0" * 40,
+                    "lfs": {"oid": "0" * 64, "size": 1 << 60},
+                }
+            ],
+        ],
+    }
+    for path, trees in answers.items():
+        for tree in trees:
+
+            def wrong(request: Request, path: str = path, tree: object = tree) -> Answer:
+                return Answer.json(tree) if path in request.target else right(request)
+
+            hub.answer_with(wrong)
+            with pytest.raises(RegistryCorrupt):
+                pull("hf://ada/m", tmp_path / "here", registry=ada)
+    assert not (tmp_path / "here").exists()
+
+
+def test_where_the_hub_leads_to_is_hostile(hub: TestHub, ada: Hub, model: Path, tmp_path: Path) -> None:
+    right = hub.routes.hub
+
+    def leading(to: str, status: int = 302, **headers: str) -> Callable[[Request], Answer]:
+        def answer(request: Request) -> Answer:
+            if "/resolve/" in request.target and request.parts[-1] == "model.dcz":
+                return Answer(status, b"", {"Location": to, **headers})
+            return right(request)
+
+        return answer
+
+    for to in (
+        "file:///etc/passwd",
+        "http://",
+        "http://[",
+        "gopher://x/",
+        f"{hub.url}/ada/m/resolve/x/model.dcz",
+    ):
+        hub.answer_with(leading(to))
+        with pytest.raises(RegistryCorrupt):
+            pull("hf://ada/m", tmp_path / "here", registry=ada)
+
+    def paged(request: Request) -> Answer:
+        answer = right(request)
+        if "/tree/" in request.target:
+            answer.headers["Link"] = f'<http://127.0.0.2:{hub.url.rpartition(":")[2]}/x>; rel="next"'
+        return answer
+
+    hub.answer_with(paged)
+    with pytest.raises(RegistryCorrupt, match="somewhere else"):
+        pull("hf://ada/m", tmp_path / "here", registry=ada)
+    assert list((tmp_path / "here").iterdir()) == []

@@ -26,6 +26,13 @@ __all__ = ["command"]
     help="The folder for the files; made if need be.",
 )
 @click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file; may be repeated.")
+@click.option(
+    "--digest",
+    "digests",
+    metavar="DIGEST",
+    multiple=True,
+    help="The identity that its .dcz must have (blake3:...); for several, repeat it.",
+)
 @click.option("--force", is_flag=True, help="Replace files that are there and different.")
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -34,6 +41,7 @@ def command(
     ref: str,
     output: str,
     files: tuple[str, ...],
+    digests: tuple[str, ...],
     force: bool,
     registry: Path | None,
     quiet: bool,
@@ -46,7 +54,9 @@ def command(
     from dcz.registry import pull
 
     with bars(quiet=quiet) as update, file_hint(ref):
-        done = pull(ref, output, files=files, registry=registry, progress=update, force=force)
+        done = pull(
+            ref, output, files=files, digests=digests, registry=registry, progress=update, force=force
+        )
     if as_json:
         emit_json(
             {
