@@ -24,6 +24,7 @@ __all__ = ["DEFAULT_FILE", "HubFile", "Snapshot", "find_commit", "is_dcz", "open
 
 DEFAULT_FILE: Final = "model.dcz"
 MAX_FILES: Final = 100_000
+MAX_PAGES: Final = 5000
 MAX_SIZE: Final = 1 << 50
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -154,7 +155,9 @@ def open_snapshot(connection: Connection, reference: HubReference) -> Snapshot:
 def _files(connection: Connection, pinned: HubReference) -> Iterator[HubFile]:
     url = connection.own_url(f"api/models/{pinned.org}/{pinned.name}/tree/{pinned.revision}?recursive=true")
     seen: set[str] = set()
+    pages = 0
     while url:
+        pages += 1
         items, headers = connection.get_json(url, str(pinned))
         if not isinstance(items, list):
             raise _wrong(pinned, "no list of files")
@@ -170,8 +173,8 @@ def _files(connection: Connection, pinned: HubReference) -> Iterator[HubFile]:
             yield file
         following = _NEXT.search(headers.get("link", ""))
         before, url = url, _next_page(connection, url, following[1]) if following else ""
-        if url == before:
-            raise _wrong(pinned, "the next page of its files is the same again")
+        if url == before or pages >= MAX_PAGES:
+            raise _wrong(pinned, f"it has no end, or more than {MAX_PAGES} pages")
 
 
 def _next_page(connection: Connection, url: str, location: str) -> str:
