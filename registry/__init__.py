@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from dcz.registry.hub.settings import Hub, Patience
     from dcz.registry.index import Change
+    from dcz.registry.locking import Locked, lock, locked, write_lock
     from dcz.registry.outcomes import Pulled, Pushed
     from dcz.registry.refs import (
         HubReference,
@@ -60,6 +61,7 @@ __all__ = [
     "Listed",
     "LocalStore",
     "Located",
+    "Locked",
     "OciReference",
     "PathReference",
     "Patience",
@@ -83,6 +85,8 @@ __all__ = [
     "list_artifacts",
     "locate",
     "locate_file",
+    "lock",
+    "locked",
     "open_reference",
     "open_registry",
     "parse_reference",
@@ -92,6 +96,7 @@ __all__ = [
     "tag",
     "verify",
     "version_with",
+    "write_lock",
 ]
 
 _MODULES: Final = {
@@ -102,6 +107,7 @@ _MODULES: Final = {
     "HubReference": "refs",
     "Layer": "artifact",
     "LocalStore": "stores.local",
+    "Locked": "locking",
     "OciReference": "refs",
     "PathReference": "refs",
     "Patience": "hub.settings",
@@ -113,9 +119,12 @@ _MODULES: Final = {
     "Store": "stores.base",
     "base_name": "bases",
     "base_sources": "bases",
+    "lock": "locking",
+    "locked": "locking",
     "parse_reference": "refs",
     "pull": "transfer",
     "push": "transfer",
+    "write_lock": "locking",
 }
 
 

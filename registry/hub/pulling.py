@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from dcz.converters.huggingface import files_of_model
-from dcz.errors import DczError, FormatError, RegistryCorrupt, SourceError
+from dcz.errors import DczError, FormatError, RegistryCorrupt, SourceError, UsageError
 from dcz.format import DEFAULT_LIMITS, BaseLike, Limits, Reader, VerifyReport
 from dcz.registry.arrival import Arrival, bring, copy_to
 from dcz.registry.checks import Progress, verify_with_progress
@@ -22,7 +22,7 @@ from dcz.registry.outcomes import Pulled
 from dcz.registry.pins import check_pinned
 from dcz.registry.refs import HubReference
 
-__all__ = ["fetch", "fetch_model", "open_file", "pull", "snapshot_of", "verify"]
+__all__ = ["fetch", "fetch_model", "identities", "open_file", "pull", "snapshot_of", "verify"]
 
 
 def snapshot_of(connection: Connection, reference: HubReference) -> Snapshot:
@@ -132,6 +132,21 @@ def verify(
             arrival.check_file(path)
             path.unlink()
     return snapshot.reference, found.reports
+
+
+def identities(reference: HubReference, hub: Hub) -> tuple[HubReference, dict[str, str]]:
+    """The pinned reference, and the identity of each .dcz file, of which only the manifest is read. Raises RegistryError,
+    FormatError, UsageError if there is none."""
+    connection = Connection(hub)
+    snapshot = open_snapshot(connection, reference)
+    found: dict[str, str] = {}
+    for file in snapshot.wanted():
+        if is_dcz(file.path):
+            with Reader(RangeSource(connection, snapshot, file), threads=1) as reader:
+                found[file.path] = reader.digest
+    if not found:
+        raise UsageError(f"{snapshot.reference} has no .dcz file")
+    return snapshot.reference, found
 
 
 def fetch(

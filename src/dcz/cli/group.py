@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "decode": "Turn a .dcz file back into safetensors.",
     "push": "Put files into a registry, as a version of an artifact.",
     "pull": "Copy an artifact out of a registry.",
+    "lock": "Write down what references stand for today.",
     "tag": "Point an alias to a version.",
     "list": "List what is in a registry.",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain
 from dcz.cli.progress import bars
 from dcz.cli.targets import file_hint, registry_option
+
+if TYPE_CHECKING:
+    from dcz.registry import Reference
 
 __all__ = ["command"]
 
@@ -33,6 +37,9 @@ __all__ = ["command"]
     multiple=True,
     help="The identity that its .dcz must have (blake3:...); for several, repeat it.",
 )
+@click.option(
+    "--lock", metavar="FILE", help="Bring what this file, made by dcz lock, says of REF, or nothing."
+)
 @click.option("--force", is_flag=True, help="Replace files that are there and different.")
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -42,6 +49,7 @@ def command(
     output: str,
     files: tuple[str, ...],
     digests: tuple[str, ...],
+    lock: str | None,
     force: bool,
     registry: Path | None,
     quiet: bool,
@@ -51,11 +59,16 @@ def command(
 
     Everything is verified before the first file appears. Files that are there already and right are kept.
     """
-    from dcz.registry import pull
+    from dcz.registry import locked, pull
+
+    wanted: Reference | str = ref
+    if lock is not None:
+        known = locked(lock, ref)
+        wanted, digests = known.reference, (*digests, *known.files.values())
 
     with bars(quiet=quiet) as update, file_hint(ref):
         done = pull(
-            ref, output, files=files, digests=digests, registry=registry, progress=update, force=force
+            wanted, output, files=files, digests=digests, registry=registry, progress=update, force=force
         )
     if as_json:
         emit_json(
