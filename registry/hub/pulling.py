@@ -158,20 +158,26 @@ def fetch(
     """
     connection = Connection(hub)
     snapshot = snapshot_of(connection, reference)
-    wanted = snapshot.only_dcz(file)
-    cache = Cache(connection, reference)
+    return snapshot.reference, *_fetch(connection, snapshot, snapshot.only_dcz(file), progress)
+
+
+def _fetch(
+    connection: Connection, snapshot: Snapshot, wanted: HubFile, progress: Progress | None = None
+) -> tuple[Path, str]:
+    cache = Cache(connection, snapshot.reference)
     path, identity = cache.find(wanted), cache.identity(wanted)
-    if path is not None and identity is not None:
-        cache.keep(snapshot, wanted, identity)
-        return snapshot.reference, path, identity
-    found = _Verified()
-    if path is not None and cache.is_right(wanted, path):  # fetched by somebody else, such as transformers
-        _arrival(connection, snapshot, wanted, progress, found).check_file(path)
-    else:
-        path = cache.fetch(wanted, _arrival(connection, snapshot, wanted, progress, found), progress)
-    identity = found.reports[wanted.path].digest
+    if path is None or identity is None:
+        found = _Verified()
+        arrival = _arrival(connection, snapshot, wanted, progress, found)
+        if path is not None and cache.is_right(
+            wanted, path
+        ):  # fetched by somebody else, such as transformers
+            arrival.check_file(path)
+        else:
+            path = cache.fetch(wanted, arrival, progress)
+        identity = found.reports[wanted.path].digest
     cache.keep(snapshot, wanted, identity)
-    return snapshot.reference, path, identity
+    return path, identity
 
 
 def fetch_model(reference: HubReference, hub: Hub, progress: Progress | None = None) -> Path | None:
@@ -218,26 +224,15 @@ def open_file(
     """A reader of a .dcz file of the Hub. If the ``whole`` will be read, it is fetched into the cache; else only what is
     asked for comes over the wire, unless the cache has the file. Raises RegistryError, FormatError.
     """
-    if whole:
-        return _open_cached(reference, file, hub, limits, threads, base)
     connection = Connection(hub)
     snapshot = snapshot_of(connection, reference)
     wanted = snapshot.only_dcz(file)
     cache = Cache(connection, reference)
-    if connection.offline or (cache.find(wanted) is not None and cache.identity(wanted) is not None):
-        return _open_cached(snapshot.reference, wanted.path, hub, limits, threads, base)
-    return Reader(RangeSource(connection, snapshot, wanted), limits=limits, threads=threads, base=base)
-
-
-def _open_cached(
-    reference: HubReference,
-    file: str | None,
-    hub: Hub,
-    limits: Limits,
-    threads: int | None,
-    base: BaseLike | Sequence[BaseLike] | None,
-) -> Reader:
-    pinned, path, identity = fetch(reference, file, hub)
+    kept = cache.find(wanted) is not None and cache.identity(wanted) is not None
+    if not (whole or kept or connection.offline):
+        source = RangeSource(connection, snapshot, wanted)
+        return Reader(source, limits=limits, threads=threads, base=base)
+    path, identity = _fetch(connection, snapshot, wanted)
     try:
         with os_errors("cannot read", path):
             reader = Reader(path, limits=limits, threads=threads, base=base)
@@ -248,4 +243,6 @@ def _open_cached(
     except FormatError as exc:
         exc.file = None
         damage = exc
-    raise RegistryCorrupt(f"{pinned}: the file in the cache, {path}, is damaged: {damage}", hint="remove it")
+    raise RegistryCorrupt(
+        f"{snapshot.reference}: the file in the cache, {path}, is damaged: {damage}", hint="remove it"
+    )
