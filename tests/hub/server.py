@@ -25,7 +25,7 @@ from typing import Self
 from tests.hub.faults import Faults, Log
 from tests.hub.routes import HubRoutes
 from tests.hub.state import Entry, HubState, Repository, Role, Token
-from tests.hub.wire import Answer, Origin, Request
+from tests.hub.wire import Answer, Link, Origin, Request
 
 __all__ = ["TestHub"]
 
@@ -37,9 +37,10 @@ class TestHub:
         self.state = HubState(folder)
         self.faults, self.log = Faults(), Log()
         self.routes = HubRoutes(self.state)
-        self._hub = Origin("hub", "127.0.0.1", self.routes.hub, self.faults, self.log)
+        self._link = Link()
+        self._hub = Origin("hub", "127.0.0.1", self.routes.hub, self.faults, self.log, self._link)
         # Another host: some clients take another port for the same origin.
-        self._storage = Origin("storage", "127.0.0.2", self.routes.storage, self.faults, self.log)
+        self._storage = Origin("storage", "127.0.0.2", self.routes.storage, self.faults, self.log, self._link)
         self.routes.hub_url, self.routes.storage_url = self._hub.url, self._storage.url
         self._hub.start()
         self._storage.start()
@@ -62,8 +63,8 @@ class TestHub:
         self.close()
 
     def limit_rate(self, rate: float | None) -> None:
-        """Bytes a second that files are sent with; None for as fast as it goes."""
-        self._hub.rate = self._storage.rate = rate
+        """Bytes a second that all answers together are sent with; None for as fast as it goes."""
+        self._link.rate = rate
 
     def answer_with(self, route: Callable[[Request], Answer]) -> None:
         """Let the Hub answer otherwise than it does; ``routes.hub`` is what it would have answered."""

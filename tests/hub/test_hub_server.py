@@ -7,6 +7,8 @@ import io
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +281,14 @@ def test_the_command_line_of_hugging_face(
     hf("download", "ada/model", "--local-dir", "here")
     assert (tmp_path / "here" / "model.dcz").read_bytes() == WEIGHTS
     assert hub.repository("ada/model").private
+
+
+def test_the_line_has_a_rate(hub: TestHub) -> None:
+    """No faster than was asked for, whatever the number of connections."""
+    hub.add_files("ada/model", {"model.dcz": WEIGHTS}, lfs=["model.dcz"])
+    url = f"{hub.url}/ada/model/resolve/main/model.dcz"
+    hub.limit_rate(2e6)
+    start = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        assert [found[1] for found in pool.map(get, [url] * 3)] == [WEIGHTS] * 3
+    assert time.monotonic() - start > 3 * len(WEIGHTS) / 2e6 - 0.05

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final
 from tests.hub.faults import Fault, Faults, Log, Record
 from tests.hub.state import Refusal
 
-__all__ = ["Answer", "Origin", "Part", "Request"]
+__all__ = ["Answer", "Link", "Origin", "Part", "Request"]
 
 _PIECE: Final = 1 << 20
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
@@ -118,19 +118,46 @@ class Request:
         return start, end - start
 
 
+class Link:
+    """The line that all connections share: ``rate`` bytes a second, None for all that the machine can."""
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._lock = threading.Lock()
+        self._free = 0.0
+
+    def pass_on(self, count: int) -> None:
+        """Wait as long as so many bytes take."""
+        if (rate := self.rate) is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            # What was idle for a moment may catch up: sleeping is not exact.
+            self._free = max(self._free, now - 0.02) + count / rate
+            pause = self._free - now
+        if pause > 0:
+            time.sleep(pause)
+
+
 class Origin(ThreadingHTTPServer):
-    """A server of its own on a free port. ``route`` makes the answers; ``rate`` are bytes a second, None for all it can."""
+    """A server of its own on a free port. ``route`` makes the answers."""
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 128
 
     def __init__(
-        self, name: str, host: str, route: Callable[[Request], Answer], faults: Faults, log: Log
+        self,
+        name: str,
+        host: str,
+        route: Callable[[Request], Answer],
+        faults: Faults,
+        log: Log,
+        link: Link,
     ) -> None:
         super().__init__((host, 0), _Handler)
         self.name, self.route, self.faults, self.log = name, route, faults, log
-        self.rate: float | None = None
+        self.link = link
         self.stopped = threading.Event()
         self._open: set[socket.socket] = set()
         self._thread = threading.Thread(
@@ -261,9 +288,10 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(body, bytes):
             self.wfile.write(body[:stop])
             self._record.sent += stop
+            self.server.link.pass_on(stop)
             return
         flip = fault.after if fault is not None and fault.kind == "flip" else None
-        piece = _PIECE if self.server.rate is None else 1 << 14
+        piece = _PIECE if self.server.link.rate is None else 1 << 14
         with open(body.path, "rb", buffering=0) as file:
             sent = 0
             while sent < stop:
@@ -276,5 +304,4 @@ class _Handler(BaseHTTPRequestHandler):
                     count = os.sendfile(self.connection.fileno(), file.fileno(), at, count)
                 sent += count
                 self._record.sent += count
-                if self.server.rate is not None:
-                    time.sleep(count / self.server.rate)
+                self.server.link.pass_on(count)
