@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dcz.registry.index import Change
     from dcz.registry.locking import Locked, lock, locked, write_lock
     from dcz.registry.outcomes import Pulled, Pushed
+    from dcz.registry.pins import check_pinned, read_pins
     from dcz.registry.refs import (
         HubReference,
         OciReference,
@@ -77,6 +78,7 @@ __all__ = [
     "Verified",
     "base_name",
     "base_sources",
+    "check_pinned",
     "collect_garbage",
     "default_registry",
     "fetch_model",
@@ -92,6 +94,7 @@ __all__ = [
     "parse_reference",
     "pull",
     "push",
+    "read_pins",
     "resolve",
     "tag",
     "verify",
@@ -119,11 +122,13 @@ _MODULES: Final = {
     "Store": "stores.base",
     "base_name": "bases",
     "base_sources": "bases",
+    "check_pinned": "pins",
     "lock": "locking",
     "locked": "locking",
     "parse_reference": "refs",
     "pull": "transfer",
     "push": "transfer",
+    "read_pins": "pins",
     "write_lock": "locking",
 }
 

@@ -61,7 +61,7 @@ def open_reader(
     Hub is fetched if the ``whole`` of it is to be read; otherwise, only what is asked for comes over the wire. Raises
     FormatError, OSError, InvalidReference or NotInRegistry, and RegistryCorrupt if the file has not the identity ``digest``.
     """
-    from dcz.registry.pins import check_pinned, read_pins
+    from dcz.registry import check_pinned, read_pins
 
     pins = read_pins(digest)
     reader = _open_reader(source, registry, limits, threads, base, whole)
