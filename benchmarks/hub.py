@@ -194,6 +194,7 @@ def _killed(hub: HubProcess, folder: Path, model: Path) -> Figure:
     here, size = folder / "killed", model.stat().st_size
     command = _dcz("pull", "hf://me/h0", "-o", str(here))
     hub.ask("hub.limit_rate(200e6)")
+    hub.ask("hub.log.clear()")
     process = subprocess.Popen(command, env=hub.environment, stdout=subprocess.DEVNULL)
     while not any(path.stat().st_size > size // 2 for path in here.glob(".dcz-pull-*/*.0")):
         time.sleep(0.01)
