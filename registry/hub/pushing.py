@@ -1,7 +1,7 @@
 """push: files become one commit on a branch, at once or not at all.
 
-The .dcz files are verified and hashed first, then uploaded (which nobody sees), then committed with the parent that was the
-branch's head when the push began. An answer that is lost says nothing about the commit: so before anything is tried again,
+The files are hashed and uploaded, which nobody sees, and the .dcz files verified meanwhile; when all that is done, they are
+committed with the parent that was the branch's head when the push began. An answer that is lost says nothing about the commit: so before anything is tried again,
 the branch is asked for, and if its files are those that were to be, the push is done. If they are not, and the head is
 another than it was, somebody was quicker, and the push ends.
 """
@@ -16,18 +16,18 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from dcz.errors import (
     Conflict,
+    DczError,
     FormatError,
     InvalidReference,
     NotInRegistry,
     RegistryCorrupt,
-    RegistryError,
     UsageError,
     VersionExists,
 )
@@ -99,6 +99,17 @@ class _Outgoing:
     git: str | None
     stream: _Stream
     addition: CommitOperationAdd
+    checking: Future[None]
+
+    def check(self) -> None:
+        """Wait for its verification. Raises FormatError, UsageError."""
+        try:
+            self.checking.result()
+        except FormatError as exc:
+            exc.file = str(self.path)
+            raise
+        except OSError as exc:
+            raise UsageError(f"cannot push {str(self.path)!r}: {exc.strerror}") from exc
 
     @property
     def name(self) -> str:
@@ -128,8 +139,9 @@ def push(
         raise connection.offline_error(str(reference))
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
-        outgoing = [_prepare(path, size, stack, progress) for path, size in sorted(files.items())]
-        refs = _ready(connection, reference, private=private)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        outgoing = [_prepare(path, size, stack, pool, progress) for path, size in sorted(files.items())]
+        refs = _ready(connection, reference, outgoing, private=private)
         branch = reference.revision or "main"
         before = open_snapshot(connection, HubReference(reference.org, reference.name, branch))
         if private and not before.private:
@@ -144,33 +156,33 @@ def push(
     return Pushed(after.reference, created, tags=tuple(new))
 
 
-def _prepare(path: Path, size: int, stack: contextlib.ExitStack, progress: Progress | None) -> _Outgoing:
-    """Verify a .dcz file, and let huggingface_hub hash every file. Raises FormatError, UsageError."""
+def _prepare(
+    path: Path, size: int, stack: contextlib.ExitStack, pool: ThreadPoolExecutor, progress: Progress | None
+) -> _Outgoing:
+    """Let huggingface_hub hash a file, and begin to verify it if it is a .dcz. Raises UsageError."""
     from huggingface_hub import CommitOperationAdd
 
     try:
         stream = stack.enter_context(_Stream(path))
         before = os.fstat(stream.fileno())
         stream.step = steps(progress, f"hash {path.name}", size)
-        with ThreadPoolExecutor(1) as pool:
-            hashing = pool.submit(CommitOperationAdd, path.name, cast("BinaryIO", stream))
-            if is_dcz(path):
-                verify_with_progress(path, path.name, size, progress)
-            addition = hashing.result()
+        addition = CommitOperationAdd(path.name, cast("BinaryIO", stream))
         git = None
         if size <= _GIT_MAX:
             data = path.read_bytes()
             git = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest()
-        changed = _state(before) != _state(os.stat(path)) or addition.upload_info.size != size
     except OSError as exc:
         raise UsageError(f"cannot push {str(path)!r}: {exc.strerror}") from exc
-    except FormatError as exc:
-        exc.file = str(path)
-        raise
-    if changed:
-        raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
+
+    def check() -> None:
+        if is_dcz(path):
+            verify_with_progress(path, path.name, size, progress)
+        if _state(before) != _state(os.stat(path)) or addition.upload_info.size != size:
+            raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
+
     stream.step = steps(progress, f"upload {path.name}", size)
-    return _Outgoing(path, size, addition.upload_info.sha256.hex(), git, stream, addition)
+    sha256 = addition.upload_info.sha256.hex()
+    return _Outgoing(path, size, sha256, git, stream, addition, pool.submit(check))
 
 
 def _state(info: os.stat_result) -> tuple[int, ...]:
@@ -180,14 +192,18 @@ def _state(info: os.stat_result) -> tuple[int, ...]:
 # -- before
 
 
-def _ready(connection: Connection, reference: HubReference, *, private: bool) -> Refs:
-    """The branches and tags of the repository, which is made if need be, and so is the branch."""
+def _ready(
+    connection: Connection, reference: HubReference, outgoing: Sequence[_Outgoing], *, private: bool
+) -> Refs:
+    """The branches and tags of the repository, which is made if need be, and so is the branch: not for broken files."""
     name = f"{reference.org}/{reference.name}"
     try:
         refs = list_refs(connection, reference)
     except NotInRegistry:
         if not connection.token:
             raise
+        for item in outgoing:
+            item.check()
 
         def create() -> None:
             with connection.api() as api:
@@ -201,6 +217,8 @@ def _ready(connection: Connection, reference: HubReference, *, private: bool) ->
             f"{reference} is a tag, and tags do not move", hint="push to a branch, or to none for main"
         )
     if branch is not None and branch not in refs.branches:
+        for item in outgoing:
+            item.check()
 
         def begin() -> None:
             with connection.api() as api:
@@ -254,6 +272,8 @@ def _commit(
     gone = _leftovers(before, outgoing)
     changed = [item for item in outgoing if not item.is_in(before)]
     if not changed and not gone:
+        for item in outgoing:
+            item.check()
         return before, False
 
     def is_done(snapshot: Snapshot) -> bool:
@@ -272,6 +292,8 @@ def _commit(
             with connection.api() as api:
                 additions = [item.addition for item in changed]
                 api.preupload_lfs_files(before.repository, additions, revision=branch, free_memory=False)
+                for item in outgoing:
+                    item.check()
                 api.create_commit(
                     before.repository,
                     [*additions, *(CommitOperationDelete(path, is_folder=False) for path in gone)],
@@ -285,7 +307,7 @@ def _commit(
             raise RegistryCorrupt(
                 f"{what}: {connection.endpoint} took the commit, but its files are not those pushed"
             )
-        except RegistryError:
+        except DczError:
             raise
         except Exception as exc:
             failure = connection.failure(exc, what)

@@ -173,6 +173,11 @@ def test_a_broken_file_is_not_pushed(hub: TestHub, ada: Hub, make_dcz: MakeDcz) 
     with pytest.raises(FormatError):
         push(model, "hf://ada/m", registry=ada)
     assert hub.state.repositories == {}
+    head = hub.add_files("ada/m", {"a.txt": b"a"})
+    for ref in ("hf://ada/m", "hf://ada/m@dev"):
+        with pytest.raises(FormatError):
+            push(model, ref, registry=ada)
+    assert hub.repository("ada/m").branches == {"main": head}
 
 
 def test_who_may_not(hub: TestHub, ada: Hub, make_dcz: MakeDcz, tmp_path: Path) -> None:
