@@ -164,25 +164,28 @@ def _prepare(
 
     try:
         stream = stack.enter_context(_Stream(path))
-        before = os.fstat(stream.fileno())
+        before = _state(os.fstat(stream.fileno()))
+
+        def check() -> None:
+            if is_dcz(path):
+                verify_with_progress(path, path.name, size, progress)
+            if _state(os.stat(path)) != before:
+                raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
+
+        checking = pool.submit(check)
         stream.step = steps(progress, f"hash {path.name}", size)
         addition = CommitOperationAdd(path.name, cast("BinaryIO", stream))
         git = None
         if size <= _GIT_MAX:
             data = path.read_bytes()
             git = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest()
+        changed = _state(os.stat(path)) != before or addition.upload_info.size != size
     except OSError as exc:
         raise UsageError(f"cannot push {str(path)!r}: {exc.strerror}") from exc
-
-    def check() -> None:
-        if is_dcz(path):
-            verify_with_progress(path, path.name, size, progress)
-        if _state(before) != _state(os.stat(path)) or addition.upload_info.size != size:
-            raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
-
+    if changed:
+        raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
     stream.step = steps(progress, f"upload {path.name}", size)
-    sha256 = addition.upload_info.sha256.hex()
-    return _Outgoing(path, size, sha256, git, stream, addition, pool.submit(check))
+    return _Outgoing(path, size, addition.upload_info.sha256.hex(), git, stream, addition, checking)
 
 
 def _state(info: os.stat_result) -> tuple[int, ...]:
