@@ -29,7 +29,7 @@ from dcz.converters.base import AssetData, Progress, TensorSource, transfer
 from dcz.converters.conversion import RecipeLike, SourceLike, open_source
 from dcz.converters.decoding import DecodeSink, canonical_header, folder_in_place, original_headers
 from dcz.converters.huggingface import FolderFiles, pick_weights
-from dcz.converters.model_card import CardFacts, is_generated, merged_card
+from dcz.converters.model_card import CardFacts, Loading, is_generated, merged_card
 from dcz.converters.recipe_notes import RecipeTally
 from dcz.converters.recipes import load_recipe
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource, read_weight_map
@@ -65,13 +65,15 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class SavedFolder:
-    """What saving a folder did. Bytes are those of the tensors as they were, and of the .dcz files; ``seconds`` of wall clock."""
+    """What saving a folder did. Bytes are those of the tensors as they were, and of the .dcz files; ``seconds`` of wall clock.
+    ``lossless``: no rule of the recipe has changed weights."""
 
     path: str
     dcz_files: tuple[SavedFile, ...]
     other_files: tuple[str, ...]
     recipe: str
     effort: str
+    lossless: bool
     tensors: int
     tensor_bytes: int
     seconds: float
@@ -85,6 +87,19 @@ class SavedFolder:
     def ratio(self) -> float:
         """The .dcz files' bytes for each byte of the tensors; 1 if there are none."""
         return self.file_bytes / self.tensor_bytes if self.tensor_bytes else 1.0
+
+    def facts(self, *, loading: Loading, name: str | None = None, base_model: str | None = None) -> CardFacts:
+        """What its model card tells."""
+        return CardFacts(
+            recipe=self.recipe,
+            lossless=self.lossless,
+            tensors=self.tensors,
+            tensor_bytes=self.tensor_bytes,
+            files=tuple((file.path, file.size, file.digest) for file in self.dcz_files),
+            loading=loading,
+            base_model=base_model,
+            name=name,
+        )
 
 
 @dataclass(frozen=True)
@@ -181,6 +196,7 @@ def save_folder(
     max_shard_size: int | str = MAX_SHARD_BYTES,
     base_model: str | None = None,
     name: str | None = None,
+    card: bytes | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -190,7 +206,7 @@ def save_folder(
 
     ``source``: a folder, or what dcz.convert takes. ``max_shard_size``: in bytes, or such as ``5GB``. ``base_model``: the
     repository on the Hub that the model was, for the model card; of a folder in the cache of the Hub it is known. ``name``: of the
-    repository that the card is for. Others as for dcz.convert. ``progress`` counts the bytes of each set of weights alone.
+    repository that the card is for. ``card``: the card to add to, instead of that of the source. Others as for dcz.convert. ``progress`` counts the bytes of each set of weights alone.
 
     Nothing appears at ``destination`` before it is whole; an existing folder must be empty. Raises as dcz.convert does,
     and UsageError if the folder is not empty.
@@ -203,18 +219,26 @@ def save_folder(
     given = _Input(source, threads, bases)
     saver = _Saver(given, plan, effort, most, threads, progress, metadata or {})
     with naming(os.fspath(target)), folder_in_place(target) as folder, saver:
-        saver.save(folder, base_model, name)
-    return SavedFolder(
-        path=os.fspath(destination),
-        dcz_files=tuple(saver.saved),
-        other_files=tuple(sorted(saver.others)),
-        recipe=plan.name,
-        effort=effort,
-        tensors=saver.tensors,
-        tensor_bytes=saver.tensor_bytes,
-        seconds=time.perf_counter() - start,
-        notes=tuple(dict.fromkeys((*given.notes, *saver.notes))),
-    )
+        saver.save(folder)
+        done = SavedFolder(
+            path=os.fspath(destination),
+            dcz_files=tuple(saver.saved),
+            other_files=tuple(sorted([*saver.others, _CARD])),
+            recipe=plan.name,
+            effort=effort,
+            lossless=saver.lossless,
+            tensors=saver.tensors,
+            tensor_bytes=saver.tensor_bytes,
+            seconds=time.perf_counter() - start,
+            notes=tuple(dict.fromkeys((*given.notes, *saver.notes))),
+        )
+        facts = done.facts(
+            loading="transformers" if saver.loadable else "folder",
+            name=name,
+            base_model=base_model or given.repository,
+        )
+        write_new(folder / _CARD, merged_card(saver.card if card is None else card, facts))
+    return done
 
 
 def check_free(target: Path) -> None:
@@ -241,8 +265,8 @@ class _Saver:
         self.others: list[str] = []
         self.notes: list[str] = []
         self.tensors = self.tensor_bytes = 0
-        self._loadable = False
-        self._card: bytes | None = None
+        self.loadable = False
+        self.card: bytes | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> None:
@@ -251,22 +275,15 @@ class _Saver:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def save(self, folder: Path, base_model: str | None, name: str | None) -> None:
+    def save(self, folder: Path) -> None:
         for number, weights in enumerate(self._given.weights):
             self._save_weights(folder, weights, first=number == 0)
         for path, content in self._given.files.items():
             self._write(folder, path, content)
-        facts = CardFacts(
-            recipe=self._recipe.name,
-            lossless=not self._tally.changed,
-            base_model=base_model or self._given.repository,
-            name=name,
-            tensors=self.tensors,
-            tensor_bytes=self.tensor_bytes,
-            files=tuple((file.path, file.size, file.digest) for file in self.saved),
-            loading="transformers" if self._loadable else "folder",
-        )
-        self._write(folder, _CARD, lambda: merged_card(self._card, facts))
+
+    @property
+    def lossless(self) -> bool:
+        return not self._tally.changed
 
     def _save_weights(self, folder: Path, weights: _Weights, *, first: bool) -> None:
         place = folder / weights.place
@@ -276,8 +293,8 @@ class _Saver:
         for asset in source.loose():  # of a .dcz file, which holds the files that it came with
             self._given.files.setdefault(str(weights.place / asset.path), asset.read)
         if first and _CARD in self._given.files:
-            self._card = _content(self._given.files.pop(_CARD))
-            source.keep(_CARD, self._card)
+            self.card = _content(self._given.files.pop(_CARD))
+            source.keep(_CARD, self.card)
         config = None
         if weights.stem == "model" and config_path in self._given.files:
             content = _content(self._given.files[config_path])
@@ -308,26 +325,17 @@ class _Saver:
                 "shards": {name: file.digest for name, file in sink.files.items()},
             }
             del self._given.files[config_path]
-            self._loadable |= config_path == _CONFIG
+            self.loadable |= config_path == _CONFIG
             self._write(
                 folder, config_path, lambda: json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
             )
 
     def _write(self, folder: Path, path: str, content: Callable[[], bytes] | Path) -> None:
-        place = folder / path
-        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             check_asset_paths([path])
         except ValueError as exc:
             raise SourceError(f"a file cannot be written: {exc}") from exc
-        with place.open("xb") as file:
-            if isinstance(content, Path):
-                with content.open("rb") as other:
-                    shutil.copyfileobj(other, file)
-            else:
-                file.write(content())
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(folder / path, content if isinstance(content, Path) else content())
         self.others.append(path)
 
 
@@ -491,7 +499,7 @@ class _Hydrator:
             paths = {name: (folder / place / name, header) for name, header in files.items()}
             transfer(shards, DecodeSink(paths, None, shards.aliases()), self._progress)
             for asset, name in zip(loose, names[len(files) :], strict=True):
-                _write_new(folder / name, asset.read())
+                write_new(folder / name, asset.read())
             self.written.update(names)
             self.tensors += len(shards)
             self.tensor_bytes += shards.tensor_bytes
@@ -505,12 +513,12 @@ class _Hydrator:
             if path == _CARD and is_generated((self._files.folder / path).read_bytes()):
                 self.notes.append(f"left out: {path} (it is about the .dcz files)")
             elif self._files.takes(path, bounded=False):
-                _write_new(folder / path, self._files.folder / path)
+                write_new(folder / path, self._files.folder / path)
                 self.written.add(path)
         self.notes += self._files.notes
 
 
-def _write_new(place: Path, content: bytes | Path) -> None:
+def write_new(place: Path, content: bytes | Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("xb") as file:
         if isinstance(content, Path):

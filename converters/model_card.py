@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
-__all__ = ["CardFacts", "is_generated", "merged_card"]
+__all__ = ["CardFacts", "Loading", "is_generated", "merged_card"]
+
+Loading: TypeAlias = Literal["transformers", "module", "folder"]
+"""How the weights are loaded: by transformers, by DczModelHubMixin, or by hydrating the folder first."""
 
 BEGIN: Final = "<!-- begin dcz -->"
 END: Final = "<!-- end dcz -->"
@@ -57,7 +60,7 @@ class CardFacts:
     tensors: int
     tensor_bytes: int
     files: tuple[tuple[str, int, str], ...]
-    loading: Literal["transformers", "module", "folder"]
+    loading: Loading
     base_model: str | None = None
     name: str | None = None
 

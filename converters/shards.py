@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from dcz.converters.base import AssetData, TensorOutline, TensorSink
 from dcz.converters.container import DczSink, DczSource
@@ -134,6 +134,12 @@ class Shards:
 
     def close(self) -> None:
         self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _pins(index: Any, path: Path) -> dict[str, str] | None:

@@ -8,6 +8,7 @@
     dcz.load_model(path), dcz.load_tokenizer(path)      a transformers model that runs
     dcz.load_into(module, path)                         any module
     dcz.save_pretrained(source, folder)                 a folder of .dcz files, for the Hub and transformers
+    dcz.push_to_hub(source, "org/name")                 such a folder, pushed
     dcz.hydrate(folder, destination)                    an ordinary folder of it
     dcz.verify(path, deep=True)
 
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from dcz.runtime.artifacts import decode, verify
     from dcz.runtime.files import TensorFile
     from dcz.runtime.folders import hydrate, save_pretrained
+    from dcz.runtime.hub import push_to_hub
+    from dcz.runtime.hub_mixin import DczModelHubMixin
     from dcz.runtime.loading import convert, load, load_into, open, save
     from dcz.runtime.transformers import load_model, load_tokenizer
 
@@ -80,6 +83,7 @@ __all__ = [
     "Converted",
     "CorruptStream",
     "DczError",
+    "DczModelHubMixin",
     "Decoded",
     "DigestMismatch",
     "EncodingError",
@@ -121,6 +125,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "open",
+    "push_to_hub",
     "save",
     "save_pretrained",
     "verify",
@@ -129,6 +134,7 @@ __all__ = [
 _MODULES: Final = {
     "Converted": "dcz.converters.conversion",
     "Decoded": "dcz.converters.decoding",
+    "DczModelHubMixin": "dcz.runtime.hub_mixin",
     "Estimate": "dcz.converters.estimate",
     "Estimated": "dcz.converters.estimate",
     "Hydrated": "dcz.converters.folders",
@@ -144,6 +150,7 @@ _MODULES: Final = {
     "load_model": "dcz.runtime.transformers",
     "load_tokenizer": "dcz.runtime.transformers",
     "open": "dcz.runtime.loading",
+    "push_to_hub": "dcz.runtime.hub",
     "save": "dcz.runtime.loading",
     "save_pretrained": "dcz.runtime.folders",
     "verify": "dcz.runtime.artifacts",

@@ -67,7 +67,9 @@ def test_transformers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == ["['model.dcz'] 0.82"]
     source = minilm()
     for path in source.rglob("*"):
-        assert path.is_dir() or (place / "minilm" / path.relative_to(source)).read_bytes() == path.read_bytes()
+        assert (
+            path.is_dir() or (place / "minilm" / path.relative_to(source)).read_bytes() == path.read_bytes()
+        )
 
 
 def test_limits_are_as_written() -> None:
