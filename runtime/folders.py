@@ -23,7 +23,7 @@ from dcz.converters.safetensors import INDEX_SUFFIX
 from dcz.converters.shards import MAX_SHARD_BYTES
 from dcz.errors import SourceError, UsageError
 from dcz.format.source import url_scheme
-from dcz.runtime.loading import BasesLike, ModelLike, RegistryLike, open_reader
+from dcz.runtime.loading import BasesLike, ModelLike, RegistryLike, from_hub, open_reader
 
 if TYPE_CHECKING:
     from dcz.converters.base import Progress
@@ -51,6 +51,7 @@ def save_pretrained(
     name: str | None = None,
     card: bytes | None = None,
     metadata: Mapping[str, str] | None = None,
+    registry: RegistryLike = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> SavedFolder:
@@ -81,9 +82,13 @@ def save_pretrained(
             metadata=metadata,
             threads=threads,
             progress=progress,
-            bases=base_sources(),
+            bases=base_sources(registry=registry),
         )
 
+    if isinstance(source, str) and url_scheme(source) == "hf":
+        check_free(Path(folder))
+        with from_hub(source, registry, threads) as opened:
+            return save(opened)
     if not is_pretrained(source):
         return save(source)
     shard_bytes(max_shard_size)

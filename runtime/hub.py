@@ -56,6 +56,7 @@ def push_to_hub(
             base_model=base_model,
             name=name,
             card=card,
+            registry=registry,
             threads=threads,
         )
 

@@ -61,7 +61,7 @@ class DczConfig(QuantizationConfigMixin):
     def __init__(
         self, format_version: int = FORMAT_VERSION, shards: Mapping[str, str] | None = None, **_: Any
     ) -> None:
-        """Raises UnsupportedVersion for a folder that a newer dcz wrote."""
+        """Raises UnsupportedVersion for a folder that a newer dcz wrote, ManifestError for digests that are none."""
         if format_version != FORMAT_VERSION:
             raise UnsupportedVersion(
                 f"the quantization_config has the version {format_version}, this dcz reads version {FORMAT_VERSION}",
@@ -69,7 +69,12 @@ class DczConfig(QuantizationConfigMixin):
             )
         self.quant_method = METHOD  # type: ignore[assignment]  # theirs is an enum, and takes text as well
         self.format_version = format_version
-        self.shards = None if shards is None else dict(shards)
+        given: Any = shards
+        if given is not None and not (
+            isinstance(given, Mapping) and all(isinstance(digest, str) for digest in given.values())
+        ):
+            raise ManifestError("the shards of the quantization_config are not an object of digests")
+        self.shards = None if given is None else dict(given)
         # What tells transformers that the loaded model is an ordinary one, which is saved as such.
         self.dequantize = True
 

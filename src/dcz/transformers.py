@@ -14,7 +14,7 @@ from dcz.errors import MissingDependency
 
 try:
     from dcz.runtime.pretrained import DczConfig, DczQuantizer
-except ModuleNotFoundError as exc:
+except ImportError as exc:
     if (exc.name or "").partition(".")[0] not in ("torch", "transformers"):
         raise
     raise MissingDependency("transformers>=5", needed_for="dcz.transformers", extra="transformers") from exc

@@ -184,6 +184,32 @@ def test_a_module_a_dictionary_a_file_and_a_dcz(tmp_path: Path) -> None:
     assert contents(tmp_path / "d") == contents(tmp_path / "in")
 
 
+def cached(folder: Path, cache: Path, repository: str) -> Path:
+    """A folder as huggingface_hub keeps it: each file a link to a blob."""
+    snapshot = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / ("c" * 40)
+    for name, digest in contents(folder).items():
+        blob = snapshot.parents[1] / "blobs" / digest
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes((folder / name).read_bytes())
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blob)
+    return snapshot
+
+
+def test_from_the_cache_of_the_hub(tmp_path: Path) -> None:
+    sharded(tmp_path / "in")
+    snapshot = cached(tmp_path / "in", tmp_path / "cache", "org/name")
+    dcz.save_pretrained(snapshot, tmp_path / "dcz")
+    card: Any = ModelCard((tmp_path / "dcz" / "README.md").read_text())
+    assert card.data.to_dict()["base_model"] == "org/name"
+    with Reader(tmp_path / "dcz" / "model.dcz") as reader:
+        provenance = reader.manifest.provenance
+    assert (provenance.source, provenance.revision) == ("org/name", "c" * 40)
+    assert not any(path.is_symlink() for path in (tmp_path / "dcz").iterdir())
+    dcz.hydrate(cached(tmp_path / "dcz", tmp_path / "cache", "me/name-dcz"), tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "in")
+
+
 def test_what_has_no_tensors_stays_as_it_is(tmp_path: Path) -> None:
     timm(tmp_path / "in")
     save_file({}, tmp_path / "in" / "empty.safetensors")

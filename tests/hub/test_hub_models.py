@@ -103,6 +103,12 @@ def test_hydrate_gives_back_what_was_pushed(hub: TestHub, ada: Hub, plain: Path,
     assert card.data.to_dict()["base_model"] == "org/base"
     assert 'from_pretrained("ada/m")' in card.text
     assert "dcz hydrate hf://ada/m -o folder" in card.text
+    # What is there as safetensors is fetched, and made into a folder.
+    hub.add_files(
+        "ada/plain", {str(path.relative_to(plain)): path for path in plain.rglob("*") if path.is_file()}
+    )
+    dcz.save_pretrained("hf://ada/plain", tmp_path / "of-hub", registry=ada)
+    assert "base_model: ada/plain" in (tmp_path / "of-hub" / "README.md").read_text()
     # A repository with a single .dcz file, and one with several that do not belong together.
     dcz.convert(plain, tmp_path / "m.dcz")
     dcz.registry.push(tmp_path / "m.dcz", "hf://ada/single", registry=ada)

@@ -327,6 +327,25 @@ def test_a_newer_folder(tmp_path: Path) -> None:
         load(folder, llama)
 
 
+@pytest.mark.parametrize("shards", [7, ["model.dcz"], {"model.dcz": 7}])
+def test_digests_that_are_none(tmp_path: Path, shards: Any) -> None:
+    folder = made(llama, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["shards"] = shards
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ManifestError, match="not an object of digests"):
+        load(folder, llama)
+
+
+@pytest.mark.parametrize("module", ["transformers", "transformers.core_model_loading", "torch"])
+def test_without_what_is_needed(module: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None\nimport dcz\ntry: import dcz.transformers\nexcept dcz.MissingDependency as exc: print(exc.hint)"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "pip install 'dcz[transformers]'"
+
+
 def test_what_dcz_cannot_do(tmp_path: Path) -> None:
     made(llama, tmp_path)
     quantizer: Any = DczQuantizer(dcz.transformers.DczConfig(), pre_quantized=True)

@@ -97,7 +97,16 @@ def command(
         if base is not None:
             raise click.UsageError("--base is for a single file.")
         _to_folder(
-            source, output, recipe, effort, max_shard_size, base_model, threads, quiet=quiet, as_json=as_json
+            source,
+            output,
+            recipe,
+            effort,
+            max_shard_size,
+            base_model,
+            registry,
+            threads,
+            quiet=quiet,
+            as_json=as_json,
         )
         return
     for option, value in (("--max-shard-size", max_shard_size), ("--base-model", base_model)):
@@ -159,6 +168,7 @@ def _to_folder(
     effort: EffortName,
     max_shard_size: str | None,
     base_model: str | None,
+    registry: Path | None,
     threads: int | None,
     *,
     quiet: bool,
@@ -174,6 +184,7 @@ def _to_folder(
             effort=effort,
             max_shard_size=max_shard_size or "5GB",
             base_model=base_model,
+            registry=registry,
             threads=threads,
             progress=update and (lambda now, total: update(f"convert {source}", now, total)),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -41,15 +42,12 @@ def command(
     """Make an ordinary folder, with safetensors weights, for every other tool.
 
     FOLDER is one that `dcz convert -o FOLDER/` wrote, or a copy of it; its name begins with a dot, a slash or ~, or ends
-    with a slash. What was stored losslessly is identical to the folder that was converted, file by file. The output folder
-    must be new or empty.
+    with a slash. REF can be a repository on the Hub with such files. What was stored losslessly is identical to the folder
+    that was converted, file by file. The output folder must be new or empty.
     """
     from dcz.runtime.folders import hydrate
 
-    is_folder = target.endswith("/") or (
-        target.startswith((".", "/", "~")) and Path(target).expanduser().is_dir()
-    )
-    source = str(Path(target).expanduser()) if is_folder else locate(target, registry, file)
+    source = locate(target, registry, file) if file is not None else os.path.expanduser(target)
     with bars(quiet=quiet) as update:
         done = hydrate(
             source,
