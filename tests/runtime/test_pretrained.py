@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from tests.converters.test_huggingface_folders import minilm
 
 import dcz
 import dcz.transformers
@@ -219,6 +220,30 @@ def test_training_goes_on(tmp_path: Path) -> None:
     assert any(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
     pointers = [parameter.untyped_storage().data_ptr() for parameter in model.parameters()]
     assert len(set(pointers)) == len(pointers)
+
+
+def test_device_maps(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", exc_type=ImportError)
+    folder = made(llama, tmp_path)
+    expected = load(tmp_path / "plain", llama)
+    for place in ("cpu", "auto", {"": "cpu"}):
+        assert_same(load(folder, llama, device_map=place), expected)
+    for options in (
+        {"device_map": {"model": "cpu", "lm_head": "disk"}},
+        {"device_map": "auto", "max_memory": {"cpu": "5KB"}},
+    ):
+        with pytest.raises(UsageError, match="cannot stay on the disk"):
+            load(folder, llama, offload_folder=str(tmp_path / "offload"), **options)
+
+
+def test_sentence_transformers(tmp_path: Path) -> None:
+    """Which loads its model through transformers, and so from .dcz files, too."""
+    library = pytest.importorskip("sentence_transformers", exc_type=ImportError)
+    source = minilm()
+    dcz.save_pretrained(source, tmp_path / "dcz")
+    words = ["a small model runs"]
+    a, b = (library.SentenceTransformer(str(place)).encode(words) for place in (source, tmp_path / "dcz"))
+    assert (a == b).all()
 
 
 # -- what is not right
