@@ -19,6 +19,7 @@ NAMES = (
     "load",
     "convert",
     "memory",
+    "pretrained",
     "overhead",
     "startup",
     "clustering",

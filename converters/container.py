@@ -110,13 +110,14 @@ class DczSink:
         threads: int | None = None,
         base: Reader | None = None,
         base_hint: str | None = None,
+        tally: RecipeTally | None = None,
     ) -> None:
-        """``base``: to whose tensors of the same names those that are kept exactly are stored as differences, where that is
+        """``tally``: of several files that one recipe makes. ``base``: to whose tensors of the same names those that are kept exactly are stored as differences, where that is
         smaller; ``base_hint``: what it is called in the file."""
         self._path = os.fspath(path)
         self._effort: EffortName = effort
         self._recipe = recipe
-        self._tally = RecipeTally(recipe)
+        self._tally = RecipeTally(recipe) if tally is None else tally
         self._notes: list[str] = []
         self._base = base
         self._check_not_needed()

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ from dcz.format.atomic import naming, temporary_prefix
 from dcz.format.manifest import check_asset_paths
 
 if TYPE_CHECKING:
+    from dcz.converters.shards import Shards
     from dcz.format.manifest import Provenance
 
-__all__ = ["Decoded", "decode"]
+__all__ = ["DecodeSink", "Decoded", "canonical_header", "decode", "folder_in_place", "original_headers"]
 
 
 @dataclass(frozen=True)
@@ -46,34 +47,34 @@ class Decoded:
     seconds: float
 
 
-def _headers(reader: Reader) -> dict[str, Header]:
-    """The original headers, if together they describe exactly the tensors of the file; otherwise none."""
+def original_headers(model: Reader | Shards, assets: Iterable[AssetData]) -> dict[str, Header]:
+    """The original headers among the assets, if together they describe exactly the tensors of the model; otherwise none."""
     found: dict[str, Header] = {}
     names: list[str] = []
-    for asset in reader.manifest.assets:
+    for asset in assets:
         if asset.role != "safetensors-header":
             continue
         try:
-            header = parse_header(reader.read_asset(asset.path), file=asset.path)
+            header = parse_header(asset.read(), file=asset.path)
         except SourceError:
             return {}
         for tensor in header.tensors:
-            if tensor.name not in reader:
+            if tensor.name not in model:
                 return {}
-            if (tensor.dtype.name, tensor.shape) != (reader.dtype(tensor.name), reader.shape(tensor.name)):
+            if (tensor.dtype.name, tensor.shape) != (model.dtype(tensor.name), model.shape(tensor.name)):
                 return {}
         names += [tensor.name for tensor in header.tensors]
         found[asset.path] = header
-    return found if sorted(names) == sorted(reader.keys()) else {}
+    return found if sorted(names) == sorted(model.keys()) else {}
 
 
-def _canonical(reader: Reader) -> Header:
+def canonical_header(model: Reader | Shards) -> Header:
     """A header for all tensors. Tied ones stand in it once for each name, as safetensors cannot share."""
-    tensors = [(name, DTYPES[reader.dtype(name)], reader.shape(name)) for name in reader]
-    return build_header(tensors, reader.metadata)
+    tensors = [(name, DTYPES[model.dtype(name)], model.shape(name)) for name in list(model.keys())]
+    return build_header(tensors, model.metadata)
 
 
-class _DecodeSink:
+class DecodeSink:
     """safetensors files with known headers, and, in a folder, the assets beside them."""
 
     def __init__(
@@ -166,25 +167,25 @@ def decode(
 
 
 def _decode_file(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], int]:
-    headers = _headers(reader)
-    header = next(iter(headers.values())) if len(headers) == 1 else _canonical(reader)
-    sink = _DecodeSink({target.name: (target, header)}, None, reader.aliases)
+    headers = original_headers(reader, DczSource(reader).assets())
+    header = next(iter(headers.values())) if len(headers) == 1 else canonical_header(reader)
+    sink = DecodeSink({target.name: (target, header)}, None, reader.aliases)
     transfer(DczSource(reader), sink, progress)
     return sink.written, len(headers)
 
 
 def _decode_folder(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], int]:
-    headers = _headers(reader)
+    headers = original_headers(reader, DczSource(reader).assets())
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder")
     source: TensorSource = DczSource(reader) if headers else _WithoutIndex(reader)
-    files = headers or ({"model.safetensors": _canonical(reader)} if len(reader) else {})
+    files = headers or ({"model.safetensors": canonical_header(reader)} if len(reader) else {})
     try:
         check_asset_paths([*files, *reader.assets()])
     except ValueError as exc:
         raise ManifestError(f"the files cannot be put into one folder: {exc}", file=reader.name) from exc
-    with _folder_in_place(target) as folder:
-        sink = _DecodeSink(
+    with folder_in_place(target) as folder:
+        sink = DecodeSink(
             {name: (folder / name, header) for name, header in files.items()}, folder, reader.aliases
         )
         transfer(source, sink, progress)
@@ -199,7 +200,7 @@ class _WithoutIndex(DczSource):
 
 
 @contextmanager
-def _folder_in_place(target: Path) -> Generator[Path]:
+def folder_in_place(target: Path) -> Generator[Path]:
     """A folder beside ``target`` that takes its place when the block ends well, and goes away otherwise."""
     parent = target.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)

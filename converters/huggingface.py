@@ -31,7 +31,7 @@ from dcz.format.manifest import Provenance, check_asset_paths
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["HuggingFaceSource", "files_of_model"]
+__all__ = ["FolderFiles", "HuggingFaceSource", "files_of_model", "pick_weights"]
 
 MAX_ASSET: Final = 64 << 20
 MAX_MODULE: Final = 1 << 30
@@ -58,7 +58,7 @@ _SNAPSHOT: Final = re.compile(r"models--(?P<repository>.+)")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
-def _pick_weights(folder: Path) -> tuple[SafetensorsSource | PyTorchSource, set[str]]:
+def pick_weights(folder: Path) -> tuple[SafetensorsSource | PyTorchSource, set[str]]:
     """The source of the tensors, and the files that it stands for."""
     single, index = folder / "model.safetensors", folder / f"model{INDEX_SUFFIX}"
     if single.is_file():
@@ -95,6 +95,8 @@ def files_of_model(sizes: Mapping[str, int], fetch: Callable[[str], Path]) -> li
             weights = {index, *read_weight_map(fetch(index))[1].values()}
         else:
             continue
+        if any(path.endswith(".dcz") for path in weights):
+            return []
         if missing := weights - sizes.keys():
             raise SourceError(f"the repository has no {min(missing)}, which its index names")
         break
@@ -132,30 +134,20 @@ def _hub_place(folder: Path) -> tuple[str | None, str | None, Path]:
     return match["repository"].replace("--", "/"), commit, cache.parent
 
 
-class HuggingFaceSource:
-    """A folder as ``save_pretrained`` or a download from the Hub leaves it."""
+class FolderFiles:
+    """The files of a folder that travel with its weights."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises SourceError if the folder has no weights that can be read, or several that could be meant."""
-        self._folder = folder.resolve()
-        self._repository, self._revision, self._root = _hub_place(self._folder)
-        self._weights, taken = _pick_weights(self._folder)
-        self._notes: list[str] = []
-        self._paths: list[str] = []
-        folded: set[str] = set()
-        try:
-            for path in self._walk():
-                if path not in taken and self._is_asset(path, folded):
-                    self._paths.append(path)
-        except BaseException:
-            self._weights.close()
-            raise
+        self.folder = folder.resolve()
+        self.repository, self.revision, self._root = _hub_place(self.folder)
+        self.notes: list[str] = []
+        self._folded: set[str] = set()
 
-    def _walk(self) -> Iterator[str]:
+    def walk(self) -> Iterator[str]:
         """Every file, relative to the folder, with ``/``, in order."""
         found: list[str] = []
-        for base, folders, files in os.walk(self._folder):
-            place = Path(base).relative_to(self._folder)
+        for base, folders, files in os.walk(self.folder):
+            place = Path(base).relative_to(self.folder)
             for name in sorted(folders):
                 inner = PurePosixPath(*place.parts, name)
                 if name.startswith(".") or name == "__pycache__":
@@ -171,10 +163,11 @@ class HuggingFaceSource:
         return iter(sorted(found))
 
     def _leave_out(self, path: str, reason: str) -> None:
-        self._notes.append(f"left out: {path} ({reason})")
+        self.notes.append(f"left out: {path} ({reason})")
 
-    def _is_asset(self, path: str, folded: set[str]) -> bool:
-        file = self._folder / path
+    def takes(self, path: str, *, bounded: bool = True) -> bool:
+        """Whether a file travels; if not, a note says why. ``bounded``: whether large files are left out."""
+        file = self.folder / path
         pure = PurePosixPath(path)
         suffix, nested = pure.suffix.lower(), len(pure.parts) > 1
         reason = None
@@ -182,15 +175,15 @@ class HuggingFaceSource:
             reason = "a hidden file"
         elif suffix in _WEIGHTS or "openvino_model" in pure.name:
             reason = "weights in another format"
-        elif suffix == ".safetensors" and not nested:
+        elif suffix == ".safetensors" and bounded and not nested:
             reason = "further weights"
         elif not Path(os.path.realpath(file)).is_relative_to(self._root):
             reason = "a link that leads out of the folder"
         elif not file.is_file():
             reason = "not a file"
-        elif file.stat().st_size > (MAX_MODULE if suffix == ".safetensors" else MAX_ASSET):
+        elif bounded and file.stat().st_size > (MAX_MODULE if suffix == ".safetensors" else MAX_ASSET):
             reason = f"{file.stat().st_size} bytes"
-        elif path.casefold() in folded:
+        elif path.casefold() in self._folded:
             reason = "the same name as another file, but for its case"
         else:
             try:
@@ -200,8 +193,31 @@ class HuggingFaceSource:
         if reason is not None:
             self._leave_out(path, reason)
             return False
-        folded.add(path.casefold())
+        self._folded.add(path.casefold())
         return True
+
+    def read(self, path: str) -> bytes:
+        """Raises SourceError."""
+        try:
+            return (self.folder / path).read_bytes()
+        except OSError as exc:
+            raise SourceError(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
+class HuggingFaceSource:
+    """A folder as ``save_pretrained`` or a download from the Hub leaves it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises SourceError if the folder has no weights that can be read, or several that could be meant."""
+        self._files = FolderFiles(folder)
+        self._weights, taken = pick_weights(self._files.folder)
+        try:
+            self._paths = [
+                path for path in self._files.walk() if path not in taken and self._files.takes(path)
+            ]
+        except BaseException:
+            self._weights.close()
+            raise
 
     @property
     def tensor_bytes(self) -> int:
@@ -213,7 +229,7 @@ class HuggingFaceSource:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self._weights.notes, *self._notes)
+        return (*self._weights.notes, *self._files.notes)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         return self._weights.tensors()
@@ -227,17 +243,13 @@ class HuggingFaceSource:
     def assets(self) -> Iterator[AssetData]:
         yield from self._weights.assets()
         for path in self._paths:
-            yield AssetData(path, functools.partial(self._read, path))
-
-    def _read(self, path: str) -> bytes:
-        try:
-            return (self._folder / path).read_bytes()
-        except OSError as exc:
-            raise SourceError(f"{path}: cannot be read: {exc.strerror}") from exc
+            yield AssetData(path, functools.partial(self._files.read, path))
 
     def provenance(self) -> Provenance:
         return Provenance(
-            source=self._repository, revision=self._revision, files=self._weights.provenance().files
+            source=self._files.repository,
+            revision=self._files.revision,
+            files=self._weights.provenance().files,
         )
 
     def close(self) -> None:

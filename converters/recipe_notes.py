@@ -34,6 +34,11 @@ class RecipeTally:
         self._fitting = [0] * len(recipe.rules)
         self._aliases: list[str | None] = [None] * len(recipe.rules)
 
+    @property
+    def changed(self) -> int:
+        """How many tensors a rule has changed until now."""
+        return self._changed
+
     def add(self, name: str, tensor: np.ndarray, prepared: Prepared) -> None:
         """``prepared``: what the recipe made of the tensor."""
         self._tensors += 1

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dcz.errors import UsageError
+from dcz.format.manifest import check_asset_paths
 from dcz.registry.artifact import check_file_names
 
-__all__ = ["files_to_push", "is_dcz"]
+__all__ = ["files_of_folder", "files_to_push", "is_dcz"]
 
 
 def is_dcz(path: Path) -> bool:
@@ -35,4 +36,28 @@ def files_to_push(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str
         check_file_names(path.name for path in files)
     except ValueError as exc:
         raise UsageError(f"cannot push these files: {exc}") from exc
+    return files
+
+
+def files_of_folder(folder: Path) -> dict[Path, str]:
+    """The files of a folder and its sub-folders, without hidden ones, and their paths in it.
+
+    Raises UsageError if one of them cannot be pushed, or none is a .dcz file.
+    """
+    files: dict[Path, str] = {}
+    try:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder)
+            if path.is_dir() or any(part.startswith(".") for part in name.parts):
+                continue
+            if not path.is_file():
+                raise UsageError(f"cannot push {str(path)!r}: it is not a regular file")
+            files[path] = name.as_posix()
+        check_asset_paths(list(files.values()))
+    except OSError as exc:
+        raise UsageError(f"cannot push {str(folder)!r}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise UsageError(f"cannot push these files: {exc}") from exc
+    if not any(is_dcz(path) for path in files):
+        raise UsageError(f"{str(folder)!r} has no .dcz file", hint="`dcz convert MODEL -o FOLDER/` makes one")
     return files

@@ -32,7 +32,7 @@ from dcz.registry.client import RegistryLike, hub_of, open_registry, registry_re
 from dcz.registry.disk import os_errors
 from dcz.registry.index import LATEST, check_alias, check_movable, check_version, find_tag, version_exists
 from dcz.registry.outcomes import Pulled, Pushed
-from dcz.registry.outgoing import files_to_push, is_dcz
+from dcz.registry.outgoing import files_of_folder, files_to_push, is_dcz
 from dcz.registry.pins import check_pinned, read_pins
 from dcz.registry.refs import HubReference, Reference, RegistryReference, parse_reference
 from dcz.registry.stores.base import StagedFile, Store, Upload
@@ -60,8 +60,8 @@ def push(
     ``v2``, ..., unless one has this content already. A new version, and a push without a version, also moves ``latest``;
     ``aliases`` move too. The same content again is a success that changes nothing, and heals damaged blobs.
 
-    ``ref`` can also be ``hf://org/name[@branch]``: then the files are one commit on that branch, to which the new ``tags``
-    point; a repository that is not there is made, a ``private`` one if asked for (docs/guides/hub.md).
+    ``ref`` can also be ``hf://org/name[@branch]``: then the files, or all files of a folder and its sub-folders but hidden
+    ones, are one commit on that branch, to which the new ``tags`` point; a repository that is not there is made, a ``private`` one if asked for (docs/guides/hub.md).
 
     Raises UsageError for paths that are no files or have bad names, FormatError for a broken .dcz, VersionExists if the
     version has other content, InvalidReference, RegistryError if the registry cannot be written.
@@ -75,9 +75,13 @@ def push(
             )
         from dcz.registry.hub import pushing
 
-        return pushing.push(
-            files_to_push(paths), parsed, hub_of(registry), progress, tags=tags, private=private
-        )
+        hub = hub_of(registry)
+        if isinstance(paths, str | os.PathLike) and os.path.isdir(paths):
+            names = files_of_folder(Path(paths))
+            files = {path: path.stat().st_size for path in names}
+        else:
+            names, files = None, files_to_push(paths)
+        return pushing.push(files, parsed, hub, progress, tags=tags, private=private, names=names)
     if tags or private:
         raise UsageError(f"tags and privacy are for the Hub, and {parsed} is not on it", hint="hf://org/name")
     reference = registry_reference(parsed)

@@ -35,7 +35,17 @@ if TYPE_CHECKING:
     from dcz.format.effort import EffortName
     from dcz.registry import Hub, Store
 
-__all__ = ["BasesLike", "LoadedInto", "convert", "load", "load_into", "open", "open_reader", "save"]
+__all__ = [
+    "BasesLike",
+    "LoadedInto",
+    "convert",
+    "from_hub",
+    "load",
+    "load_into",
+    "open",
+    "open_reader",
+    "save",
+]
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 RegistryLike: TypeAlias = "Store | Hub | str | os.PathLike[str] | None"
@@ -226,7 +236,7 @@ def convert(
 
     with ExitStack() as stack:
         if isinstance(source, str) and url_scheme(source) == "hf":
-            source = stack.enter_context(_from_hub(source, registry, threads))
+            source = stack.enter_context(from_hub(source, registry, threads))
         if base is None or isinstance(base, Reader):
             opened = base
             hint = base_name(Path(base.name)) if base is not None and os.path.isfile(base.name) else None
@@ -248,7 +258,7 @@ def convert(
 
 
 @contextmanager
-def _from_hub(source: str, registry: RegistryLike, threads: int | None) -> Generator[Path | Reader]:
+def from_hub(source: str, registry: RegistryLike, threads: int | None) -> Generator[Path | Reader]:
     """The weights of a repository on the Hub, else its .dcz file."""
     from dcz.registry import fetch_model, open_reference, parse_reference
 

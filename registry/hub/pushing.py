@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["push"]
 
-_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.dcz", re.IGNORECASE)
+_SHARD: Final = re.compile(r"(?P<stem>.+?)(-[0-9]{5}-of-[0-9]{5})?\.dcz", re.IGNORECASE)
 _GIT_MAX: Final = 16 << 20  # bytes of a file that git may hold itself; larger ones are always for Git LFS
 
 
@@ -91,9 +91,11 @@ class _Stream(io.BufferedIOBase):
 
 @dataclass(frozen=True, slots=True)
 class _Outgoing:
-    """A file as it was when it was verified: what git (if it is small) and Git LFS call its content."""
+    """A file as it was when it was verified: its path in the repository, what git (if it is small) and Git LFS call its
+    content."""
 
     path: Path
+    name: str
     size: int
     sha256: str
     git: str | None
@@ -111,10 +113,6 @@ class _Outgoing:
         except OSError as exc:
             raise UsageError(f"cannot push {str(self.path)!r}: {exc.strerror}") from exc
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
     def is_in(self, snapshot: Snapshot) -> bool:
         known = snapshot.file(self.name)
         return known is not None and known.size == self.size and known.digest in (self.sha256, self.git)
@@ -128,8 +126,11 @@ def push(
     *,
     tags: Sequence[str],
     private: bool,
+    names: Mapping[Path, str] | None = None,
 ) -> Pushed:
-    """``dcz.registry.push`` for the Hub. See there."""
+    """``dcz.registry.push`` for the Hub. See there. ``names``: paths in the repository, where they are not the files' own
+    names."""
+    named = {path: path.name for path in files} | dict(names or {})
     for tag in tags:
         check_tag(reference, tag)
     if reference.revision is not None and is_commit(reference.revision):
@@ -140,7 +141,9 @@ def push(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         pool = stack.enter_context(ThreadPoolExecutor(1))
-        outgoing = [_prepare(path, size, stack, pool, progress) for path, size in sorted(files.items())]
+        outgoing = [
+            _prepare(path, named[path], size, stack, pool, progress) for path, size in sorted(files.items())
+        ]
         refs = _ready(connection, reference, outgoing, private=private)
         branch = reference.revision or "main"
         before = open_snapshot(connection, HubReference(reference.org, reference.name, branch))
@@ -157,7 +160,12 @@ def push(
 
 
 def _prepare(
-    path: Path, size: int, stack: contextlib.ExitStack, pool: ThreadPoolExecutor, progress: Progress | None
+    path: Path,
+    name: str,
+    size: int,
+    stack: contextlib.ExitStack,
+    pool: ThreadPoolExecutor,
+    progress: Progress | None,
 ) -> _Outgoing:
     """Let huggingface_hub hash a file, and begin to verify it if it is a .dcz. Raises UsageError."""
     from huggingface_hub import CommitOperationAdd
@@ -168,13 +176,13 @@ def _prepare(
 
         def check() -> None:
             if is_dcz(path):
-                verify_with_progress(path, path.name, size, progress)
+                verify_with_progress(path, name, size, progress)
             if _state(os.stat(path)) != before:
                 raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
 
         checking = pool.submit(check)
-        stream.step = steps(progress, f"hash {path.name}", size)
-        addition = CommitOperationAdd(path.name, cast("BinaryIO", stream))
+        stream.step = steps(progress, f"hash {name}", size)
+        addition = CommitOperationAdd(name, cast("BinaryIO", stream))
         git = None
         if size <= _GIT_MAX:
             data = path.read_bytes()
@@ -184,8 +192,8 @@ def _prepare(
         raise UsageError(f"cannot push {str(path)!r}: {exc.strerror}") from exc
     if changed:
         raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
-    stream.step = steps(progress, f"upload {path.name}", size)
-    return _Outgoing(path, size, addition.upload_info.sha256.hex(), git, stream, addition, checking)
+    stream.step = steps(progress, f"upload {name}", size)
+    return _Outgoing(path, name, size, addition.upload_info.sha256.hex(), git, stream, addition, checking)
 
 
 def _state(info: os.stat_result) -> tuple[int, ...]:
@@ -250,7 +258,7 @@ def _check_tags(
 
 
 def _leftovers(before: Snapshot, outgoing: Sequence[_Outgoing]) -> list[str]:
-    """Shards in the repository that belong to a set of which another number is pushed now."""
+    """Shards in the repository that belong to a set of which another number is pushed now; one alone has no number."""
     new = {item.name for item in outgoing}
     stems = {match["stem"].lower() for name in new if (match := _SHARD.fullmatch(name))}
     return [

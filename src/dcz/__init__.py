@@ -7,6 +7,9 @@
     dcz.save(tensors, path)
     dcz.load_model(path), dcz.load_tokenizer(path)      a transformers model that runs
     dcz.load_into(module, path)                         any module
+    dcz.save_pretrained(source, folder)                 a folder of .dcz files, for the Hub and transformers
+    dcz.push_to_hub(source, "org/name")                 such a folder, pushed
+    dcz.hydrate(folder, destination)                    an ordinary folder of it
     dcz.verify(path, deep=True)
 
 Importing dcz imports next to nothing; each name brings what it needs when it is first used.
@@ -26,9 +29,11 @@ if TYPE_CHECKING:
     from dcz import format as format
     from dcz import registry as registry
     from dcz import runtime as runtime
+    from dcz import transformers as transformers
     from dcz.converters.conversion import Converted
     from dcz.converters.decoding import Decoded
     from dcz.converters.estimate import Estimate, Estimated, estimate
+    from dcz.converters.folders import Hydrated, SavedFolder
     from dcz.errors import (
         AccessDenied,
         AssetNotFound,
@@ -64,6 +69,9 @@ if TYPE_CHECKING:
     from dcz.format.verify import VerifyReport
     from dcz.runtime.artifacts import decode, verify
     from dcz.runtime.files import TensorFile
+    from dcz.runtime.folders import hydrate, save_pretrained
+    from dcz.runtime.hub import push_to_hub
+    from dcz.runtime.hub_mixin import DczModelHubMixin
     from dcz.runtime.loading import convert, load, load_into, open, save
     from dcz.runtime.transformers import load_model, load_tokenizer
 
@@ -75,6 +83,7 @@ __all__ = [
     "Converted",
     "CorruptStream",
     "DczError",
+    "DczModelHubMixin",
     "Decoded",
     "DigestMismatch",
     "EncodingError",
@@ -82,6 +91,7 @@ __all__ = [
     "Estimated",
     "FormatError",
     "Gated",
+    "Hydrated",
     "InvalidReference",
     "LimitExceeded",
     "ManifestError",
@@ -93,6 +103,7 @@ __all__ = [
     "RecipeError",
     "RegistryCorrupt",
     "RegistryError",
+    "SavedFolder",
     "SourceError",
     "TensorFile",
     "TensorNotFound",
@@ -108,36 +119,47 @@ __all__ = [
     "convert",
     "decode",
     "estimate",
+    "hydrate",
     "load",
     "load_into",
     "load_model",
     "load_tokenizer",
     "open",
+    "push_to_hub",
     "save",
+    "save_pretrained",
     "verify",
 ]
 
 _MODULES: Final = {
     "Converted": "dcz.converters.conversion",
     "Decoded": "dcz.converters.decoding",
+    "DczModelHubMixin": "dcz.runtime.hub_mixin",
     "Estimate": "dcz.converters.estimate",
     "Estimated": "dcz.converters.estimate",
+    "Hydrated": "dcz.converters.folders",
+    "SavedFolder": "dcz.converters.folders",
     "TensorFile": "dcz.runtime.files",
     "VerifyReport": "dcz.format.verify",
     "convert": "dcz.runtime.loading",
     "decode": "dcz.runtime.artifacts",
     "estimate": "dcz.converters.estimate",
+    "hydrate": "dcz.runtime.folders",
     "load": "dcz.runtime.loading",
     "load_into": "dcz.runtime.loading",
     "load_model": "dcz.runtime.transformers",
     "load_tokenizer": "dcz.runtime.transformers",
     "open": "dcz.runtime.loading",
+    "push_to_hub": "dcz.runtime.hub",
     "save": "dcz.runtime.loading",
+    "save_pretrained": "dcz.runtime.folders",
     "verify": "dcz.runtime.artifacts",
 }
 
 
-_SUBMODULES: Final = frozenset({"compress", "converters", "errors", "format", "registry", "runtime"})
+_SUBMODULES: Final = frozenset(
+    {"compress", "converters", "errors", "format", "registry", "runtime", "transformers"}
+)
 
 
 def __getattr__(name: str) -> Any:

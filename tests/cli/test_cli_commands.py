@@ -412,3 +412,46 @@ def test_differences_to_a_base(model: Home) -> None:
     )
     assert failed.json["error"]["code"] == "usage"
     assert model.run("inspect", "model.dcz", "--json").json["digest"] == base
+
+
+def test_a_folder_and_back(home: Home) -> None:
+    (home.path / "in" / "sub").mkdir(parents=True)
+    write_model(home.path / "in" / "model.safetensors")
+    write_model(home.path / "in" / "sub" / "model.safetensors", seed=1)
+    (home.path / "in" / "config.json").write_text('{"model_type": "bert"}')
+    done = home.run(
+        "convert", "in", "-o", "out/", "--max-shard-size", "100KB", "--base-model", "org/name", "--json"
+    ).json
+    assert home.names("out") == {
+        *(file["path"] for file in done["files"] if "/" not in file["path"]),
+        *("sub", "config.json", "README.md", "model.safetensors.index.json"),
+    }
+    assert len(done["files"]) > 2
+    for file in done["files"]:
+        assert home.run("inspect", f"out/{file['path']}", "--json").json["digest"] == file["digest"]
+        assert (home.path / "out" / file["path"]).stat().st_size == file["bytes"]
+    assert "base_model: org/name" in (home.path / "out" / "README.md").read_text()
+    back = home.run("hydrate", "out/", "-o", "back", "--json").json
+    assert sorted(back["files"]) == ["config.json", "model.safetensors", "sub/model.safetensors"]
+    for name in back["files"]:
+        assert (home.path / "back" / name).read_bytes() == (home.path / "in" / name).read_bytes()
+    text = home.run("hydrate", "./out", "-o", "again").out
+    assert "left out: README.md" in text
+    home.run("convert", "in/model.safetensors", "-o", "m.dcz", "--quiet")
+    assert home.run("hydrate", "m.dcz", "-o", "single", "--quiet").out == ""
+    assert home.names("single") == {"model.safetensors"}
+    assert "ratio" in home.run("convert", "in", "-o", "more/").out
+
+
+def test_options_that_do_not_fit(home: Home) -> None:
+    write_model(home.path / "m.safetensors")
+    assert (
+        "is for a folder"
+        in home.run("convert", "m.safetensors", "-o", "m.dcz", "--max-shard-size", "1GB", code=2).err
+    )
+    assert "single file" in home.run("convert", "m.safetensors", "-o", "m/", "--base", "x.dcz", code=2).err
+    assert (
+        "such as 5GB" in home.run("convert", "m.safetensors", "-o", "m/", "--max-shard-size", "x", code=1).err
+    )
+    assert "no index" in home.run("hydrate", "./", "-o", "x", code=1).err
+    assert home.names() == {"m.safetensors"}

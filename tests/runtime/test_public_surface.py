@@ -16,6 +16,7 @@ import dcz.errors
 NAMES = {
     *("open", "load", "save", "load_into", "load_model", "load_tokenizer", "convert", "decode", "verify"),
     *("estimate", "Estimate", "Estimated"),
+    *("save_pretrained", "SavedFolder", "hydrate", "Hydrated", "push_to_hub", "DczModelHubMixin"),
     *("Converted", "Decoded", "TensorFile", "VerifyReport", "__version__"),
 }
 

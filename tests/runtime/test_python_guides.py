@@ -1,4 +1,4 @@
-"""The examples of docs/guides/python.md and docs/guides/converting.md run, in the order in which they stand."""
+"""The examples of docs/guides/python.md, converting.md and transformers.md run, in the order in which they stand."""
 
 from __future__ import annotations
 
@@ -56,6 +56,20 @@ def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert names["rows"].shape == (16, 64)
     assert isinstance(names["sparse"], torch.Tensor)
     assert names["sparse"].layout == torch.sparse_csr
+
+
+def test_transformers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import dcz
+
+    dcz.save_pretrained("path/to/model", "path/to/minilm-dcz")
+    names = _run("transformers.md")
+    assert type(names["model"]).__name__ == "BertModel"
+    assert capsys.readouterr().out.splitlines() == ["['model.dcz'] 0.82"]
+    source = minilm()
+    for path in source.rglob("*"):
+        assert (
+            path.is_dir() or (place / "minilm" / path.relative_to(source)).read_bytes() == path.read_bytes()
+        )
 
 
 def test_limits_are_as_written() -> None:

@@ -47,13 +47,19 @@ def command(
     the next number (v1, v2, ...). A version never changes; the alias `latest` moves to each new one.
 
     REF can also be a repository on the Hugging Face Hub, hf://org/name[@branch], which is made if it is not there. The
-    files become one commit.
+    files become one commit; instead of files, a folder that `dcz convert -o FOLDER/` wrote can be given.
     """
     from dcz.registry import push
 
     with bars(quiet=quiet) as update:
         done = push(
-            files, ref, aliases=aliases, tags=tags, private=private, registry=registry, progress=update
+            files[0] if len(files) == 1 else files,
+            ref,
+            aliases=aliases,
+            tags=tags,
+            private=private,
+            registry=registry,
+            progress=update,
         )
     if as_json:
         emit_json(
