@@ -44,6 +44,9 @@ _TINY: Final = 8
 _ZSTD_SAMPLE: Final = 4 << 10
 _ZSTD_PROBE_LEVEL: Final = 1
 _ZSTD_PROBE_WORTH: Final = 0.9
+# A cascade of a long tail is quick to decode, but percents larger than a Huffman code: whoever wants speed wants a small file,
+# too, and to have no codec beside this one that makes smaller ones as quickly.
+_CASCADE_AT_MOST: Final = 1.01
 _PACKED_LEVEL: Final = 3  # if the caller insists on zstd
 
 
@@ -128,7 +131,9 @@ def _try_cascade(
     symbols: np.ndarray, width: int, cost: float, effort: Effort, _context: RangeContext
 ) -> tuple[Coded, float] | None:
     found = _native.cascade_encode(symbols, width, math.ceil(cost), effort.cascade_price)
-    return None if found is None else ((spec.CASCADE, found[0]), float(found[1]))
+    if found is None or len(found[0]) > _CASCADE_AT_MOST * _native.huffman_estimate(symbols):
+        return None
+    return (spec.CASCADE, found[0]), float(found[1])
 
 
 def _try_zstd(

@@ -270,6 +270,10 @@ def test_fast_takes_cascades_where_they_decode_faster(tmp_path: Path) -> None:
     # A long tail: levels of fixed width take a sixth more than a Huffman code.
     tail = np.minimum(RANDOM.zipf(1.2, 300_000), 255).astype(np.uint8)
     assert codings_of(tmp_path, tail, "fast")[1] == {"huffman"}
+    # Exponents with two bits of the mantissa: not by as much, but by more than speed is worth to anybody.
+    halves = {effort: codings_of(tmp_path, normal(400, 500).astype(np.float16), effort) for effort in EFFORTS}
+    assert halves["fast"][1] == {"raw", "huffman"}
+    assert halves["fast"][0] < 1.002 * halves["balanced"][0]
 
 
 def test_an_unknown_effort_is_refused(tmp_path: Path) -> None:
