@@ -14,7 +14,7 @@ help:
 	@echo "make newcomer    the demo and the tests from a fresh clone, as somebody new to it would run them"
 	@echo "make lint        ruff, import-linter, mypy, pyright"
 	@echo "make bench       the figures of docs/benchmarks.md"
-	@echo "make bench-codecs  dcz and other codecs side by side, in an environment of its own (15 minutes)"
+	@echo "make bench-codecs  dcz and other codecs side by side, in an environment of its own (20 minutes)"
 	@echo "make fuzz        100,000 mutations of whole files; make fuzz-native: the kernels under ASan and UBSan"
 	@echo "make clean       remove what the others made"
 

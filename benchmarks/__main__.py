@@ -34,9 +34,9 @@ compares within one run where speed is meant: other machines give other seconds,
 speed are taken on one core, from the page cache.
 
 Two of them depend on more than dcz. Loading is compared with a copy into fresh memory: where the system is slow to hand out
-pages, both sides wait for it, and the ratio comes nearer to 1 (0.48 with 45 MB and 0.8 with 136 MB were seen on one
-machine). A conversion spends a fifth of its time on the SHA-256 of its source
-([why](decisions/0008-sources-are-named-by-sha-256.md)) and a tenth on BLAKE3 (0.23 to 0.33 GB/s were seen there).
+pages, both sides wait for it, and the ratio comes nearer to 1. A conversion spends a fifth of its time on the SHA-256 of its
+source ([why](decisions/0008-sources-are-named-by-sha-256.md)) and a tenth on BLAKE3 (0.23 to 0.33 GB/s were seen on one
+machine).
 """
 
 
