@@ -51,6 +51,7 @@ BUILTIN_RECIPES: Final = ("lossless", "int8", "int4", "codebook", "deep-compress
 _CHANGEABLE: Final = ("f64", "f32", "f16", "bf16")
 _MIN_RANK: Final = 2
 _MIN_ELEMENTS: Final = 256
+_MAX_BYTES: Final = 1 << 20  # of a recipe
 
 Names: TypeAlias = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)
@@ -234,12 +235,22 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
         return _builtin(spec)
     path = Path(spec)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read(path).decode()
     except FileNotFoundError as exc:
         raise RecipeError(f"there is no recipe {os.fspath(spec)!r}", hint=allowed) from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{path}: the recipe cannot be read: {exc}") from exc
     return _parse(text, file=str(path))
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file() and path.exists():
+        raise RecipeError(f"{path}: the recipe cannot be read: it is not a regular file")
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise RecipeError(f"{path}: more than {_MAX_BYTES} bytes are not a recipe")
+    return data
 
 
 def is_builtin(recipe: Recipe) -> bool:

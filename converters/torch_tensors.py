@@ -14,6 +14,7 @@ import numpy as np
 
 from dcz.errors import MissingDependency, SourceError
 from dcz.format.dtypes import DTYPES, DType
+from dcz.format.layout import MAX_RANK
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -100,7 +101,8 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 def check_tensor(name: str, tensor: torch.Tensor) -> DType:
     """The element type of a tensor that can be stored as it is.
 
-    Raises SourceError for sparse, quantized, nested and complex tensors, and for those without memory.
+    Raises SourceError for sparse, quantized, nested and complex tensors, for those without memory, and for those of more
+    than 64 dimensions.
     """
     import torch
 
@@ -116,6 +118,8 @@ def check_tensor(name: str, tensor: torch.Tensor) -> DType:
         reason = "is a nested tensor"
     elif tensor.is_meta or torch.nn.parameter.is_lazy(tensor):
         reason, hint = "has no memory", "load or initialize the model first"
+    elif tensor.ndim > MAX_RANK:
+        reason = f"has {tensor.ndim} dimensions, more than {MAX_RANK}"
     else:
         for row in DTYPES.values():
             if tensor.dtype == torch_dtype(row):

@@ -173,8 +173,9 @@ def test_shared_and_strided_tensors(tmp_path: Path, legacy: bool) -> None:
         (torch.eye(3).to_sparse(), "is sparse"),
         (torch.zeros(2, dtype=torch.complex64), "torch.complex64, which .dcz does not have"),
         (torch.zeros(2, device="meta"), "has no memory"),
+        (torch.zeros([1] * 65), "has 65 dimensions, more than 64"),
     ],
-    ids=["sparse", "complex", "meta"],
+    ids=["sparse", "complex", "meta", "dimensions"],
 )
 def test_what_cannot_be_stored_is_named(tmp_path: Path, tensor: torch.Tensor, reason: str) -> None:
     with pytest.raises(SourceError, match=f"/in.pt: the tensor 'odd' .*{reason}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -510,6 +511,14 @@ def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
         load_recipe("int9")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(RecipeError, match="cannot be read: it is not a regular file"):
+            load_recipe(endless)
+    with (tmp_path / "large.toml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RecipeError, match=r"large\.toml: more than 1048576 bytes are not a recipe"):
+        load_recipe(tmp_path / "large.toml")
     (tmp_path / "latin.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path / "latin.toml")
