@@ -35,7 +35,7 @@ speed are taken on one core, from the page cache.
 
 Two of them depend on more than dcz. Loading is compared with a copy into fresh memory: where the system is slow to hand out
 pages, both sides wait for it, and the ratio comes nearer to 1. A conversion spends a fifth of its time on the SHA-256 of its
-source ([why](decisions/0008-sources-are-named-by-sha-256.md)) and a tenth on BLAKE3 (0.23 to 0.33 GB/s were seen on one
+source ([why](decisions/0008-sources-are-named-by-sha-256.md)) and a tenth on BLAKE3 (0.23 to 0.41 GB/s were seen on one
 machine).
 """
 
