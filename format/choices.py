@@ -19,7 +19,7 @@ from dcz.errors import EncodingError
 from dcz.format import recognition
 from dcz.format.dtypes import DType
 from dcz.format.geometry import packed_bytes
-from dcz.format.manifest import Bitmap, Dense, Exact, Layout, PerChannel, PerTensor, RelativeIndex
+from dcz.format.manifest import Bitmap, Dense, Exact, Layout, PerTensor, RelativeIndex
 from dcz.format.recognition import Grouping
 from dcz.format.tensors import AffineTensor, CodebookTensor
 
@@ -51,8 +51,6 @@ _EXACTLY: Final = 1 << 14  # symbols that are coded to learn their cost, because
 _STREAM_COST: Final = 4.0  # bytes that a stream costs in the manifest
 _WORTH: Final = 0.995  # a choice that slows decoding down must save half a percent
 _DENSE: Final = 0.95  # no positions pay where more than this part is stored
-_TENSOR: Final = PerTensor()
-_ROWS: Final = PerChannel(axis=0)
 _OFFSET_FROM: Final = 1 << 12  # elements: in fewer, chance looks like structure
 _OFFSET_WORTH: Final = (
     4000  # an offset must save one part in so many: it costs nothing, but samples are not exact
@@ -254,7 +252,7 @@ class _Chooser:
                 continue  # as hardly ever
             part, rows = (self.sample, 1) if single else self._rows(grouping.row)
             row = part.size // self.dtype.itemsize // rows
-            sampled = Grouping(_TENSOR if single else _ROWS, row)
+            sampled = Grouping(recognition.WHOLE if single else recognition.ROWS, row)
             few = None if mask is None else _nonzero(part, self.dtype.itemsize)
             share = self.data.size / part.size
             for recognize in recognition.RECOGNIZERS:

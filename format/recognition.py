@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECOGNIZERS",
+    "ROWS",
+    "WHOLE",
     "Grouping",
     "Recognizer",
     "groupings",
@@ -42,8 +44,8 @@ _LEAST_SHARED: Final = 4  # elements for each centroid, which is stored in full
 _PIECE: Final = 1 << 16
 
 
-_TENSOR: Final = PerTensor()
-_ROWS: Final = PerChannel(axis=0)
+WHOLE: Final = PerTensor()
+ROWS: Final = PerChannel(axis=0)
 _GROUPS: Final = tuple(PerGroup(size=size) for size in _GROUP_SIZES)
 
 
@@ -58,11 +60,11 @@ class Grouping:
 def groupings(shape: tuple[int, ...]) -> Iterator[Grouping]:
     """The ways to group a tensor that are looked at, the fewest groups first."""
     elements = math.prod(shape)
-    yield Grouping(_TENSOR, elements)
+    yield Grouping(WHOLE, elements)
     if len(shape) > 1:
         row = elements // shape[0]
         if row >= _LEAST_ROW and shape[0] > 1:
-            yield Grouping(_ROWS, row)
+            yield Grouping(ROWS, row)
         for groups in _GROUPS:
             if groups.size < shape[-1] and shape[-1] % groups.size == 0:
                 yield Grouping(groups, groups.size)

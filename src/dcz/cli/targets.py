@@ -27,6 +27,7 @@ __all__ = [
     "open_target",
     "reference_of",
     "registry_option",
+    "threads_option",
 ]
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
@@ -58,6 +59,16 @@ def base_option(function: _Function) -> _Function:
         help="Of a file of differences, what they are to; may be repeated.  [default: found beside it or in the registry]",
     )
     return option(function)
+
+
+def threads_option(verb: str) -> Callable[[_Function], _Function]:
+    """``verb``: what the threads do."""
+    return click.option(
+        "--threads",
+        metavar="N",
+        type=click.IntRange(1, 1024),
+        help=f"Threads that {verb}.  [default: one a core, at most 8]",
+    )
 
 
 def bases(base: tuple[str, ...], registry: Path | None) -> list[BaseLike]:

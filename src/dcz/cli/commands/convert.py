@@ -11,7 +11,7 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, plural, ratio, size
 from dcz.cli.progress import bars
-from dcz.cli.targets import file_hint, registry_option
+from dcz.cli.targets import file_hint, registry_option, threads_option
 
 if TYPE_CHECKING:
     from dcz.format.effort import EffortName
@@ -58,12 +58,7 @@ __all__ = ["command"]
     help="In a folder, the repository that the model card names.",
 )
 @registry_option
-@click.option(
-    "--threads",
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    help="Threads that encode.  [default: one a core, at most 8]",
-)
+@threads_option("encode")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
 def command(

@@ -9,7 +9,7 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain, plural, size
 from dcz.cli.progress import bars
-from dcz.cli.targets import base_option, bases, file_option, open_target, registry_option
+from dcz.cli.targets import base_option, bases, file_option, open_target, registry_option, threads_option
 
 __all__ = ["command"]
 
@@ -23,12 +23,7 @@ __all__ = ["command"]
     required=True,
     help="A folder, or a .safetensors file.",
 )
-@click.option(
-    "--threads",
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    help="Threads that decode.  [default: one a core, at most 8]",
-)
+@threads_option("decode")
 @file_option
 @base_option
 @registry_option

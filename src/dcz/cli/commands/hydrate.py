@@ -10,7 +10,7 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain, plural, size
 from dcz.cli.progress import bars
-from dcz.cli.targets import base_option, file_option, locate, registry_option
+from dcz.cli.targets import base_option, file_option, locate, registry_option, threads_option
 
 __all__ = ["command"]
 
@@ -18,12 +18,7 @@ __all__ = ["command"]
 @click.command("hydrate")
 @click.argument("target", metavar="FOLDER|FILE|URL|REF")
 @click.option("-o", "--output", metavar="FOLDER", required=True, help="The folder to write.")
-@click.option(
-    "--threads",
-    metavar="N",
-    type=click.IntRange(1, 1024),
-    help="Threads that decode.  [default: one a core, at most 8]",
-)
+@threads_option("decode")
 @file_option
 @base_option
 @registry_option
