@@ -24,7 +24,7 @@ from rich.table import Table
 from sklearn.cluster import KMeans
 
 from benchmarks.common import Figure
-from dcz.compress.clustering import Clustering, Init, assign, kmeans
+from dcz.compression.clustering import Clustering, Init, assign, kmeans
 
 T = TypeVar("T")
 Weights = npt.NDArray[np.float32]

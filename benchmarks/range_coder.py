@@ -22,8 +22,8 @@ from safetensors.numpy import load_file
 
 from benchmarks.common import Figure, alternate, minilm, one_core
 from dcz import _native
-from dcz.compress.codebooks import quantize_codebook
-from dcz.compress.pruning import magnitude_mask
+from dcz.compression.codebooks import quantize_codebook
+from dcz.compression.pruning import magnitude_mask
 from dcz.format import CodebookTensor, Reader, Writer
 from dcz.format.range_models import Beside, RangeContext, encode_range
 

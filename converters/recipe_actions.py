@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dcz.compress.clustering import Init, Method
-from dcz.compress.codebooks import quantize_codebook, with_zero
-from dcz.compress.pruning import magnitude_mask, nonzero_mask
-from dcz.compress.quantizers import Calibration, Scheme, quantize_affine
+from dcz.compression.clustering import Init, Method
+from dcz.compression.codebooks import quantize_codebook, with_zero
+from dcz.compression.pruning import magnitude_mask, nonzero_mask
+from dcz.compression.quantizers import Calibration, Scheme, quantize_affine
 from dcz.format.encoder import LayoutChoice
 from dcz.format.manifest import Granularity, PerTensor, RelativeIndex
 from dcz.format.tensors import TensorData
@@ -74,7 +74,7 @@ class Exact(RecipeModel):
 
 
 class Affine(RecipeModel):
-    """Uniform quantization (dcz.compress.quantizers). ``scale_dtype`` is for all but f64 tensors, whose scales are f64."""
+    """Uniform quantization (dcz.compression.quantizers). ``scale_dtype`` is for all but f64 tensors, whose scales are f64."""
 
     kind: Literal["affine"]
     bits: Annotated[int, Field(ge=1, le=8)] = 8
@@ -104,7 +104,7 @@ class Affine(RecipeModel):
 
 
 class Codebook(RecipeModel):
-    """Weight sharing (dcz.compress.codebooks)."""
+    """Weight sharing (dcz.compression.codebooks)."""
 
     kind: Literal["codebook"]
     size: Annotated[int, Field(ge=1, le=256)]

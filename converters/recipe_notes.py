@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dcz.compress.pruning import nonzero_mask
+from dcz.compression.pruning import nonzero_mask
 from dcz.converters.recipes import is_builtin
 from dcz.format.dtypes import dtype_of
 from dcz.format.tensors import AffineTensor, CodebookTensor, PerChannel, PerGroup

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from dcz.compress.pruning import nonzero_mask
+from dcz.compression.pruning import nonzero_mask
 from dcz.converters.recipe_actions import (
     Auto,
     Dense,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dcz._version import __version__
 
 if TYPE_CHECKING:
-    from dcz import compress as compress
+    from dcz import compression as compression
     from dcz import converters as converters
     from dcz import errors as errors
     from dcz import format as format
@@ -158,7 +158,7 @@ _MODULES: Final = {
 
 
 _SUBMODULES: Final = frozenset(
-    {"compress", "converters", "errors", "format", "registry", "runtime", "transformers"}
+    {"compression", "converters", "errors", "format", "registry", "runtime", "transformers"}
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.compress.oracles import decode_affine, decode_codebook
+from tests.compression.oracles import decode_affine, decode_codebook
 
 from dcz.converters import recipes
 from dcz.converters.recipes import BUILTIN_RECIPES, Prepared, Recipe, load_recipe

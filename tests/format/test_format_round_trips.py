@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.compress.oracles import decode_affine, decode_codebook
+from tests.compression.oracles import decode_affine, decode_codebook
 
 from dcz.errors import EncodingError
 from dcz.format import (

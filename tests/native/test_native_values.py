@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.compress.oracles import decode_affine, decode_codebook, group_numbers
+from tests.compression.oracles import decode_affine, decode_codebook, group_numbers
 from tests.native.isas import SIZES, forced, on_each_isa
 from tests.native.segments import dequantize, look_up
 

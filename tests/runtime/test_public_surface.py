@@ -35,7 +35,7 @@ def test_the_public_names() -> None:
 
 
 def test_the_folders_are_there_without_an_import() -> None:
-    code = "import dcz; dcz.errors.DczError, dcz.format.Limits, dcz.registry.push, dcz.runtime, dcz.converters, dcz.compress"
+    code = "import dcz; dcz.errors.DczError, dcz.format.Limits, dcz.registry.push, dcz.runtime, dcz.converters, dcz.compression"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

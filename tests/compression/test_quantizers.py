@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.compress.oracles import decode_affine, group_numbers, steps_of
+from tests.compression.oracles import decode_affine, group_numbers, steps_of
 
-from dcz.compress import groups as groups_module
-from dcz.compress.quantizers import Calibration, ScaleDType, Scheme, affine_parameters, quantize_affine
+from dcz.compression import groups as groups_module
+from dcz.compression.quantizers import Calibration, ScaleDType, Scheme, affine_parameters, quantize_affine
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor

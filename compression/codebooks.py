@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dcz.compress.clustering import Init, Method, assign, kmeans
-from dcz.compress.groups import GroupedTensor, not_finite
+from dcz.compression.clustering import Init, Method, assign, kmeans
+from dcz.compression.groups import GroupedTensor, not_finite
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerTensor
@@ -35,7 +35,7 @@ def quantize_codebook(
 
     ``weights``: f64, f32, f16, bf16 or fp8, any shape, not empty. ``size``: shared weights of a group, 1 to 256; fewer
     are stored if no group needs that many. ``granularity``: what shares a codebook; None is the whole tensor.
-    ``method``, ``init``, ``seed``: as in ``dcz.compress.clustering.kmeans``. ``mask``: bool, True where a weight is
+    ``method``, ``init``, ``seed``: as in ``dcz.compression.clustering.kmeans``. ``mask``: bool, True where a weight is
     kept; weights that are not kept become 0.
 
     Raises EncodingError if a weight is not finite, or if the arguments do not fit together.

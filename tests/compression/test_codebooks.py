@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.compress.oracles import decode_codebook, group_numbers
+from tests.compression.oracles import decode_codebook, group_numbers
 
-from dcz.compress.codebooks import quantize_codebook, with_zero
+from dcz.compression.codebooks import quantize_codebook, with_zero
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor

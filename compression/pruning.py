@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from dcz.compress.groups import float_dtype_of, not_finite
+from dcz.compression.groups import float_dtype_of, not_finite
 from dcz.errors import EncodingError
 
 __all__ = ["magnitude_mask", "nonzero_mask"]

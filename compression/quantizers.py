@@ -30,7 +30,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import ml_dtypes
 import numpy as np
 
-from dcz.compress.groups import Block, GroupedTensor, not_finite
+from dcz.compression.groups import Block, GroupedTensor, not_finite
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerTensor

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from dcz import _native
-from dcz.compress.clustering import Clustering, Method, assign, density_init, forgy_init, kmeans, linear_init
+from dcz.compression.clustering import (
+    Clustering,
+    Method,
+    assign,
+    density_init,
+    forgy_init,
+    kmeans,
+    linear_init,
+)
 from dcz.errors import EncodingError
 
 Floats = npt.NDArray[np.float32]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils import prune
 
-from dcz.compress import pruning
-from dcz.compress.pruning import magnitude_mask, nonzero_mask
+from dcz.compression import pruning
+from dcz.compression.pruning import magnitude_mask, nonzero_mask
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 
