@@ -284,3 +284,32 @@ def test_signals_clear_up(home: Home, number: signal.Signals) -> None:
     assert err == (b"dcz: interrupted\n" if number == signal.SIGINT else b"")
     assert home.names() == {"model.safetensors", "m.dcz"}
     assert (home.path / "m.dcz").read_text() == "what was there before"
+
+
+_THROWN_AWAY = """
+import os, signal, sys, time
+import click
+from dcz.cli.boundary import boundary
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # where the handler runs; what it raises goes no further than this
+
+@click.command()
+@click.pass_context
+def command(ctx):
+    with boundary(ctx):
+        finalized = Finalized()
+        del finalized
+        print("went on")
+        time.sleep(60)
+
+command()
+"""
+
+
+def test_a_signal_whose_exception_is_thrown_away_still_stops(home: Home) -> None:
+    done = home.run(code=130, command=(sys.executable, "-c", _THROWN_AWAY))
+    assert done.err == "dcz: interrupted\n"
+    assert done.out == "went on\n"

@@ -37,6 +37,7 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 _JSON: Final = "dcz.json"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MOMENT: Final = 0.01  # seconds
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FREE: Final = "free some space and try again; nothing was left half-written"
 
@@ -109,20 +110,41 @@ class _Stopped(BaseException):
 class _Signals:
     """Inside, signals that end a process raise _Stopped, so that what is half-written is removed on the way out.
 
-    Extension modules that are just being imported turn that into an ImportError; on leaving, it is _Stopped again.
+    A handler runs wherever the interpreter happens to be, and not every place lets an exception through. Where it is
+    thrown away (in a callback of an extension module, or a finalizer), it is raised once more a moment later. Extension
+    modules that are just being imported turn it into an ImportError; on leaving, it is _Stopped again.
     """
 
     def __enter__(self) -> None:
         self._number: int | None = None
+        self._leaving = False
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._thrown_away
         self._before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._stop_again)
 
-    def _stop(self, number: int, frame: object) -> NoReturn:
+    def _stop(self, number: int, frame: object) -> None:
         self._number = number
-        raise _Stopped(number)
+        if not self._leaving:
+            raise _Stopped(number)
+
+    def _stop_again(self, number: int, frame: object) -> None:
+        if self._number is not None:
+            self._stop(self._number, frame)
+
+    def _thrown_away(self, thrown: sys.UnraisableHookArgs) -> None:
+        if isinstance(thrown.exc_value, _Stopped):
+            # Not at once: that would be inside this very hook, and thrown away as well.
+            signal.setitimer(signal.ITIMER_REAL, _MOMENT)
+        else:
+            self._hook(thrown)
 
     def __exit__(self, kind: object, value: BaseException | None, traceback: object) -> None:
+        self._leaving = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._hook
         if self._number is not None and not isinstance(value, _Stopped):
             raise _Stopped(self._number) from value
 
