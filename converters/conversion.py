@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from dcz.compression.torch_tensors import is_module
 from dcz.converters.base import Progress, TensorSource, transfer
 from dcz.converters.container import DczSink, DczSource
 from dcz.converters.huggingface import HuggingFaceSource
@@ -16,7 +17,6 @@ from dcz.converters.memory import MemorySource, module_source
 from dcz.converters.pytorch import PyTorchSource
 from dcz.converters.recipes import load_recipe
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource
-from dcz.converters.torch_tensors import is_module
 from dcz.errors import SourceError, UsageError
 from dcz.format import BaseLike, Reader
 from dcz.format.atomic import naming

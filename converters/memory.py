@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcz.converters.base import AssetData, TensorOutline
-from dcz.converters.torch_tensors import (
+from dcz.compression.torch_tensors import (
     check_no_packed_parameters,
     check_tensor,
     is_tensor,
@@ -17,6 +16,7 @@ from dcz.converters.torch_tensors import (
     unwrapped,
     view_key,
 )
+from dcz.converters.base import AssetData, TensorOutline
 from dcz.errors import EncodingError, SourceError
 from dcz.format.dtypes import DType, dtype_of
 from dcz.format.manifest import Provenance, check_name

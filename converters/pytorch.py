@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from dcz.compression.torch_tensors import check_no_packed_parameters, is_tensor, require_torch
 from dcz.converters.base import AssetData, TensorOutline, sha256_of_file
 from dcz.converters.memory import MemorySource
 from dcz.converters.safetensors import read_weight_map
-from dcz.converters.torch_tensors import check_no_packed_parameters, is_tensor, require_torch
 from dcz.errors import SourceError, UnsafePickle
 from dcz.format.manifest import Provenance, SourceFile
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
 
-from dcz.converters.torch_tensors import require_torch, to_torch
+from dcz.compression.torch_tensors import require_torch, to_torch
 from dcz.errors import UsageError
 from dcz.format import DTYPES, dtype_of
 from dcz.runtime.slabs import allocate

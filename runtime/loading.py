@@ -8,8 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, overload
 
-from dcz.converters import conversion
-from dcz.converters.torch_tensors import (
+from dcz.compression.torch_tensors import (
     is_module,
     is_tensor,
     require_torch,
@@ -19,6 +18,7 @@ from dcz.converters.torch_tensors import (
     unwrapped,
     view_key,
 )
+from dcz.converters import conversion
 from dcz.errors import ModelMismatch, UsageError
 from dcz.format import DEFAULT_LIMITS, DTYPES, Limits, Reader
 from dcz.format.source import url_scheme

@@ -33,7 +33,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from dcz.converters.torch_tensors import to_torch
+from dcz.compression.torch_tensors import to_torch
 from dcz.errors import DigestMismatch, ManifestError, ModelMismatch, UnsupportedVersion, UsageError
 from dcz.format import DTYPES, Reader
 from dcz.runtime.loading import open_reader
