@@ -54,6 +54,7 @@ _MIN_RANK: Final = 2
 _MIN_ELEMENTS: Final = 256
 _MAX_BYTES: Final = 1 << 20  # of a recipe
 
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A tensor as the writer takes it: ``Writer.add_tensor(name, tensor, layout=layout, coding=coding)``."""

@@ -64,7 +64,7 @@ class Snapshot:
         expected = {_VALUE + name for name in _held(module, weights)}
         found = {name for name in self.tensors if name.startswith(_VALUE)}
         if expected != found:
-            strange = sorted(expected ^ found)[0].removeprefix(_VALUE)
+            strange = min(expected ^ found).removeprefix(_VALUE)
             raise UsageError(f"the checkpoint is of another model: {strange!r} is only in one of them")
         for weight in weights:
             device = weight.parameter.device
@@ -115,7 +115,9 @@ class Checkpoints:
     def write(self, place: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
         """``place``: plain data that says how far it got. ``snapshots``: by names without a slash."""
         tensors = {
-            f"{key}/{name}": tensor for key, shot in snapshots.items() for name, tensor in shot.tensors.items()
+            f"{key}/{name}": tensor
+            for key, shot in snapshots.items()
+            for name, tensor in shot.tensors.items()
         }
         generators, numbers = _random_state()
         save(

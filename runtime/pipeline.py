@@ -27,6 +27,7 @@ from dcz.converters.recipe_stages import (
     DescriptionLength,
     GlobalThreshold,
     PruneStage,
+    ShareStage,
     StdThreshold,
     Uniform,
 )
@@ -39,7 +40,6 @@ from dcz.runtime.checkpoints import Checkpoints, Snapshot
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dcz.compression.patterns import Pattern
     from dcz.converters.conversion import RecipeLike
     from dcz.converters.recipes import Recipe
     from dcz.format.effort import EffortName

@@ -119,7 +119,8 @@ def test_masks_and_codes_hold_whatever_an_optimizer_does(model: Net) -> None:
         optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
         for _ in range(5):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(digits_training._X[:64]), digits_training._Y[:64]).backward()
+            loss = nn.functional.cross_entropy(module(digits_training._X[:64]), digits_training._Y[:64])
+            torch.autograd.backward(loss)
             optimizer.step()
 
     dcz.compress(model, train=momentum, recipe=quick())
@@ -149,12 +150,17 @@ def test_a_budget_undoes_what_costs_too_much(model: Net) -> None:
                 "last_epochs": 0,
                 "min_elements": 0,
             },
-            {"kind": "share", "bits": {"kind": "fixed", "conv": 1, "other": 1}, "epochs": 0, "min_elements": 0},
+            {
+                "kind": "share",
+                "bits": {"kind": "fixed", "conv": 1, "other": 1},
+                "epochs": 0,
+                "min_elements": 0,
+            },
         ]
     )
     done = dcz.compress(model, train=train, evaluate=evaluate, recipe=harsh, tolerance=3.0)
     undone = [step for step in done.steps if not step.kept]
-    assert [step.kind for step in undone][0] == "prune"
+    assert next(step.kind for step in undone) == "prune"
     assert any(step.kind == "share" for step in undone)
     assert done.quality[0] is not None
     assert done.quality[1] == evaluate(model.eval())
