@@ -26,6 +26,7 @@ from dcz.converters.recipe_stages import (
     GlobalThreshold,
     NMPattern,
     PruneStage,
+    SensitivityScan,
     ShareStage,
     StdThreshold,
     Uniform,
@@ -40,7 +41,12 @@ _FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "values": {"exact": Exact, "affine": Affine, "codebook": Codebook},
     "layout": {"auto": Auto, "dense": Dense, "relative-index": RelativeIndexLayout, "bitmap": Bitmap},
     "granularity": {"tensor": PerTensor, "channel": PerChannel, "group": PerGroup},
-    "densities": {"uniform": Uniform, "global": GlobalThreshold, "std": StdThreshold},
+    "densities": {
+        "uniform": Uniform,
+        "global": GlobalThreshold,
+        "std": StdThreshold,
+        "sensitivity": SensitivityScan,
+    },
     "pattern": {
         "unstructured": UnstructuredPattern,
         "n:m": NMPattern,

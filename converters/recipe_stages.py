@@ -26,6 +26,7 @@ __all__ = [
     "GlobalThreshold",
     "NMPattern",
     "PruneStage",
+    "SensitivityScan",
     "ShareStage",
     "Stage",
     "StdThreshold",
@@ -63,6 +64,20 @@ class StdThreshold(RecipeModel):
 
     kind: Literal["std"]
     factor: Annotated[float, Field(ge=0)]
+
+
+class SensitivityScan(RecipeModel):
+    """Densities of equal loss, by a scan of each weight alone at ``scanned``, so that together they have ``density``
+    (dcz.compression.training.sensitivity). Needs evaluate()."""
+
+    kind: Literal["sensitivity"]
+    density: Density
+    scanned: (
+        Annotated[
+            tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1, max_length=100)
+        ]
+        | None
+    ) = None
 
 
 class UnstructuredPattern(RecipeModel):
@@ -139,12 +154,14 @@ class _Stage(RecipeModel):
 
 
 class PruneStage(_Stage):
-    """Prune to ``densities`` in ``steps``, by the cubic schedule of Zhu and Gupta (2017), with ``epochs`` of training after
+    """Prune to ``densities`` in ``steps``, by a ``schedule`` (dcz.compression.training.schedules), with ``epochs`` of training after
     each step and ``last_epochs`` more at the end. What a schedule cannot come down to in steps (``std``) is done in one."""
 
     kind: Literal["prune"]
     densities: Annotated[
-        Uniform | GlobalThreshold | StdThreshold, Field(discriminator="kind"), BeforeValidator(kind_alone)
+        Uniform | GlobalThreshold | StdThreshold | SensitivityScan,
+        Field(discriminator="kind"),
+        BeforeValidator(kind_alone),
     ]
     pattern: Annotated[
         UnstructuredPattern | NMPattern | ChannelPattern | BlockPattern,
@@ -152,6 +169,7 @@ class PruneStage(_Stage):
         BeforeValidator(kind_alone),
     ] = UnstructuredPattern(kind="unstructured")
     steps: Annotated[int, Field(ge=1, le=1000)] = 5
+    schedule: Literal["cubic", "geometric", "linear"] = "cubic"
     epochs: _Count = 1
     last_epochs: _Count = 1
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from torch import nn
 
 from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
-from dcz.compression.training.schedules import cubic
+from dcz.compression.training.schedules import scheduled
+from dcz.compression.training.sensitivity import DENSITIES, scan
 from dcz.compression.training.weight_sharing import choose_bits, share
 from dcz.compression.training.weights import Weight, find_weights, remove_parametrizations
 from dcz.converters import conversion
@@ -27,6 +28,7 @@ from dcz.converters.recipe_stages import (
     DescriptionLength,
     GlobalThreshold,
     PruneStage,
+    SensitivityScan,
     ShareStage,
     StdThreshold,
     Uniform,
@@ -186,15 +188,6 @@ def _check_writable(path: str | os.PathLike[str] | None) -> None:
         )
 
 
-def _targets(stage: PruneStage, weights: list[Weight]) -> dict[str, float]:
-    """The density of each weight at the end, where that can be said at the beginning."""
-    if isinstance(stage.densities, StdThreshold):
-        return std_densities(weights, stage.densities.factor, stage.pattern.pattern())
-    if isinstance(stage.densities, Uniform):
-        return {weight.name: stage.densities.density for weight in weights}
-    return {}
-
-
 class _Run:
     """One run through the stages. Every epoch is a place at which it can be taken up again."""
 
@@ -246,8 +239,20 @@ class _Run:
 
     # -- stages
 
+    def _targets(self, stage: PruneStage, weights: list[Weight]) -> dict[str, float]:
+        """The density of each weight at the end, where that can be said at the beginning."""
+        wanted, pattern = stage.densities, stage.pattern.pattern()
+        if isinstance(wanted, StdThreshold):
+            return std_densities(weights, wanted.factor, pattern)
+        if isinstance(wanted, Uniform):
+            return {weight.name: wanted.density for weight in weights}
+        if isinstance(wanted, SensitivityScan):
+            found = scan(weights, self._needed_quality, wanted.scanned or DENSITIES, pattern=pattern)
+            return found.propose(wanted.density)
+        return {}
+
     def _prune(self, number: int, stage: PruneStage, weights: list[Weight]) -> None:
-        targets = self._place(number).get("targets") or _targets(stage, weights)
+        targets = self._place(number).get("targets") or self._targets(stage, weights)
         start = self._place(number).get("start") or {weight.name: density_of(weight) for weight in weights}
         steps = 1 if isinstance(stage.densities, StdThreshold) else stage.steps
         pattern = stage.pattern.pattern()
@@ -261,7 +266,7 @@ class _Run:
             def act(step: int = step) -> dict[str, int]:
                 if isinstance(stage.densities, GlobalThreshold):
                     # Asked anew in each step which layers give most: training has moved the weights.
-                    density = cubic(start_together, stage.densities.density, step, steps)
+                    density = scheduled(stage.schedule, start_together, stage.densities.density, step, steps)
                     densities = global_densities(
                         weights,
                         density,
@@ -270,7 +275,10 @@ class _Run:
                         pattern=pattern,
                     )
                 else:
-                    densities = {name: cubic(start[name], targets[name], step, steps) for name in targets}
+                    densities = {
+                        name: scheduled(stage.schedule, start[name], target, step, steps)
+                        for name, target in targets.items()
+                    }
                 prune(weights, densities, pattern)
                 return {}
 
@@ -346,6 +354,12 @@ class _Run:
         quality = float(self._evaluate(self._model))
         for part, training in modes:
             part.training = training
+        return quality
+
+    def _needed_quality(self) -> float:
+        quality = self._measured()
+        if quality is None:
+            raise UsageError("a sensitivity scan needs evaluate()")
         return quality
 
     def _allowed(self, quality: float | None) -> bool:
