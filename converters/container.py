@@ -106,18 +106,21 @@ class DczSink:
         recipe: Recipe,
         *,
         metadata: Mapping[str, str],
+        trained: Mapping[str, float] | None = None,
         effort: EffortName = "balanced",
         threads: int | None = None,
         base: Reader | None = None,
         base_hint: str | None = None,
         tally: RecipeTally | None = None,
     ) -> None:
-        """``tally``: of several files that one recipe makes. ``base``: to whose tensors of the same names those that are kept exactly are stored as differences, where that is
+        """``trained``: that the stages of the recipe were carried out on the model, and its metrics; None: its rules are to be.
+        ``tally``: of several files that one recipe makes. ``base``: to whose tensors of the same names those that are kept exactly are stored as differences, where that is
         smaller; ``base_hint``: what it is called in the file."""
         self._path = os.fspath(path)
         self._effort: EffortName = effort
-        self._recipe = recipe
-        self._tally = RecipeTally(recipe) if tally is None else tally
+        self._recipe = recipe.model_copy(update={"stages": ()} if trained is None else {"rules": ()})
+        self._metrics = dict(trained or {})
+        self._tally = RecipeTally(self._recipe) if tally is None else tally
         self._notes: list[str] = []
         self._base = base
         self._check_not_needed()
@@ -208,7 +211,13 @@ class DczSink:
     def commit(self, provenance: Provenance) -> None:
         self._check_not_needed()
         self._writer.set_provenance(
-            provenance.model_copy(update={"recipe": self._recipe.describe(), "effort": self._effort})
+            provenance.model_copy(
+                update={
+                    "recipe": self._recipe.describe(),
+                    "effort": self._effort,
+                    "metrics": {**provenance.metrics, **self._metrics},
+                }
+            )
         )
         self._writer.close()
 

@@ -142,6 +142,7 @@ def convert(
     base: Reader | None = None,
     base_hint: str | None = None,
     bases: Sequence[BaseLike] = (),
+    trained: Mapping[str, float] | None = None,
 ) -> Converted:
     """Write a .dcz file from a model.
 
@@ -150,7 +151,9 @@ def convert(
     ``small``. ``threads``: how many encode (default: one for each core); the bytes do not depend on it. ``progress`` is
     called after each tensor. ``metadata`` is added to that of the source. ``base``: an open .dcz file,
     to whose tensors those of the same name, type and shape are stored as differences where that is smaller; ``base_hint``:
-    what the new file calls it. ``bases``: where a source that holds differences itself finds its bases.
+    what the new file calls it. ``bases``: where a source that holds differences itself finds its bases. ``trained``: that the
+    stages of the recipe were carried out on the source, and its metrics; it is stored exactly then. Otherwise the rules of the
+    recipe decide, and its stages do not matter.
 
     Memory holds the largest tensor, its base if there is one, and a few segments, not the model. Nothing appears at ``path`` before it is whole.
 
@@ -168,6 +171,7 @@ def convert(
                 path,
                 plan,
                 metadata={**opened.metadata, **(metadata or {})},
+                trained=trained,
                 effort=effort,
                 threads=threads,
                 base=base,

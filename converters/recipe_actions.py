@@ -35,6 +35,7 @@ __all__ = [
     "RecipeModel",
     "RelativeIndexLayout",
     "Values",
+    "kind_alone",
     "layout_choice",
 ]
 
@@ -45,7 +46,7 @@ class RecipeModel(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
-def _kind(value: Any) -> Any:
+def kind_alone(value: Any) -> Any:
     """A member without further fields may be given by its kind alone."""
     return {"kind": value} if isinstance(value, str) else value
 
@@ -79,7 +80,7 @@ class Affine(RecipeModel):
     kind: Literal["affine"]
     bits: Annotated[int, Field(ge=1, le=8)] = 8
     scheme: Scheme = "symmetric"
-    granularity: Annotated[Granularity, BeforeValidator(_kind)] = PerTensor()
+    granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
     calibration: Calibration = "min-max"
     scale_dtype: Literal["f32", "f16", "bf16"] = "f32"
 
@@ -108,7 +109,7 @@ class Codebook(RecipeModel):
 
     kind: Literal["codebook"]
     size: Annotated[int, Field(ge=1, le=256)]
-    granularity: Annotated[Granularity, BeforeValidator(_kind)] = PerTensor()
+    granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
     method: Method = "optimal"
     init: Init = "linear"
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
@@ -152,9 +153,9 @@ class Bitmap(RecipeModel):
     kind: Literal["bitmap"]
 
 
-Values: TypeAlias = Annotated[Exact | Affine | Codebook, Field(discriminator="kind"), BeforeValidator(_kind)]
+Values: TypeAlias = Annotated[Exact | Affine | Codebook, Field(discriminator="kind"), BeforeValidator(kind_alone)]
 Layout: TypeAlias = Annotated[
-    Auto | Dense | RelativeIndexLayout | Bitmap, Field(discriminator="kind"), BeforeValidator(_kind)
+    Auto | Dense | RelativeIndexLayout | Bitmap, Field(discriminator="kind"), BeforeValidator(kind_alone)
 ]
 
 

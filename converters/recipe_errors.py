@@ -18,6 +18,19 @@ from dcz.converters.recipe_actions import (
     MagnitudePruning,
     RelativeIndexLayout,
 )
+from dcz.converters.recipe_stages import (
+    BlockPattern,
+    ChannelPattern,
+    DescriptionLength,
+    FixedBits,
+    GlobalThreshold,
+    NMPattern,
+    PruneStage,
+    ShareStage,
+    StdThreshold,
+    Uniform,
+    UnstructuredPattern,
+)
 from dcz.format.manifest import PerChannel, PerGroup, PerTensor
 
 __all__ = ["explain"]
@@ -27,7 +40,18 @@ _FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "values": {"exact": Exact, "affine": Affine, "codebook": Codebook},
     "layout": {"auto": Auto, "dense": Dense, "relative-index": RelativeIndexLayout, "bitmap": Bitmap},
     "granularity": {"tensor": PerTensor, "channel": PerChannel, "group": PerGroup},
+    "densities": {"uniform": Uniform, "global": GlobalThreshold, "std": StdThreshold},
+    "pattern": {
+        "unstructured": UnstructuredPattern,
+        "n:m": NMPattern,
+        "channel": ChannelPattern,
+        "block": BlockPattern,
+    },
+    "bits": {"fixed": FixedBits, "description-length": DescriptionLength},
 }
+# Lists of tables, and the kinds of their items if they have kinds.
+_STAGES: Final[Mapping[str, type[BaseModel]]] = {"prune": PruneStage, "share": ShareStage}
+_LISTS: Final = ("rules", "stages")
 
 Path = list[str | int]
 
@@ -82,18 +106,22 @@ def _field(
         if family is not None and step in family:
             model = family[str(step)]
             continue
+        if path[:1] == ["stages"] and len(path) == 2 and step in _STAGES:
+            model = _STAGES[str(step)]
+            continue
         if step == "pruning":
             model = MagnitudePruning
         elif step == "rules":
             model = rule
         path.append(step)
-    if path and path[-1] in ("pruning", "rules"):
+    if path and path[-1] in ("pruning", *_LISTS):
         model = root
     return path, model
 
 
 def _kinds(path: Path) -> str:
-    return ", ".join(_FAMILIES.get(str(path[-1]), {}))
+    family = _STAGES if path[:1] == ["stages"] and len(path) == 2 else _FAMILIES.get(str(path[-1]), {})
+    return ", ".join(family)
 
 
 def _short(value: Any) -> str:
@@ -102,7 +130,7 @@ def _short(value: Any) -> str:
 
 
 def _dotted(path: Path) -> str:
-    """``rules[1].values.bits``, rules counted from 1."""
+    """``rules[1].values.bits``, items of a list counted from 1."""
     text = ""
     for step in path:
         text += f"[{step + 1}]" if isinstance(step, int) else f".{step}" if text else step
@@ -116,8 +144,9 @@ def _line(text: str, path: Path) -> int | None:
     start, end = 0, len(lines)
     keys = [step for step in path if isinstance(step, str)]
     found: int | None = None
-    if len(path) > 1 and keys[0] == "rules":
-        headers = [number for number, line in enumerate(lines) if re.match(r"\s*\[\[\s*rules\s*\]\]", line)]
+    if len(path) > 1 and keys[0] in _LISTS:
+        header = re.compile(rf"\s*\[\[\s*{keys[0]}\s*\]\]")
+        headers = [number for number, line in enumerate(lines) if header.match(line)]
         index = path[1]
         if not isinstance(index, int) or index >= len(headers):
             return None

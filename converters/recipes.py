@@ -16,7 +16,7 @@ import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -33,6 +33,7 @@ from dcz.converters.recipe_actions import (
     layout_choice,
 )
 from dcz.converters.recipe_errors import explain
+from dcz.converters.recipe_stages import Names, Stage
 from dcz.errors import EncodingError, RecipeError
 from dcz.format.coding import CodingChoice
 from dcz.format.dtypes import DTYPES, DType, dtype_of
@@ -52,11 +53,6 @@ _CHANGEABLE: Final = ("f64", "f32", "f16", "bf16")
 _MIN_RANK: Final = 2
 _MIN_ELEMENTS: Final = 256
 _MAX_BYTES: Final = 1 << 20  # of a recipe
-
-Names: TypeAlias = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -166,11 +162,16 @@ class Rule(RecipeModel):
 
 
 class Recipe(RecipeModel):
-    """Rules in order, under a name. A tensor that no rule matches is stored exactly."""
+    """Rules in order, under a name. A tensor that no rule matches is stored exactly.
+
+    ``stages`` are for dcz.compress, which trains the model; what they made is then stored exactly. ``rules`` are for dcz.convert,
+    which does not train. A recipe may have both: two ways to the same end.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     description: str = ""
     rules: Annotated[tuple[Rule, ...], Field(strict=False)] = ()
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)] = ()
 
     def rule_for(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Rule | None:
         """The first rule that matches, or None."""
@@ -255,7 +256,7 @@ def _read(path: Path) -> bytes:
 
 def is_builtin(recipe: Recipe) -> bool:
     """Whether this is one of the recipes that come with dcz, and not only called like one."""
-    return recipe.name in BUILTIN_RECIPES and recipe == _builtin(recipe.name)
+    return recipe.name in BUILTIN_RECIPES and recipe.rules == _builtin(recipe.name).rules
 
 
 @functools.cache

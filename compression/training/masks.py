@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from dcz.compression.torch_tensors import check_tensor, to_numpy
 from dcz.compression.training.weights import Weight, WeightParametrization
 from dcz.errors import EncodingError, UsageError
 
-if TYPE_CHECKING:
-    from dcz.format.tensors import TensorData
-
 __all__ = [
     "Densities",
     "PruningMask",
@@ -33,6 +30,7 @@ __all__ = [
     "density_of",
     "global_densities",
     "mask_of",
+    "naming",
     "prune",
     "std_densities",
 ]
@@ -57,9 +55,6 @@ class PruningMask(WeightParametrization):
     def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
         """So that weights can be assigned while they are pruned."""
         return value
-
-    def stored(self, original: torch.Tensor) -> TensorData:
-        return array_of(self(original.detach()))
 
 
 def array_of(tensor: torch.Tensor) -> np.ndarray:
@@ -98,7 +93,7 @@ def prune(
         if density is None:
             continue
         array = _oriented(weight)
-        with _naming(weight):
+        with naming(weight):
             if not 0 <= density <= 1:
                 raise EncodingError(f"a density of {density}: 0 to 1 are possible")
             kept = pattern.keep(pattern.scores(array), density)
@@ -122,7 +117,7 @@ def std_densities(
         if given is None:
             continue
         array = _oriented(weight)
-        with _naming(weight):
+        with naming(weight):
             scores = np.abs(pattern.scores(array).astype(np.float64))
             nonzero = array.astype(np.float64)[nonzero_mask(array)]
             threshold = float(given) * float(nonzero.std()) if nonzero.size else 0.0
@@ -155,7 +150,7 @@ def global_densities(
     sizes: list[np.ndarray] = []
     for weight in weights:
         array = _oriented(weight)
-        with _naming(weight):
+        with naming(weight):
             scores = np.abs(pattern.scores(array).astype(np.float64))
         ranked = _scaled(scores, scale)
         sure = min(scores.size, max(1, round(floor * scores.size)))
@@ -218,7 +213,7 @@ def _set_mask(weight: Weight, mask: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _naming(weight: Weight) -> Generator[None]:
+def naming(weight: Weight) -> Generator[None]:
     """Says of which weight an EncodingError is."""
     try:
         yield

@@ -16,7 +16,7 @@ import abc
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -24,9 +24,6 @@ from torch.nn.utils import parametrize
 
 from dcz.compression.torch_tensors import unwrapped
 from dcz.errors import UsageError
-
-if TYPE_CHECKING:
-    from dcz.format.tensors import TensorData
 
 __all__ = ["Kind", "Weight", "WeightParametrization", "find_weights", "remove_parametrizations"]
 
@@ -61,10 +58,6 @@ class WeightParametrization(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         """The weight, in its own shape and type. ``original``: what the Parameter holds."""
-
-    @abc.abstractmethod
-    def stored(self, original: torch.Tensor) -> TensorData:
-        """The weight as it is written to a file: decoded, exactly what forward() gives."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
     dcz.estimate(source)                                what convert would give
     dcz.convert(source, path, recipe="lossless")        a model -> .dcz
     dcz.decode(path, destination)                       .dcz -> safetensors, or the folder that it was
+    dcz.compress(model, path, train=..., evaluate=...)  prune, share, train: Deep Compression in one call
     dcz.open(path), dcz.load(path)                      tensors
     dcz.save(tensors, path)
     dcz.load_model(path), dcz.load_tokenizer(path)      a transformers model that runs
@@ -73,12 +74,14 @@ if TYPE_CHECKING:
     from dcz.runtime.hub import push_to_hub
     from dcz.runtime.hub_mixin import DczModelHubMixin
     from dcz.runtime.loading import convert, load, load_into, open, save
+    from dcz.runtime.pipeline import Compressed, compress
     from dcz.runtime.transformers import load_model, load_tokenizer
 
 __all__ = [
     "AccessDenied",
     "AssetNotFound",
     "BaseNotFound",
+    "Compressed",
     "Conflict",
     "Converted",
     "CorruptStream",
@@ -116,6 +119,7 @@ __all__ = [
     "VersionExists",
     "WrongBase",
     "__version__",
+    "compress",
     "convert",
     "decode",
     "estimate",
@@ -132,6 +136,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "Compressed": "dcz.runtime.pipeline",
     "Converted": "dcz.converters.conversion",
     "Decoded": "dcz.converters.decoding",
     "DczModelHubMixin": "dcz.runtime.hub_mixin",
@@ -141,6 +146,7 @@ _MODULES: Final = {
     "SavedFolder": "dcz.converters.folders",
     "TensorFile": "dcz.runtime.files",
     "VerifyReport": "dcz.format.verify",
+    "compress": "dcz.runtime.pipeline",
     "convert": "dcz.runtime.loading",
     "decode": "dcz.runtime.artifacts",
     "estimate": "dcz.converters.estimate",

@@ -211,6 +211,25 @@ def test_inspect_text(model: Home) -> None:
         assert "\x1b" not in line
 
 
+def test_inspect_layers(model: Home) -> None:
+    size = (model.path / "model.dcz").stat().st_size
+    table = model.run("inspect", "model.dcz", "--layers", "--json").json["layer_table"]
+    assert "layer_table" not in model.run("inspect", "model.dcz", "--json").json
+    assert sum(table["bytes"].values()) == table["size"] == size
+    assert [row["name"] for row in table["layers"] if row["is_weight"]] == [
+        "encoder.layer.0.attention.weight"
+    ]
+    assert table["totals"]["weights"]["weights"] == 40_000
+    assert table["compression"] == table["totals"]["all"]["dense_bytes"] / size
+    lines = model.run("inspect", "model.dcz", "--layers").out.splitlines()
+    row = next(line for line in lines if line.endswith("encoder.layer.0.attention.weight")).split()
+    assert row[:3] == ["40,000", "100.00", "32.00"]
+    assert any(line.endswith("(4 other tensors)") for line in lines)
+    assert lines[-1].endswith(f"{size:,} bytes of file = {table['compression']:.2f}x")
+    model.run("push", "model.dcz", "m:1")
+    assert model.run("inspect", "m:1", "--layers", "--json").json["layer_table"] == table
+
+
 def test_verify_text_numbers_the_steps(model: Home) -> None:
     shallow = model.run("verify", "model.dcz").out
     deep = model.run("verify", "model.dcz", "--deep").out
@@ -227,6 +246,7 @@ def test_names_from_strangers_do_not_command_the_terminal(home: Home) -> None:
     for arguments in (
         ("inspect", "m.dcz"),
         ("inspect", "m.dcz", "--tensors"),
+        ("inspect", "m.dcz", "--layers"),
         ("inspect", "m.dcz", "--json"),
     ):
         out = home.run(*arguments).out

@@ -26,27 +26,39 @@ __all__ = ["command"]
 @click.command("inspect")
 @click.argument("target", metavar="FILE|URL|REF")
 @click.option("--tensors", is_flag=True, help="Show each tensor, not each kind of them.")
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Show density, bits and rate of each layer, as Deep Compression's tables do.",
+)
 @file_option
 @registry_option
 @json_option
-def command(target: str, tensors: bool, file: str | None, registry: Path | None, as_json: bool) -> None:
+def command(
+    target: str, tensors: bool, layers: bool, file: str | None, registry: Path | None, as_json: bool
+) -> None:
     """Show what is in a .dcz file, how each tensor is stored, and where the bytes went.
 
     Sizes are in bytes and add up to the file. The ratio is stored bytes for each original one, bits are stored bits for
     each element. Only the manifest is read, and of a file on this machine the first bytes of each coded stream.
     """
+    from dcz.format.layers import layer_table
     from dcz.format.report import account
 
     with open_target(target, registry, file, whole=False, threads=1) as reader:
         # Of an artifact in a registry, what was asked for is shown, not in which blob it lies.
         report = replace(account(reader, tables=os.path.isfile(reader.name)), file=target)
+        by_layer = layer_table(reader, report=report) if layers else None
     if as_json:
-        emit_json(report.to_dict())
+        emit_json(report.to_dict() | ({} if by_layer is None else {"layer_table": by_layer.to_dict()}))
         return
-    parts = [fields(_facts(report)), _bytes(report)]
-    parts += [_kinds(report)] if report.tensors and not tensors else []
+    parts = [fields(_facts(report))]
+    parts += [_bytes(report)] if by_layer is None else []
+    parts += [_kinds(report)] if report.tensors and not tensors and by_layer is None else []
     parts += [_assets(report)] if report.assets else []
     show(*parts)
+    if by_layer is not None:
+        emit("\n" + by_layer.text())
     for text in _tensors(report) if tensors else ():
         emit(text)
 

@@ -1,0 +1,178 @@
+"""Checkpoints of a compression in progress: one .dcz file each, so that none is ever half-written, and damage is seen.
+
+A checkpoint holds every parameter and buffer of the model under its own name, what stands between them (masks, codes),
+the states of the random generators, and the place in the recipe. Nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from dcz.compression.torch_tensors import unwrapped
+from dcz.compression.training.masks import PruningMask
+from dcz.compression.training.weight_sharing import SharedWeights
+from dcz.compression.training.weights import find_weights
+from dcz.errors import UsageError
+from dcz.format import Reader
+from dcz.runtime.loading import load_tensors, save
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dcz.compression.training.weights import Weight
+
+__all__ = ["Checkpoints", "Snapshot"]
+
+_NAME: Final = "checkpoint.dcz"
+_KEY: Final = "dcz.compress"  # of the metadata
+_VALUE, _MASK, _CODES, _RANDOM = "value:", "mask:", "codes:", "random:"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model in the middle of its compression: tensors on the CPU, by prefixed names."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def take(cls, module: nn.Module) -> Snapshot:
+        """A copy of what the module holds now."""
+        tensors: dict[str, torch.Tensor] = {}
+        weights = find_weights(module)
+        for name, value in _held(module, weights).items():
+            tensors[_VALUE + name] = value.detach().to("cpu", copy=True)
+        for weight in weights:
+            current = weight.parametrization
+            if isinstance(current, PruningMask):
+                tensors[_MASK + weight.name] = current.mask.to("cpu", copy=True)
+            elif isinstance(current, SharedWeights):
+                tensors[_CODES + weight.name] = current.codes.to("cpu", copy=True)
+        return cls(tensors)
+
+    def put_back(self, module: nn.Module) -> None:
+        """Make the module what it was. Raises UsageError if it is another one."""
+        weights = find_weights(module)
+        expected = {_VALUE + name for name in _held(module, weights)}
+        found = {name for name in self.tensors if name.startswith(_VALUE)}
+        if expected != found:
+            strange = sorted(expected ^ found)[0].removeprefix(_VALUE)
+            raise UsageError(f"the checkpoint is of another model: {strange!r} is only in one of them")
+        for weight in weights:
+            device = weight.parameter.device
+            original = self.tensors[_VALUE + weight.name].to(device)
+            weight.unparametrize()
+            if (mask := self.tensors.get(_MASK + weight.name)) is not None:
+                weight.parametrize(PruningMask(mask.to(device)), original)
+            elif (codes := self.tensors.get(_CODES + weight.name)) is not None:
+                weight.parametrize(SharedWeights(codes.to(device)), original)
+        with torch.no_grad():
+            for name, value in _held(module, weights).items():
+                stored = self.tensors[_VALUE + name]
+                if stored.shape != value.shape or stored.dtype != value.dtype:
+                    raise UsageError(
+                        f"the checkpoint is of another model: {name!r} has the shape {tuple(stored.shape)} there"
+                    )
+                value.copy_(stored)
+
+
+def _held(module: nn.Module, weights: Sequence[Weight]) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer once, under the name that it has without parametrizations. Buffers that are not
+    persistent are among them: training may have changed them."""
+    module, _ = unwrapped(module)
+    compressed = {id(weight.parameter): weight.name for weight in weights}
+    held: dict[str, torch.Tensor] = {weight.name: weight.parameter.data for weight in weights}
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in compressed:
+            held[name] = parameter.data
+    parts = {id(weight.parametrization): weight for weight in weights if weight.parametrization is not None}
+    for prefix, part in module.named_modules():
+        if id(part) not in parts:
+            for name, buffer in part.named_buffers(prefix, recurse=False):
+                held.setdefault(name, buffer)
+    return held
+
+
+class Checkpoints:
+    """The newest checkpoint in a folder, and the way to write the next one."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._path = Path(folder) / _NAME
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def write(self, place: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
+        """``place``: plain data that says how far it got. ``snapshots``: by names without a slash."""
+        tensors = {
+            f"{key}/{name}": tensor for key, shot in snapshots.items() for name, tensor in shot.tensors.items()
+        }
+        generators, numbers = _random_state()
+        save(
+            {**tensors, **{_RANDOM + name: state for name, state in generators.items()}},
+            self._path,
+            effort="fast",
+            metadata={_KEY: json.dumps({"place": place, "random": numbers})},
+        )
+
+    def read(self) -> tuple[dict[str, Any], dict[str, Snapshot]] | None:
+        """What was written last, with the random generators set to where they were; None if there is nothing.
+
+        Raises FormatError if it is damaged, UsageError if it is another kind of file.
+        """
+        if not self._path.exists():
+            return None
+        with Reader(self._path) as reader:
+            found = reader.manifest.metadata.get(_KEY)
+            tensors = load_tensors(reader)
+        if found is None:
+            raise UsageError(f"{self._path} is not a checkpoint of dcz.compress")
+        content = json.loads(found)
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        generators: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(_RANDOM):
+                generators[name.removeprefix(_RANDOM)] = tensor
+            else:
+                key, _, rest = name.partition("/")
+                parts.setdefault(key, {})[rest] = tensor
+        _set_random_state(generators, content["random"])
+        return content["place"], {key: Snapshot(part) for key, part in parts.items()}
+
+
+def _random_state() -> tuple[dict[str, torch.Tensor], Any]:
+    """The states of the generators that a training loop may use: of torch on all its devices, of numpy and of Python."""
+    version, numbers, gauss = random.getstate()
+    legacy: Any = np.random.get_state()
+    generators = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(legacy[1].astype(np.int64)),
+        "python": torch.tensor(numbers, dtype=torch.int64),
+    }
+    if torch.cuda.is_available():
+        generators |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return generators, {"python": [version, gauss], "numpy": [legacy[0], *map(float, legacy[2:])]}
+
+
+def _set_random_state(generators: Mapping[str, torch.Tensor], others: Any) -> None:
+    torch.set_rng_state(generators["torch"])
+    version, gauss = others["python"]
+    random.setstate((version, tuple(generators["python"].tolist()), gauss))
+    name, place, has_gauss, cached = others["numpy"]
+    np.random.set_state(
+        (name, generators["numpy"].numpy().astype(np.uint32), int(place), int(has_gauss), cached)
+    )
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(
+            [generators[f"cuda{i}"] for i in range(torch.cuda.device_count()) if f"cuda{i}" in generators]
+        )

@@ -1,0 +1,410 @@
+"""dcz.compress: from a trained model to a .dcz file, with training in between (Han, Mao and Dally 2016, figure 1).
+
+The stages of a recipe are carried out one after the other on the model itself. Between them the caller's own loop trains
+it; here is only what happens around that: schedules, the quality budget, checkpoints, and the file at the end.
+
+    dense model --prune, train, prune, train ...--> sparse --share, train--> few values --encode--> file
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from torch import nn
+
+from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
+from dcz.compression.training.schedules import cubic
+from dcz.compression.training.weight_sharing import choose_bits, share
+from dcz.compression.training.weights import Weight, find_weights, remove_parametrizations
+from dcz.converters import conversion
+from dcz.converters.recipe_stages import (
+    DescriptionLength,
+    GlobalThreshold,
+    PruneStage,
+    StdThreshold,
+    Uniform,
+)
+from dcz.converters.recipes import load_recipe
+from dcz.errors import UsageError
+from dcz.format import Reader
+from dcz.format.layers import layer_table
+from dcz.runtime.checkpoints import Checkpoints, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dcz.compression.patterns import Pattern
+    from dcz.converters.conversion import RecipeLike
+    from dcz.converters.recipes import Recipe
+    from dcz.format.effort import EffortName
+    from dcz.format.layers import LayerTable
+
+__all__ = ["Compressed", "Progress", "Step", "Train", "compress"]
+
+Train: TypeAlias = "Callable[[nn.Module], object]"
+Evaluate: TypeAlias = "Callable[[nn.Module], float]"
+
+_MOST_BITS: Final = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step that was done. ``stage``: its number, from 1, 0 before the first; ``kind``: of the stage, ``dense`` before the first.
+    ``density``: the part of the weights (all that can be compressed) that is not zero. ``bits``: of each weight that was shared.
+    ``quality``: what evaluate() said, None if it was not asked. ``kept``: False if the quality budget did not allow the step, and it was undone."""
+
+    stage: int
+    kind: Literal["dense", "prune", "share"]
+    step: int
+    steps: int
+    density: float
+    bits: Mapping[str, int] = field(default_factory=dict)
+    quality: float | None = None
+    kept: bool = True
+
+
+Progress: TypeAlias = "Callable[[Step], object]"
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What came out. ``path``: of the file; None if none was asked for. ``quality``: of the model before and after, None if
+    it was not evaluated. ``steps``: all of them, in order. ``layers``: the table of the file, in the paper's columns; its
+    ``text()`` is for people. ``file_bytes``: of the complete file; ``tensor_bytes``: of the model as it was."""
+
+    path: str | None
+    digest: str
+    recipe: str
+    quality: tuple[float | None, float | None]
+    steps: tuple[Step, ...]
+    layers: LayerTable
+    file_bytes: int
+    tensor_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def compression(self) -> float:
+        """Bytes of the model for each byte of the file: "40x" is 40."""
+        return self.tensor_bytes / self.file_bytes
+
+
+def compress(
+    model: nn.Module,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    train: Train,
+    evaluate: Evaluate | None = None,
+    recipe: RecipeLike = "deep-compression",
+    tolerance: float | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    effort: EffortName = "small",
+    threads: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Compress a trained model by the stages of a recipe, and write it to a .dcz file.
+
+    ``model``: any module; it is compressed in place, and holds at the end exactly the weights that the file gives, as plain
+    parameters. ``path``: of the file; None writes none that stays. ``train(model)`` trains for one epoch, or whatever is
+    a unit of training; it makes its optimizer itself, from ``model.parameters()``, because a Parameter changes its shape
+    where weights are shared. Weights that are pruned stay zero and shared ones shared, whatever it does. ``evaluate(model)``
+    gives the quality, higher is better. ``recipe``: a recipe with stages, by name, path or as an object.
+
+    ``tolerance``: how much of the quality of the dense model may be lost, in the unit of evaluate(). A step of pruning that
+    loses more is undone, and the stage ends; shared weights get more bits until it is kept, or are not shared at all. None
+    takes whatever comes.
+
+    ``checkpoints``: a folder. After each epoch it holds where the compression is, and a call with the same model, recipe and
+    folder goes on from there: after a crash at most one epoch is lost, and the end is the same to the bit if train() does
+    the same from the same random numbers. Checkpoints are not removed at the end.
+
+    ``effort``, ``threads``, ``metadata``: as for dcz.convert. ``progress`` is called after each step.
+
+    Raises UsageError if the recipe has no stages, the model cannot be trained through parametrizations, or a checkpoint is
+    of another model or recipe; RecipeError; EncodingError if a weight is not finite; OSError. The model is left as the last
+    step left it, with its parametrizations removed; what train() and evaluate() raise passes through.
+    """
+    plan = load_recipe(recipe)
+    if not plan.stages:
+        raise UsageError(
+            f"the recipe {plan.name!r} has no stages: nothing of it is done while a model is trained",
+            hint="dcz.convert applies its rules without training",
+        )
+    if tolerance is not None and (evaluate is None or not tolerance >= 0):
+        raise UsageError(
+            "a tolerance is a loss of quality, 0 or more, and needs evaluate() to be measured",
+        )
+    if not find_weights(model):
+        raise UsageError("the model has no weights of two and more dimensions: there is nothing to compress")
+    _check_writable(path)
+    run = _Run(model, plan, train, evaluate, tolerance, progress)
+    try:
+        run.all_stages(None if checkpoints is None else Checkpoints(checkpoints))
+    finally:
+        remove_parametrizations(model)
+    metrics = {"quality": run.quality, "quality.dense": run.steps[0].quality}
+    trained = {name: value for name, value in metrics.items() if value is not None}
+    with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
+        done = conversion.convert(
+            model,
+            Path(scratch) / "model.dcz" if path is None else path,
+            recipe=plan,
+            effort=effort,
+            threads=threads,
+            metadata=metadata,
+            trained=trained,
+        )
+        with Reader(done.path) as reader:
+            layers = layer_table(reader)
+    return Compressed(
+        path=None if path is None else done.path,
+        digest=done.digest,
+        recipe=plan.name,
+        quality=(run.steps[0].quality, run.quality),
+        steps=tuple(run.steps),
+        layers=layers,
+        file_bytes=done.file_bytes,
+        tensor_bytes=done.tensor_bytes,
+        notes=done.notes,
+    )
+
+
+def _check_writable(path: str | os.PathLike[str] | None) -> None:
+    """Before hours of training, not after them."""
+    if path is None:
+        return
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or Path(path).is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(
+            f"{os.fspath(path)}: no file can be written there", hint="name a file in a folder that exists"
+        )
+
+
+def _targets(stage: PruneStage, weights: list[Weight]) -> dict[str, float]:
+    """The density of each weight at the end, where that can be said at the beginning."""
+    if isinstance(stage.densities, StdThreshold):
+        return std_densities(weights, stage.densities.factor, stage.pattern.pattern())
+    if isinstance(stage.densities, Uniform):
+        return {weight.name: stage.densities.density for weight in weights}
+    return {}
+
+
+class _Run:
+    """One run through the stages. Every epoch is a place at which it can be taken up again."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Recipe,
+        train: Train,
+        evaluate: Evaluate | None,
+        tolerance: float | None,
+        progress: Progress | None,
+    ) -> None:
+        self._model = model
+        self._plan = plan
+        self._train = train
+        self._evaluate = evaluate
+        self._tolerance = tolerance
+        self._progress = progress
+        self._checkpoints: Checkpoints | None = None
+        self._before: Snapshot | None = None
+        """The model before the step that is being tried."""
+        self._resumed: dict[str, Any] | None = None
+        self.steps: list[Step] = []
+
+    @property
+    def quality(self) -> float | None:
+        """Of the model as it is."""
+        return next((step.quality for step in reversed(self.steps) if step.kept), None)
+
+    def all_stages(self, checkpoints: Checkpoints | None) -> None:
+        self._checkpoints = checkpoints
+        self._resume()
+        if not self.steps:
+            self._note(Step(0, "dense", 1, 1, self._density(), quality=self._measured()))
+            self._save(0, {})
+        for number, stage in enumerate(self._plan.stages, 1):
+            if self._done(number):
+                continue
+            weights = [
+                weight
+                for weight in find_weights(self._model)
+                if stage.takes(weight.names, math.prod(weight.value().shape))
+            ]
+            if isinstance(stage, PruneStage):
+                self._prune(number, stage, weights)
+            else:
+                self._share(number, stage, weights)
+            self._save(number, {"done": True})
+
+    # -- stages
+
+    def _prune(self, number: int, stage: PruneStage, weights: list[Weight]) -> None:
+        targets = self._place(number).get("targets") or _targets(stage, weights)
+        start = self._place(number).get("start") or {weight.name: density_of(weight) for weight in weights}
+        steps = 1 if isinstance(stage.densities, StdThreshold) else stage.steps
+        pattern = stage.pattern.pattern()
+        sizes = {weight.name: weight.value().numel() for weight in weights}
+        start_together = sum(start[name] * size for name, size in sizes.items()) / max(1, sum(sizes.values()))
+        for step in range(1, steps + 1):
+            if step < self._place(number).get("step", 1):
+                continue
+            fixed = {"step": step, "targets": targets, "start": start}
+
+            def act(step: int = step) -> dict[str, int]:
+                if isinstance(stage.densities, GlobalThreshold):
+                    # Asked anew in each step which layers give most: training has moved the weights.
+                    density = cubic(start_together, stage.densities.density, step, steps)
+                    densities = global_densities(
+                        weights,
+                        density,
+                        floor=min(stage.densities.floor, density),
+                        scale=stage.densities.scale,
+                        pattern=pattern,
+                    )
+                else:
+                    densities = {name: cubic(start[name], targets[name], step, steps) for name in targets}
+                prune(weights, densities, pattern)
+                return {}
+
+            epochs = stage.epochs + (stage.last_epochs if step == steps else 0)
+            if not self._step(number, "prune", step, steps, act, epochs, fixed):
+                return
+            self._save(number, {**fixed, "step": step + 1})
+
+    def _share(self, number: int, stage: ShareStage, weights: list[Weight]) -> None:
+        bits = self._place(number).get("bits")
+        if bits is None:
+            if isinstance(stage.bits, DescriptionLength):
+                dense = sum(weight.value().numel() * weight.value().element_size() for weight in weights)
+                bits = choose_bits(weights, stage.bits.rate * dense)
+            else:
+                bits = {weight.name: stage.bits.of(weight.kind) for weight in weights}
+        step = self._place(number).get("step", 1)
+        while True:
+            fixed = {"step": step, "bits": bits}
+
+            def act(bits: Mapping[str, int] = bits) -> dict[str, int]:
+                share(weights, bits, method=stage.method, init=stage.init, seed=stage.seed)
+                return dict(bits)
+
+            if self._step(number, "share", step, step, act, stage.epochs, fixed):
+                return
+            if all(count == _MOST_BITS for count in bits.values()):
+                return
+            bits = {name: min(_MOST_BITS, count + 1) for name, count in bits.items()}
+            step += 1
+
+    def _step(
+        self,
+        stage: int,
+        kind: Literal["prune", "share"],
+        step: int,
+        steps: int,
+        act: Callable[[], dict[str, int]],
+        epochs: int,
+        place: Mapping[str, Any],
+    ) -> bool:
+        """Act, train, measure. False if the budget did not allow it: then the model is as it was before."""
+        resumed = self._place(stage)
+        first = 0
+        bits: dict[str, int] = {}
+        if resumed.get("step") == step and "epoch" in resumed:
+            first, bits = resumed["epoch"], resumed["shared"]
+        else:
+            if self._tolerance is not None:
+                self._before = Snapshot.take(self._model)
+            bits = act()
+            self._save(stage, {**place, "epoch": 0, "shared": bits})
+        self._resumed = None
+        for epoch in range(first, epochs):
+            self._train(self._model)
+            self._save(stage, {**place, "epoch": epoch + 1, "shared": bits})
+        quality = self._measured()
+        kept = self._allowed(quality)
+        self._note(Step(stage, kind, step, steps, self._density(), bits, quality, kept))
+        if not kept:
+            assert self._before is not None
+            self._before.put_back(self._model)
+        self._before = None
+        return kept
+
+    # -- around them
+
+    def _measured(self) -> float | None:
+        if self._evaluate is None:
+            return None
+        modes = [(part, part.training) for part in self._model.modules()]
+        self._model.eval()
+        quality = float(self._evaluate(self._model))
+        for part, training in modes:
+            part.training = training
+        return quality
+
+    def _allowed(self, quality: float | None) -> bool:
+        dense = self.steps[0].quality
+        if self._tolerance is None or quality is None or dense is None:
+            return True
+        return quality >= dense - self._tolerance
+
+    def _density(self) -> float:
+        sizes = [(density_of(weight), weight.value().numel()) for weight in find_weights(self._model)]
+        return sum(density * size for density, size in sizes) / sum(size for _, size in sizes)
+
+    def _note(self, step: Step) -> None:
+        self.steps.append(step)
+        if self._progress is not None:
+            self._progress(step)
+
+    # -- checkpoints
+
+    def _save(self, stage: int, place: Mapping[str, Any]) -> None:
+        if self._checkpoints is None:
+            return
+        snapshots = {"model": Snapshot.take(self._model)}
+        if self._before is not None:
+            snapshots["before"] = self._before
+        self._checkpoints.write(
+            {
+                "recipe": self._plan.describe(),
+                "tolerance": self._tolerance,
+                "stage": stage,
+                "place": dict(place),
+                "steps": [asdict(step) for step in self.steps],
+            },
+            snapshots,
+        )
+
+    def _resume(self) -> None:
+        found = None if self._checkpoints is None else self._checkpoints.read()
+        if found is None or self._checkpoints is None:
+            return
+        place, snapshots = found
+        if (place["recipe"], place["tolerance"]) != (self._plan.describe(), self._tolerance):
+            raise UsageError(
+                f"{self._checkpoints.path} is of another recipe or tolerance",
+                hint="go on with the same ones, or take an empty folder to begin anew",
+            )
+        snapshots["model"].put_back(self._model)
+        self._before = snapshots.get("before")
+        self.steps = [Step(**step) for step in place["steps"]]
+        self._resumed = place
+
+    def _place(self, stage: int) -> dict[str, Any]:
+        """Where in a stage to go on; empty unless it is the one that was taken up again."""
+        if self._resumed is None or self._resumed["stage"] != stage:
+            return {}
+        place: dict[str, Any] = self._resumed["place"]
+        return place
+
+    def _done(self, stage: int) -> bool:
+        if self._resumed is None:
+            return False
+        return stage < self._resumed["stage"] or bool(self._place(stage).get("done"))

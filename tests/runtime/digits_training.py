@@ -1,0 +1,69 @@
+"""A small network on scikit-learn's digits, trained the same way each time. Run as a program, it compresses one, with checkpoints:
+
+    python tests/runtime/digits_training.py CHECKPOINTS FILE
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import dcz
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+        self.hidden = nn.Linear(8 * 36, 64)
+        self.norm = nn.BatchNorm1d(64)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.conv(images)).flatten(1)
+        outputs: torch.Tensor = self.last(torch.relu(self.norm(self.hidden(features))))
+        return outputs
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Training images and labels, test images and labels; every fifth image is for the test."""
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    y = torch.tensor(labels)
+    test = torch.arange(len(y)) % 5 == 0
+    return x[~test], y[~test], x[test], y[test]
+
+
+_X, _Y, _TEST_X, _TEST_Y = data()
+
+
+def train(model: nn.Module) -> None:
+    """One epoch, in an order that torch's generator draws."""
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for batch in torch.randperm(len(_Y)).split(64):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(_X[batch]), _Y[batch]).backward()
+        optimizer.step()
+
+
+def evaluate(model: nn.Module) -> float:
+    """Percent of the test images that are right."""
+    with torch.no_grad():
+        return 100 * float((model(_TEST_X).argmax(1) == _TEST_Y).float().mean())
+
+
+def trained(epochs: int = 12) -> Net:
+    torch.manual_seed(0)
+    model = Net()
+    for _ in range(epochs):
+        train(model)
+    return model
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dcz.compress(trained(), sys.argv[2], train=train, evaluate=evaluate, tolerance=2.0, checkpoints=sys.argv[1])
