@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,25 +16,34 @@ from torch.nn import functional
 
 from benchmarks.deep_compression.mnist import Lessons, Mnist, error_percent, normalized
 from benchmarks.deep_compression.networks import LeNet5, LeNet300
+from dcz.compression.torch_tensors import check_tensor, to_numpy
+from dcz.compression.training.masks import density_of, global_densities, prune
 from dcz.compression.training.rate import RateAware
+from dcz.compression.training.weight_sharing import share
+from dcz.compression.training.weights import find_weights, remove_parametrizations
 from dcz.format.writer import Writer
 
 if TYPE_CHECKING:
     from dcz.format.tensors import TensorData
 
-__all__ = ["SETTINGS", "Candidate", "Settings", "rate_aware_run", "write_file"]
+__all__ = ["SETTINGS", "Candidate", "Settings", "plain_run", "rate_aware_run", "write_file"]
 
-_TEMPERATURE = 2.0
-_LABELS = 0.3  # weight of the labels beside the teacher
+_SMOOTHING = 0.02  # of the labels
 _CLEAN = 0.5  # part of the images that are shown as they are
 _BATCH = 256
 _LOWEST_RATE = 0.03  # of the learning rate, at the end of a stage
 _STEP_LR = 5e-3
+_CLUSTER_BITS = 3
+_FLOOR = 0.01  # of each layer, that no threshold takes
+_CENTROID_LR = 5e-4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``strengths``: of the rate, in units of the loss for 1,000 bits, one for each stage of ``epochs``."""
+    """``strengths``: of the rate, in units of the loss for 1,000 bits, one for each stage of ``epochs``.
+
+    ``cluster_densities``: to which the plain variant prunes, one after the other.
+    """
 
     make: Callable[[], nn.Module]
     lr: float
@@ -41,11 +51,22 @@ class Settings:
     levels: float
     epochs: int
     strengths: tuple[float, ...]
+    cluster_densities: tuple[float, ...]
 
 
 SETTINGS = {
-    "lenet-300-100": Settings(LeNet300, 2e-3, 4, 8, 4, (0.003, 0.005, 0.008, 0.012, 0.018, 0.026, 0.036)),
-    "lenet-5": Settings(LeNet5, 1.5e-3, 3, 6, 3, (0.015, 0.03, 0.05, 0.08, 0.12)),
+    "lenet-300-100": Settings(
+        LeNet300,
+        2e-3,
+        5,
+        8,
+        4,
+        (0.0004, 0.0007, 0.001, 0.0015, 0.0022, 0.0032),
+        (0.12, 0.08, 0.06, 0.045, 0.035),
+    ),
+    "lenet-5": Settings(
+        LeNet5, 1.5e-3, 2, 6, 2, (0.0015, 0.003, 0.005, 0.008, 0.012, 0.018), (0.12, 0.08, 0.05, 0.03)
+    ),
 }
 
 
@@ -58,7 +79,7 @@ class Candidate:
     stage: float
     validation_error: float
     densities: dict[str, float]
-    expected_bytes: float
+    expected_bytes: float | None
     seconds: float
 
 
@@ -79,7 +100,7 @@ def one_epoch(
     factor: Callable[[float], float] = lambda _: 1.0,
     penalty: Callable[[], torch.Tensor] | None = None,
 ) -> None:
-    """Show each training image once, as it is or distorted, with the teacher's outputs.
+    """Show each training image once, as it is or distorted.
 
     ``factor``: of the learning rates, by how far the epoch is, 0 to 1. ``penalty``: is added to the loss.
     """
@@ -93,11 +114,7 @@ def one_epoch(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor(i / len(batches))
         outputs = network(normalized(lessons.images[which[batch], batch]))
-        wanted = functional.softmax(lessons.logits[which[batch], batch].float() / _TEMPERATURE, 1)
-        loss = _LABELS * functional.cross_entropy(outputs, lessons.labels[batch])
-        loss = loss + _TEMPERATURE**2 * functional.kl_div(
-            functional.log_softmax(outputs / _TEMPERATURE, 1), wanted, reduction="batchmean"
-        )
+        loss = functional.cross_entropy(outputs, lessons.labels[batch], label_smoothing=_SMOOTHING)
         if penalty is not None:
             loss = loss + penalty()
         optimizer.zero_grad()
@@ -161,6 +178,41 @@ def rate_aware_run(
             error_percent(network, *data.validation),
             dict(rate.densities()),
             sum(rate.code_length().values()) / 8,
+            time.perf_counter() - start,
+        )
+        print(asdict(candidate), flush=True)
+        yield candidate
+
+
+def plain_run(
+    settings: Settings, data: Mnist, lessons: Lessons, seed: int, folder: Path
+) -> Iterator[Candidate]:
+    """The paper's stages: prune by magnitude and retrain, share weights, train the centroids; a file for each density."""
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    network = dense_network(settings, lessons, generator, seed)
+    for density in settings.cluster_densities:
+        weights = find_weights(network)
+        prune(weights, global_densities(weights, density, floor=_FLOOR, scale="std"))
+        optimizer = torch.optim.Adam(network.parameters(), settings.lr, betas=(0.9, 0.98))
+        train_stage(network, lessons, optimizer, generator, settings.epochs)
+        shared = copy.deepcopy(network)
+        share(find_weights(shared), _CLUSTER_BITS)
+        optimizer = torch.optim.Adam(shared.parameters(), _CENTROID_LR, betas=(0.9, 0.98))
+        train_stage(shared, lessons, optimizer, generator, 1)
+        densities = {weight.name: density_of(weight) for weight in find_weights(shared)}
+        remove_parametrizations(shared)
+        tensors: dict[str, TensorData] = {
+            name: to_numpy(value, check_tensor(name, value)) for name, value in shared.state_dict().items()
+        }
+        path = folder / f"{density:g}.dcz"
+        candidate = Candidate(
+            path.name,
+            write_file(path, tensors),
+            density,
+            error_percent(shared, *data.validation),
+            densities,
+            None,
             time.perf_counter() - start,
         )
         print(asdict(candidate), flush=True)

@@ -1,4 +1,4 @@
-"""MNIST in memory, its validation split, and the teacher whose outputs the compressed networks learn from."""
+"""MNIST in memory: its validation split, and distorted copies of the images to learn from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["Lessons", "Mnist", "error_percent", "lessons", "load_mnist", "logits_of", "normalized"]
+__all__ = ["Lessons", "Mnist", "error_percent", "lessons", "load_mnist", "normalized"]
 
 # The last images of the training set, as in the usual split of MNIST into 50,000, 10,000 and 10,000.
 HELD_OUT = 10_000
-COPIES = 4
-TEACHER_EPOCHS = 6
-TEACHER_BATCH = 128
+COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,13 @@ class Mnist:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Copies of the training set, the first one as it is and the others distorted, and what the teacher makes of them.
+    """Copies of the training set, the first one as it is and the others distorted.
 
-    ``images``: uint8 (copies, n, 28, 28). ``logits``: float16 (copies, n, 10).
+    ``images``: uint8 (copies, n, 28, 28). ``labels``: int64 (n,).
     """
 
     images: torch.Tensor
-    logits: torch.Tensor
     labels: torch.Tensor
-    teacher_validation_error: float
 
 
 def load_mnist(path: Path | None) -> Mnist:
@@ -81,19 +77,11 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logits_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """float32 (n, 10), in evaluation mode."""
-    training = network.training
-    network.eval()
-    outputs = torch.cat([network(normalized(part)) for part in images.split(1000)])
-    network.train(training)
-    return outputs
-
-
 def error_percent(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Of images that are not recognized, in percent."""
-    wrong = int((logits_of(network, images).argmax(1) != labels).sum())
-    return 100 * wrong / len(labels)
+    network.eval()
+    outputs = torch.cat([network(normalized(part)) for part in images.split(1000)])
+    return 100 * int((outputs.argmax(1) != labels).sum()) / len(labels)
 
 
 def distorted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -120,60 +108,13 @@ def distorted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.cat(parts)
 
 
-class Teacher(nn.Module):
-    """Two convolutions with batch normalization and dropout: larger than what is compressed, and never stored."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 32, 5, bias=False),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 5, bias=False),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
-        self.head = nn.Sequential(
-            nn.Dropout(0.4), nn.Linear(1024, 256), nn.ReLU(), nn.Dropout(0.4), nn.Linear(256, 10)
-        )
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.head(self.features(images))
-        return outputs
-
-
 def lessons(data: Mnist, cache: Path) -> Lessons:
-    """Train the teacher, and let it look at all copies of the training set. Kept in ``cache``, a file."""
-    if cache.exists():
-        kept = torch.load(cache, weights_only=True)
-        return Lessons(kept["images"], kept["logits"], data.train[1], kept["error"])
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
+    """Make the distorted copies, or take them from ``cache``, a file in which they are kept."""
     images, labels = data.train
+    if cache.exists():
+        return Lessons(torch.from_numpy(np.load(cache, allow_pickle=False)), labels)
+    generator = torch.Generator().manual_seed(0)
     copies = torch.stack([images, *(distorted(images, generator) for _ in range(COPIES))])
-    teacher = Teacher()
-    optimizer = torch.optim.AdamW(teacher.parameters(), weight_decay=0.01)
-    batches = len(images) // TEACHER_BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=TEACHER_EPOCHS * batches)
-    for epoch in range(TEACHER_EPOCHS):
-        which = torch.randint(len(copies), (len(images),), generator=generator)
-        order = torch.randperm(len(images), generator=generator)
-        for batch in order[: batches * TEACHER_BATCH].split(TEACHER_BATCH):
-            outputs = teacher(normalized(copies[which[batch], batch]))
-            loss = functional.cross_entropy(outputs, labels[batch], label_smoothing=0.02)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(
-            f"teacher, epoch {epoch + 1}: validation error {error_percent(teacher, *data.validation):.2f} %",
-            flush=True,
-        )
-    logits = torch.stack([logits_of(teacher, copy) for copy in copies]).half()
-    error = error_percent(teacher, *data.validation)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"images": copies, "logits": logits, "error": error}, cache)
-    return Lessons(copies, logits, labels, error)
+    np.save(cache, copies.numpy())
+    return Lessons(copies, labels)
