@@ -1,0 +1,1 @@
+"""Reproductions of Deep Compression (Han, Mao and Dally, ICLR 2016), each one command."""

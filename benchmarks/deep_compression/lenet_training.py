@@ -1,0 +1,219 @@
+"""How the LeNets are trained and compressed: one run of each variant passes through all operating points."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.deep_compression.mnist import Lessons, Mnist, error_percent, normalized
+from benchmarks.deep_compression.networks import LeNet5, LeNet300
+from dcz.compression.torch_tensors import check_tensor, to_numpy
+from dcz.compression.training.masks import density_of, global_densities, prune
+from dcz.compression.training.rate import RateAware
+from dcz.compression.training.weight_sharing import share
+from dcz.compression.training.weights import find_weights, remove_parametrizations
+from dcz.format.writer import Writer
+
+if TYPE_CHECKING:
+    from dcz.format.tensors import TensorData
+
+__all__ = ["SETTINGS", "Candidate", "Settings", "plain_run", "rate_aware_run", "write_file"]
+
+_SMOOTHING = 0.02  # of the labels
+_CLEAN = 0.5  # part of the images that are shown as they are
+_BATCH = 256
+_LOWEST_RATE = 0.03  # of the learning rate, at the end of a stage
+_STEP_LR = 5e-3
+_CLUSTER_BITS = 3
+_FLOOR = 0.01  # of each layer, that no threshold takes
+_CENTROID_LR = 5e-4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``strengths``: of the rate, in units of the loss for 1,000 bits, one for each stage of ``epochs``.
+
+    ``cluster_densities``: to which the plain variant prunes, one after the other.
+    """
+
+    make: Callable[[], nn.Module]
+    lr: float
+    dense_epochs: int
+    levels: float
+    epochs: int
+    strengths: tuple[float, ...]
+    cluster_densities: tuple[float, ...]
+
+
+SETTINGS = {
+    "lenet-300-100": Settings(
+        LeNet300,
+        2e-3,
+        5,
+        8,
+        4,
+        (0.0004, 0.0007, 0.001, 0.0015, 0.0022, 0.0032),
+        (0.12, 0.08, 0.06, 0.045, 0.035),
+    ),
+    "lenet-5": Settings(
+        LeNet5, 1.5e-3, 2, 6, 2, (0.0015, 0.003, 0.005, 0.008, 0.012, 0.018), (0.12, 0.08, 0.05, 0.03)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that was written after a stage, and what it is worth on the validation split."""
+
+    file: str
+    bytes: int
+    stage: float
+    validation_error: float
+    densities: dict[str, float]
+    expected_bytes: float | None
+    seconds: float
+
+
+def write_file(path: Path, tensors: dict[str, TensorData]) -> int:
+    """The bytes of the complete file."""
+    with Writer(path, effort="small", threads=1) as writer:
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+    return path.stat().st_size
+
+
+def one_epoch(
+    network: nn.Module,
+    lessons: Lessons,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    *,
+    factor: Callable[[float], float] = lambda _: 1.0,
+    penalty: Callable[[], torch.Tensor] | None = None,
+) -> None:
+    """Show each training image once, as it is or distorted.
+
+    ``factor``: of the learning rates, by how far the epoch is, 0 to 1. ``penalty``: is added to the loss.
+    """
+    copies, count = lessons.images.shape[:2]
+    which = torch.randint(1, copies, (count,), generator=generator)
+    which[torch.rand(count, generator=generator) < _CLEAN] = 0
+    batches = torch.randperm(count, generator=generator)[: count // _BATCH * _BATCH].split(_BATCH)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    network.train()
+    for i, batch in enumerate(batches):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor(i / len(batches))
+        outputs = network(normalized(lessons.images[which[batch], batch]))
+        loss = functional.cross_entropy(outputs, lessons.labels[batch], label_smoothing=_SMOOTHING)
+        if penalty is not None:
+            loss = loss + penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def train_stage(
+    network: nn.Module,
+    lessons: Lessons,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    epochs: int,
+    penalty: Callable[[], torch.Tensor] | None = None,
+) -> None:
+    """Epochs in which the learning rates fall along half a cosine."""
+    for epoch in range(epochs):
+
+        def factor(part: float, epoch: int = epoch) -> float:
+            return _LOWEST_RATE + (1 - _LOWEST_RATE) * (1 + math.cos(math.pi * (epoch + part) / epochs)) / 2
+
+        one_epoch(network, lessons, optimizer, generator, factor=factor, penalty=penalty)
+
+
+def dense_network(settings: Settings, lessons: Lessons, generator: torch.Generator, seed: int) -> nn.Module:
+    """Trained as the compressed one is, without anything that compresses."""
+    torch.manual_seed(seed)
+    network = settings.make().to(memory_format=torch.channels_last)  # pools twice as fast
+    optimizer = torch.optim.Adam(network.parameters(), settings.lr, betas=(0.9, 0.98))
+    train_stage(network, lessons, optimizer, generator, settings.dense_epochs)
+    return network
+
+
+def rate_aware_run(
+    settings: Settings, data: Mnist, lessons: Lessons, seed: int, folder: Path
+) -> Iterator[Candidate]:
+    """Train with a rate that grows from stage to stage; a file after each of them."""
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    network = dense_network(settings, lessons, generator, seed)
+    print(f"dense: validation error {error_percent(network, *data.validation):.2f} %", flush=True)
+    rate = RateAware(network, levels=settings.levels)
+    for strength in settings.strengths:
+        optimizer = torch.optim.Adam(rate.parameter_groups(settings.lr, step_lr=_STEP_LR), betas=(0.9, 0.98))
+        train_stage(
+            network,
+            lessons,
+            optimizer,
+            generator,
+            settings.epochs,
+            lambda strength=strength: rate.bits() * (strength / 1000),
+        )
+        path = folder / f"{strength:g}.dcz"
+        size = write_file(path, rate.tensors())
+        candidate = Candidate(
+            path.name,
+            size,
+            strength,
+            error_percent(network, *data.validation),
+            dict(rate.densities()),
+            sum(rate.code_length().values()) / 8,
+            time.perf_counter() - start,
+        )
+        print(asdict(candidate), flush=True)
+        yield candidate
+
+
+def plain_run(
+    settings: Settings, data: Mnist, lessons: Lessons, seed: int, folder: Path
+) -> Iterator[Candidate]:
+    """The paper's stages: prune by magnitude and retrain, share weights, train the centroids; a file for each density."""
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    network = dense_network(settings, lessons, generator, seed)
+    for density in settings.cluster_densities:
+        weights = find_weights(network)
+        prune(weights, global_densities(weights, density, floor=_FLOOR, scale="std"))
+        optimizer = torch.optim.Adam(network.parameters(), settings.lr, betas=(0.9, 0.98))
+        train_stage(network, lessons, optimizer, generator, settings.epochs)
+        shared = copy.deepcopy(network)
+        share(find_weights(shared), _CLUSTER_BITS)
+        optimizer = torch.optim.Adam(shared.parameters(), _CENTROID_LR, betas=(0.9, 0.98))
+        train_stage(shared, lessons, optimizer, generator, 1)
+        densities = {weight.name: density_of(weight) for weight in find_weights(shared)}
+        remove_parametrizations(shared)
+        tensors: dict[str, TensorData] = {
+            name: to_numpy(value, check_tensor(name, value)) for name, value in shared.state_dict().items()
+        }
+        path = folder / f"{density:g}.dcz"
+        candidate = Candidate(
+            path.name,
+            write_file(path, tensors),
+            density,
+            error_percent(shared, *data.validation),
+            densities,
+            None,
+            time.perf_counter() - start,
+        )
+        print(asdict(candidate), flush=True)
+        yield candidate
