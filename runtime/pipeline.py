@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from torch import nn
 
+from dcz.compression.torch_tensors import unwrapped
 from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
 from dcz.compression.training.schedules import scheduled
 from dcz.compression.training.sensitivity import DENSITIES, scan
@@ -38,6 +39,7 @@ from dcz.errors import UsageError
 from dcz.format import Reader
 from dcz.format.layers import layer_table
 from dcz.runtime.checkpoints import Checkpoints, Snapshot
+from dcz.runtime.folders import is_pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,6 +110,7 @@ def compress(
     effort: EffortName = "small",
     threads: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    tokenizer: Any = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Compress a trained model by the stages of a recipe, and write it to a .dcz file.
@@ -126,6 +129,9 @@ def compress(
     folder goes on from there: after a crash at most one epoch is lost, and the end is the same to the bit if train() does
     the same from the same random numbers. Checkpoints are not removed at the end.
 
+    A model of transformers travels as its own save_pretrained writes it, with its configuration, so that dcz.load_model makes
+    it of the file. ``tokenizer``: what else it needs and has a save_pretrained, such as a tokenizer or a processor.
+
     ``effort``, ``threads``, ``metadata``: as for dcz.convert. ``progress`` is called after each step.
 
     Raises UsageError if the recipe has no stages, the model cannot be trained through parametrizations, or a checkpoint is
@@ -142,6 +148,16 @@ def compress(
         raise UsageError(
             "a tolerance is a loss of quality, 0 or more, and needs evaluate() to be measured",
         )
+    inner, _ = unwrapped(model)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise UsageError(
+            "a model under DistributedDataParallel cannot be compressed: its weights change their shapes",
+            hint="compress model.module, and wrap it inside of train()",
+        )
+    if tokenizer is not None and not is_pretrained(inner):
+        raise UsageError(
+            f"a tokenizer travels with a model of transformers, not with a {type(inner).__name__}"
+        )
     if not find_weights(model):
         raise UsageError("the model has no weights of two and more dimensions: there is nothing to compress")
     _check_writable(path)
@@ -154,7 +170,7 @@ def compress(
     trained = {name: value for name, value in metrics.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
         done = conversion.convert(
-            model,
+            _saved(inner, tokenizer, Path(scratch) / "model") if is_pretrained(inner) else model,
             Path(scratch) / "model.dcz" if path is None else path,
             recipe=plan,
             effort=effort,
@@ -175,6 +191,14 @@ def compress(
         tensor_bytes=done.tensor_bytes,
         notes=done.notes,
     )
+
+
+def _saved(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """A model of transformers, as it saves itself."""
+    for part in (model, tokenizer):
+        if part is not None:
+            part.save_pretrained(folder)
+    return folder
 
 
 def _check_writable(path: str | os.PathLike[str] | None) -> None:

@@ -152,6 +152,6 @@ def test_schedules() -> None:
         assert scheduled("geometric", 1.0, 0.01, step, 4) == pytest.approx(left)
         assert scheduled("linear", 1.0, 0.2, step, 4) == pytest.approx(1 - 0.2 * step)
     for schedule in ("cubic", "geometric", "linear"):
-        assert scheduled(schedule, 1.0, 0.3, 7, 7) == 0.3  # type: ignore[arg-type]
+        assert scheduled(schedule, 1.0, 0.3, 7, 7) == 0.3
     with pytest.raises(UsageError, match="step 3 of 2"):
         scheduled("linear", 1.0, 0.1, 3, 2)
