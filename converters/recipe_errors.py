@@ -26,6 +26,7 @@ from dcz.converters.recipe_stages import (
     GlobalThreshold,
     NMPattern,
     PruneStage,
+    RateStage,
     SensitivityScan,
     ShareStage,
     StdThreshold,
@@ -56,7 +57,7 @@ _FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "bits": {"fixed": FixedBits, "description-length": DescriptionLength},
 }
 # Lists of tables, and the kinds of their items if they have kinds.
-_STAGES: Final[Mapping[str, type[BaseModel]]] = {"prune": PruneStage, "share": ShareStage}
+_STAGES: Final[Mapping[str, type[BaseModel]]] = {"prune": PruneStage, "share": ShareStage, "rate": RateStage}
 _LISTS: Final = ("rules", "stages")
 
 Path = list[str | int]

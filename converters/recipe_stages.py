@@ -2,6 +2,7 @@
 
     prune       fewer weights, in steps, trained between them
     share       few values for the weights that are left, trained as well
+    rate        both at once: training against the size of the coded file
 
 A stage says what is done, not how it is trained: that is the caller's own loop. Names of fields are those of
 dcz.compression.training.
@@ -26,6 +27,7 @@ __all__ = [
     "GlobalThreshold",
     "NMPattern",
     "PruneStage",
+    "RateStage",
     "SensitivityScan",
     "ShareStage",
     "Stage",
@@ -187,4 +189,18 @@ class ShareStage(_Stage):
     epochs: _Count = 1
 
 
-Stage: TypeAlias = Annotated[PruneStage | ShareStage, Field(discriminator="kind")]
+class RateStage(_Stage):
+    """Train against the coded size (dcz.compression.training.rate), with one of ``strengths`` after the other, and ``epochs`` of
+    training for each. A strength is what the loss grows by if each weight costs one bit more: the larger, the smaller the
+    file. ``levels``: quantization steps up to the largest weight, at first; the steps are learned. ``biases`` too."""
+
+    kind: Literal["rate"]
+    strengths: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1, max_length=1000)
+    ] = (0.1, 0.2, 0.4, 0.8)
+    levels: Annotated[float, Field(gt=0, le=127)] = 8.0
+    biases: bool = True
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
+
+
+Stage: TypeAlias = Annotated[PruneStage | ShareStage | RateStage, Field(discriminator="kind")]

@@ -20,6 +20,7 @@ from torch import nn
 
 from dcz.compression.torch_tensors import unwrapped
 from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
+from dcz.compression.training.rate import RateAware, UniformGrid, find_biases
 from dcz.compression.training.schedules import scheduled
 from dcz.compression.training.sensitivity import DENSITIES, scan
 from dcz.compression.training.weight_sharing import choose_bits, share
@@ -29,6 +30,7 @@ from dcz.converters.recipe_stages import (
     DescriptionLength,
     GlobalThreshold,
     PruneStage,
+    RateStage,
     SensitivityScan,
     ShareStage,
     StdThreshold,
@@ -64,7 +66,7 @@ class Step:
     ``quality``: what evaluate() said, None if it was not asked. ``kept``: False if the quality budget did not allow the step, and it was undone."""
 
     stage: int
-    kind: Literal["dense", "prune", "share"]
+    kind: Literal["dense", "prune", "share", "rate"]
     step: int
     steps: int
     density: float
@@ -257,8 +259,10 @@ class _Run:
             ]
             if isinstance(stage, PruneStage):
                 self._prune(number, stage, weights)
-            else:
+            elif isinstance(stage, ShareStage):
                 self._share(number, stage, weights)
+            else:
+                self._rate(number, stage, weights)
             self._save(number, {"done": True})
 
     # -- stages
@@ -334,17 +338,68 @@ class _Run:
             bits = {name: min(_MOST_BITS, count + 1) for name, count in bits.items()}
             step += 1
 
+    def _rate(self, number: int, stage: RateStage, weights: list[Weight]) -> None:
+        if "step" not in self._place(number):
+            for weight in weights:
+                weight.unparametrize()  # what was pruned or shared goes on from there
+        chosen = [*weights, *(self._biases(weights) if stage.biases else ())]
+        taken = {weight.name for weight in chosen}
+        # Small ones of a run that was taken up again, which are quantized already.
+        chosen += [
+            weight
+            for weight in find_weights(self._model)
+            if isinstance(weight.parametrization, UniformGrid) and weight.name not in taken
+        ]
+        elements = sum(weight.value().numel() for weight in chosen)
+        for step, strength in enumerate(stage.strengths, 1):
+            if step < self._place(number).get("step", 1):
+                continue
+            hooks: list[Callable[[], None]] = []
+
+            def penalize(strength: float = strength, hooks: list[Callable[[], None]] = hooks) -> None:
+                # Anew for each epoch, so that nothing depends on where a run was taken up again.
+                while hooks:
+                    hooks.pop()()
+                aware = RateAware(self._model, chosen, levels=stage.levels)
+                hooks.append(aware.penalize(strength / elements))
+
+            def act(penalize: Callable[[], None] = penalize) -> dict[str, int]:
+                penalize()
+                return {}
+
+            steps = len(stage.strengths)
+            place = {"step": step}
+            try:
+                kept = self._step(number, "rate", step, steps, act, stage.epochs, place, penalize)
+            finally:
+                while hooks:
+                    hooks.pop()()
+            if not kept:
+                return
+            self._save(number, {"step": step + 1})
+
+    def _biases(self, weights: list[Weight]) -> list[Weight]:
+        """Of the same layers, those that are not among the weights already, as they are once they are quantized."""
+        owners = {owner for weight in weights for owner, _ in weight.owners}
+        taken = {weight.name for weight in weights}
+        return [
+            bias
+            for bias in find_biases(self._model)
+            if bias.owners[0][0] in owners and bias.name not in taken
+        ]
+
     def _step(
         self,
         stage: int,
-        kind: Literal["prune", "share"],
+        kind: Literal["prune", "share", "rate"],
         step: int,
         steps: int,
         act: Callable[[], dict[str, int]],
         epochs: int,
         place: Mapping[str, Any],
+        each_epoch: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Act, train, measure. False if the budget did not allow it: then the model is as it was before."""
+        """Act, train, measure; ``each_epoch`` is called before each. False if the budget did not allow it: then the model is as it was before."""
         resumed = self._place(stage)
         first = 0
         bits: dict[str, int] = {}
@@ -357,6 +412,7 @@ class _Run:
             self._save(stage, {**place, "epoch": 0, "shared": bits})
         self._resumed = None
         for epoch in range(first, epochs):
+            each_epoch()
             self._train(self._model)
             self._save(stage, {**place, "epoch": epoch + 1, "shared": bits})
         quality = self._measured()
