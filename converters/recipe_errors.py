@@ -27,6 +27,7 @@ from dcz.converters.recipe_stages import (
     NMPattern,
     PruneStage,
     RateStage,
+    RoundStage,
     SensitivityScan,
     ShareStage,
     StdThreshold,
@@ -57,7 +58,12 @@ _FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "bits": {"fixed": FixedBits, "description-length": DescriptionLength},
 }
 # Lists of tables, and the kinds of their items if they have kinds.
-_STAGES: Final[Mapping[str, type[BaseModel]]] = {"prune": PruneStage, "share": ShareStage, "rate": RateStage}
+_STAGES: Final[Mapping[str, type[BaseModel]]] = {
+    "prune": PruneStage,
+    "share": ShareStage,
+    "rate": RateStage,
+    "round": RoundStage,
+}
 _LISTS: Final = ("rules", "stages")
 
 Path = list[str | int]

@@ -3,6 +3,7 @@
     prune       fewer weights, in steps, trained between them
     share       few values for the weights that are left, trained as well
     rate        both at once: training against the size of the coded file
+    round       half precision for what is still stored number by number
 
 A stage says what is done, not how it is trained: that is the caller's own loop. Names of fields are those of
 dcz.compression.training.
@@ -28,6 +29,7 @@ __all__ = [
     "NMPattern",
     "PruneStage",
     "RateStage",
+    "RoundStage",
     "SensitivityScan",
     "ShareStage",
     "Stage",
@@ -142,6 +144,10 @@ class DescriptionLength(RecipeModel):
     rate: Annotated[float, Field(gt=0, le=1)]
 
 
+def _fits(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
 class _Stage(RecipeModel):
     """``names``: patterns as in a rule, of which one has to match a name of the weight. ``min_elements``: smaller weights
     are left alone."""
@@ -151,8 +157,7 @@ class _Stage(RecipeModel):
 
     def takes(self, names: tuple[str, ...], elements: int) -> bool:
         """Whether the stage is for a weight of these names and this size."""
-        fits = any(fnmatchcase(name, pattern) for name in names for pattern in self.names)
-        return fits and elements >= self.min_elements
+        return _fits(names, self.names) and elements >= self.min_elements
 
 
 class PruneStage(_Stage):
@@ -203,4 +208,18 @@ class RateStage(_Stage):
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
 
 
-Stage: TypeAlias = Annotated[PruneStage | ShareStage | RateStage, Field(discriminator="kind")]
+class RoundStage(RecipeModel):
+    """Round what is still stored number by number, shared values, biases and norms, to ``dtype``: half of the bytes.
+    ``names``: as in the other stages."""
+
+    kind: Literal["round"]
+    dtype: Literal["bf16", "f16"] = "bf16"
+    names: Names = ("*",)
+
+    def takes(self, names: tuple[str, ...], elements: int) -> bool:
+        """Whether the stage is for a parameter of these names."""
+        del elements
+        return _fits(names, self.names)
+
+
+Stage: TypeAlias = Annotated[PruneStage | ShareStage | RateStage | RoundStage, Field(discriminator="kind")]

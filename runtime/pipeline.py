@@ -21,6 +21,7 @@ from torch import nn
 from dcz.compression.torch_tensors import unwrapped
 from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
 from dcz.compression.training.rate import RateAware, UniformGrid, find_biases
+from dcz.compression.training.rounding import round_parameters
 from dcz.compression.training.schedules import scheduled
 from dcz.compression.training.sensitivity import DENSITIES, scan
 from dcz.compression.training.weight_sharing import choose_bits, share
@@ -31,6 +32,7 @@ from dcz.converters.recipe_stages import (
     GlobalThreshold,
     PruneStage,
     RateStage,
+    RoundStage,
     SensitivityScan,
     ShareStage,
     StdThreshold,
@@ -66,7 +68,7 @@ class Step:
     ``quality``: what evaluate() said, None if it was not asked. ``kept``: False if the quality budget did not allow the step, and it was undone."""
 
     stage: int
-    kind: Literal["dense", "prune", "share", "rate"]
+    kind: Literal["dense", "prune", "share", "rate", "round"]
     step: int
     steps: int
     density: float
@@ -252,6 +254,9 @@ class _Run:
         for number, stage in enumerate(self._plan.stages, 1):
             if self._done(number):
                 continue
+            if isinstance(stage, RoundStage):
+                self._round(number, stage)
+                continue
             weights = [
                 weight
                 for weight in find_weights(self._model)
@@ -378,6 +383,14 @@ class _Run:
                 return
             self._save(number, {"step": step + 1})
 
+    def _round(self, number: int, stage: RoundStage) -> None:
+        def act() -> dict[str, int]:
+            round_parameters(self._model, stage.dtype, stage.takes)
+            return {}
+
+        self._step(number, "round", 1, 1, act, 0, {"step": 1})
+        self._save(number, {"done": True})
+
     def _biases(self, weights: list[Weight]) -> list[Weight]:
         """Of the same layers, those that are not among the weights already, as they are once they are quantized."""
         owners = {owner for weight in weights for owner, _ in weight.owners}
@@ -391,7 +404,7 @@ class _Run:
     def _step(
         self,
         stage: int,
-        kind: Literal["prune", "share", "rate"],
+        kind: Literal["prune", "share", "rate", "round"],
         step: int,
         steps: int,
         act: Callable[[], dict[str, int]],

@@ -255,8 +255,8 @@ def find_biases(module: nn.Module) -> list[Weight]:
         for owner, attribute in weight.owners:
             prefix = next(name for name in weight.names if name.rpartition(".")[2] == attribute)
             prefix = prefix[: len(prefix) - len(attribute)]
-            for name, parameter in owner._parameters.items():
-                if parameter is None or parameter in seen or parameter.ndim != 1 or parameter.numel() == 0:
+            for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+                if parameter in seen or parameter.ndim != 1 or parameter.numel() == 0:
                     continue
                 if not parameter.is_floating_point() or parametrize.is_parametrized(owner, name):
                     continue

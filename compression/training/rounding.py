@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from dcz.compression.torch_tensors import unwrapped
+from dcz.compression.training.masks import PruningMask
+from dcz.compression.training.weight_sharing import SharedWeights
 from dcz.compression.training.weights import find_weights
 from dcz.errors import EncodingError
 
@@ -28,13 +30,21 @@ def round_parameters(
 ) -> tuple[str, ...]:
     """Round what the f32 and f64 Parameters of a module hold to the nearest values of ``dtype``, in place.
 
-    A weight that is shared holds its shared values. ``takes(names, elements)``: for which, by their names without
+    A weight that is shared holds its shared values. What is trained against its size is left as it is: it has few values
+    already. ``takes(names, elements)``: for which, by their names without
     parametrizations; None for all. Returns the first names of those that were rounded.
 
     Raises EncodingError, before anything is changed, if a value is not finite or too large for the type.
     """
     inner, _ = unwrapped(module)
-    names = {id(weight.parameter): weight.names for weight in find_weights(inner)}
+    weights = find_weights(inner)
+    # What another parametrization makes of a Parameter need not follow it.
+    others = {
+        id(weight.parameter)
+        for weight in weights
+        if not isinstance(weight.parametrization, PruningMask | SharedWeights | None)
+    }
+    names = {id(weight.parameter): weight.names for weight in weights}
     for name, parameter in inner.named_parameters(remove_duplicate=False):
         if ".parametrizations." not in f".{name}":
             known = names.get(id(parameter), ())
@@ -42,7 +52,7 @@ def round_parameters(
     rounded: list[tuple[str, nn.Parameter, torch.Tensor]] = []
     for parameter in inner.parameters():
         known = names.get(id(parameter))
-        if known is None or parameter.dtype not in (torch.float32, torch.float64):
+        if known is None or id(parameter) in others or parameter.dtype not in (torch.float32, torch.float64):
             continue
         if takes is not None and not takes(known, parameter.numel()):
             continue

@@ -48,8 +48,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (codes,) = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (codes,), (gradient,) = ctx.saved_tensors, grad_outputs
         # In double precision, because a cluster may have millions of weights.
         sums = torch.bincount(
             codes.reshape(-1), weights=gradient.reshape(-1).double(), minlength=ctx.size + 1

@@ -10,6 +10,7 @@ from tests.compression.test_training_masks import network
 from torch import nn
 
 from dcz.compression.training.masks import prune
+from dcz.compression.training.rate import RateAware
 from dcz.compression.training.rounding import Short, round_parameters
 from dcz.compression.training.weight_sharing import share
 from dcz.compression.training.weights import find_weights, remove_parametrizations
@@ -69,3 +70,13 @@ def test_what_is_too_large_is_refused_before_anything_is_changed() -> None:
 def test_shorter_types_are_left_alone() -> None:
     module = nn.Linear(3, 3).to(torch.float16)
     assert round_parameters(module, "bf16") == ()
+
+
+def test_what_is_trained_against_its_size_is_left_alone() -> None:
+    module = network()
+    aware = RateAware(module)
+    before = [weight.value().clone() for weight in find_weights(module)]
+    assert aware is not None
+    assert round_parameters(module, "bf16") == ()
+    for weight, value in zip(find_weights(module), before, strict=True):
+        assert torch.equal(weight.value(), value)

@@ -70,7 +70,7 @@ def test_deep_compression_without_loss(model: Net, tmp_path: Path) -> None:
     assert done.compression == done.tensor_bytes / done.file_bytes
     assert done.compression > 10
     assert tuple(steps) == done.steps
-    assert [step.kind for step in steps if step.kept] == ["dense", *["prune"] * 5, "share"]
+    assert [step.kind for step in steps if step.kept] == ["dense", *["prune"] * 5, "share", "round"]
     # The file gives back what the model holds, and so the quality that was measured.
     other = Net()
     dcz.load_into(other, tmp_path / "m.dcz")
