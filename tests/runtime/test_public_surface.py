@@ -15,7 +15,7 @@ import dcz.errors
 
 NAMES = {
     *("open", "load", "save", "load_into", "load_model", "load_tokenizer", "convert", "decode", "verify"),
-    *("estimate", "Estimate", "Estimated"),
+    *("estimate", "Estimate", "Estimated", "compress", "Compressed"),
     *("save_pretrained", "SavedFolder", "hydrate", "Hydrated", "push_to_hub", "DczModelHubMixin"),
     *("Converted", "Decoded", "TensorFile", "VerifyReport", "__version__"),
 }
