@@ -1,0 +1,1 @@
+"""Deep Compression (Han, Mao and Dally, ICLR 2016), reproduced."""
