@@ -15,7 +15,7 @@ from dcz.format.report import account
 from dcz.format.statistics import LONGEST_RUN, tensor_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from dcz.format.layers import Layer, LayerCounts, LayerTable
     from dcz.format.reader import Reader
@@ -68,7 +68,7 @@ tbody th{text-align:left;font-weight:400;white-space:normal;overflow-wrap:anywhe
 thead th:first-child{text-align:left}
 th.group{text-align:center;border-bottom:1px solid var(--line)}tfoot{border-top:2px solid var(--line);font-weight:600}
 tfoot th{text-align:left}
-table.narrow{width:auto}table.narrow td:first-child,table.narrow th:first-child{text-align:left}
+table.narrow{width:auto}table.narrow tbody th{min-width:0}table.narrow td:first-child,table.narrow th:first-child{text-align:left}
 svg{display:block;width:100%;max-width:60rem;min-width:34rem;height:auto;margin:.4rem 0}
 .chart{overflow-x:auto}svg text{font-size:12px;fill:var(--text)}
 svg .name,svg .tick{text-anchor:end}svg .under{text-anchor:middle}svg .tick,svg .under{fill:var(--soft)}
@@ -148,7 +148,7 @@ def _quality(report: Report, table: LayerTable) -> Iterator[str]:
     if not both or not table.layers:
         return
     yield "<section><h2>Quality against size</h2>"
-    yield '<p class="soft">As recorded in the file by whoever made it; not measured here.</p>'
+    yield '<p class="soft">As recorded in the file by whoever made it; not measured here. The vertical axis does not begin at zero.</p>'
     for name in both:
         places = [
             ("dense", float(table.total.dense), metrics[name + _DENSE]),
@@ -370,19 +370,15 @@ def _facts(report: Report) -> Iterator[str]:
     facts += [("from", f"{read.path}, {read.size:,} bytes") for read in provenance.files]
     if provenance.recipe:
         facts.append(("recipe", str(provenance.recipe.get("name", "without a name"))))
-    facts += [(f"metric {name}", f"{value:g}") for name, value in _sorted(provenance.metrics)]
+    facts += [(f"metric {name}", f"{value:g}") for name, value in sorted(provenance.metrics.items())]
     facts += [
         (f"asset {asset.path}", f"{asset.size:,} bytes, {asset.stored:,} stored") for asset in report.assets
     ]
-    facts += [(f"alias {alias}", f"the same as {stored}") for alias, stored in _sorted(report.aliases)]
-    facts += [(f"metadata {key}", text) for key, text in _sorted(report.metadata)]
+    facts += [(f"alias {alias}", f"the same as {stored}") for alias, stored in sorted(report.aliases.items())]
+    facts += [(f"metadata {key}", report.metadata[key]) for key in sorted(report.metadata)]
     yield '<section><h2>About the file</h2><dl class="facts">'
     yield from (f"<dt>{_text(words)}</dt><dd>{_text(text)}</dd>" for words, text in facts[:_MOST_FACTS])
     yield "</dl>"
     if len(facts) > _MOST_FACTS:
         yield f"<p>And {len(facts) - _MOST_FACTS:,} more; <code>dcz inspect</code> shows them.</p>"
     yield "</section>"
-
-
-def _sorted(items: Mapping[str, object]) -> Sequence[tuple[str, object]]:
-    return sorted(items.items())

@@ -87,7 +87,7 @@ class StreamStatistics:
             words = np.frombuffer(read(stored, stream.width, stream.symbols), np.uint8).reshape(-1, SYMBOLS)
             bits = np.where(words == _NO_CODE, 0, words).astype(np.int64)
         elif stream.coding == spec.RAW:
-            bits = np.int64(stream.width)
+            bits = np.full((1, SYMBOLS), stream.width, np.int64)
         else:
             return
         self.worded += counts.sum(axis=0)

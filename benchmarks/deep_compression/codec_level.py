@@ -270,7 +270,7 @@ def page(results: list[dict[str, Any]], speeds: dict[str, Any] | None) -> str:
             )
             for effort, file in result["files"].items()
         ]
-        header = (
+        columns = (
             "complete file, effort",
             "bytes",
             "ratio",
@@ -287,7 +287,7 @@ def page(results: list[dict[str, Any]], speeds: dict[str, Any] | None) -> str:
         source = result["source_bytes"]
         parts.append(
             f"The paper claims {result['paper_claims']}x; its own rows add up to {implied:.1f}x. The files hold the biases, too (fp32).\n\n"
-            f"{markdown(header, files)}\n\n"
+            f"{markdown(columns, files)}\n\n"
             f"Wanted: at least {least}x{'' if aim is None else f', at best {aim}x'}; seen {best:.2f}x. The entropy of what was drawn, with "
             f"codebooks and biases, is {source:,.0f} bytes, which would be {result['dense_bytes'] / source:.2f}x without any manifest: with the "
             f"statistics of the paper's rows and nothing else to find, no coder makes it smaller, and a ratio above that is not to be had "

@@ -94,7 +94,9 @@ class Runs:
     def entropy(self) -> float:
         """Bits of a run, at the least."""
         lengths = np.arange(int(60 * max(self.long, self.short, 1)))
-        shares = sum(part * (1 - ratio) * ratio**lengths for part, ratio in self._parts())
+        shares = np.zeros(lengths.size)
+        for part, ratio in self._parts():
+            shares += part * (1 - ratio) * ratio**lengths
         found = shares[shares > 0]
         return float(-(found * np.log2(found)).sum())
 
