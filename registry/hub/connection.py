@@ -11,6 +11,7 @@ import email.utils
 import importlib
 import json
 import re
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -32,11 +33,12 @@ from dcz.errors import (
     Unreachable,
 )
 from dcz.registry.hub.settings import Hub, Patience
+from dcz.registry.together import Abandoned
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Attempts", "Connection", "Garbled", "Refused", "joined"]
+__all__ = ["Connection", "Garbled", "Refused", "joined"]
 
 _T = TypeVar("_T")
 
@@ -74,8 +76,9 @@ class Failure:
 class Attempts:
     """The tries of one thing. Whoever gets further says so, and has all the time again."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, patience: Patience, over: threading.Event) -> None:
+        """Once ``over`` is set, nobody waits for it any more."""
+        self._patience, self._over = patience, over
         self.progress()
 
     def progress(self) -> None:
@@ -90,7 +93,8 @@ class Attempts:
         late = time.monotonic() + pause > self._until
         if not failure.again or late or (failure.tries is not None and self._tries >= failure.tries):
             raise failure.error
-        time.sleep(pause)
+        if self._over.wait(pause):
+            raise Abandoned
         self._pause = min(2 * self._pause, self._patience.longest)
 
 
@@ -142,6 +146,7 @@ class Connection:
             raise MissingDependency("huggingface_hub", needed_for="hf://", extra="hub") from exc
         self.hub = hub
         self.patience = hub.patience
+        self.over = threading.Event()  # set when all that is asked here is in vain
         self.endpoint = (hub.endpoint or constants.ENDPOINT).rstrip("/")
         self.is_default = self.endpoint == "https://huggingface.co"
         self.token: str | bool = (hub.token if hub.token is not None else get_token()) or False
@@ -151,6 +156,10 @@ class Connection:
             self._headers = dict(
                 build_hf_headers(token=self.token, library_name="dcz", library_version=__version__)
             )
+            if not self._headers.get("authorization", "").isascii():
+                raise AccessDenied(
+                    "the token for the Hub has characters that no token has", hint="look at HF_TOKEN"
+                )
         except (Garbled, ValueError) as exc:
             raise RegistryError(f"the Hub {self.endpoint!r} cannot be used: {exc}") from exc
         self._bare = {key: value for key, value in self._headers.items() if key.lower() == "user-agent"}
@@ -164,9 +173,12 @@ class Connection:
 
     # -- trying
 
+    def attempts(self) -> Attempts:
+        return Attempts(self.patience, self.over)
+
     def trying(self, what: str, once: Callable[[], _T]) -> _T:
         """What ``once`` returns, tried again while that may help. Raises RegistryError."""
-        attempts = Attempts(self.patience)
+        attempts = self.attempts()
         while True:
             try:
                 return once()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +22,12 @@ from dcz.errors import (
     InvalidReference,
     NotInRegistry,
     RegistryCorrupt,
+    Unreachable,
     UsageError,
     VersionExists,
 )
 from dcz.registry.checks import Progress, steps
-from dcz.registry.hub.connection import Attempts, Connection
+from dcz.registry.hub.connection import Connection
 from dcz.registry.hub.preparing import Outgoing, Preparing
 from dcz.registry.hub.refs import Refs, check_tag, list_refs, make_tag
 from dcz.registry.hub.settings import Hub
@@ -51,7 +51,7 @@ def push(
     tags: Sequence[str],
     private: bool,
     names: Mapping[Path, str] | None = None,
-    parent: str | None = None,
+    replaces: Mapping[str, str | None] | None = None,
 ) -> Pushed:
     """``dcz.registry.push`` for the Hub. See there. ``names``: paths in the repository, where they are not the files' own
     names."""
@@ -60,12 +60,10 @@ def push(
         check_tag(reference, tag)
     if reference.revision is not None and is_commit(reference.revision):
         raise InvalidReference(f"{reference}: a commit cannot be pushed to", hint="hf://org/name[@branch]")
-    if parent is not None and not is_commit(parent):
-        raise InvalidReference(f"{parent!r} is no commit", hint="40 hexadecimal digits")
     with Preparing(files, named, progress) as preparing:
         connection = Connection(hub)  # which takes a while to import
         if connection.offline:
-            raise connection.offline_error(str(reference))
+            raise Unreachable(f"{reference}: nothing is pushed offline", hint="HF_HUB_OFFLINE is set")
         outgoing = preparing.files
         refs = _ready(connection, reference, outgoing, private=private)
         branch = reference.revision or "main"
@@ -74,10 +72,13 @@ def push(
             raise UsageError(
                 f"{reference} is there already, and public", hint="make it private on the Hub first"
             )
-        if parent not in (None, before.commit):
-            raise Conflict(
-                f"{reference}: it is at {before.commit}, not at {parent}", hint="look at it, and push again"
-            )
+        for path, digest in (replaces or {}).items():
+            known = before.file(path)
+            if (None if known is None else known.digest) != digest:
+                raise Conflict(
+                    f"{reference}: somebody else has changed {path} meanwhile",
+                    hint="look at it, and push again",
+                )
         _check_tags(reference, refs, tags, before, outgoing)
         after, created = _commit(connection, before, branch, outgoing, progress)
     new = [tag for tag in tags if refs.tags.get(tag) != after.commit]
@@ -179,7 +180,7 @@ def _commit(
     what = f"pushing to {before.asked}"
     url = connection.own_url(f"api/models/{before.repository}/commit/{urllib.parse.quote(branch, safe='')}")
     body = _commit_body(before.commit, changed, gone)
-    attempts = Attempts(connection.patience)
+    attempts = connection.attempts()
     while True:
         try:
             headers = {"Content-Type": "application/x-ndjson"}
@@ -222,10 +223,11 @@ def _upload(
 
     Several files are uploaded at the same time, each as soon as it is hashed.
     """
-    over = threading.Event()
     files = [(item.path, item.name, item.size) for item in outgoing]
     modes = upload_modes(connection, before.repository, branch, files)
-    total = Total(progress, "upload", {item.name: item.size for item in outgoing if modes[item.name]}, over)
+    total = Total(
+        progress, "upload", {item.name: item.size for item in outgoing if modes[item.name]}, connection.over
+    )
     new: list[Outgoing] = []
 
     def one(item: Outgoing) -> None:
@@ -237,7 +239,7 @@ def _upload(
             upload(connection, before.repository, branch, item.content(), step)
 
     try:
-        together([lambda item=item: one(item) for item in outgoing], over)  # type: ignore[misc]
+        together([lambda item=item: one(item) for item in outgoing], connection.over)  # type: ignore[misc]
     except OSError as exc:
         raise UsageError(f"cannot push {exc.filename!r}: {exc.strerror}") from exc
     except DczError:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dcz.errors import RegistryCorrupt, RegistryError, UsageError
-from dcz.registry.hub.connection import Attempts, Connection, Garbled, Refused
+from dcz.registry.hub.connection import Connection, Garbled, Refused
 
 __all__ = ["GIT_MAX", "Content", "upload", "upload_modes"]
 
@@ -129,7 +129,7 @@ class _Upload:
         self._connection, self._content, self._step = connection, content, step
         self._repository, self._branch = repository, branch
         self._what = f"pushing {content.name} to {repository}"
-        self._attempts = Attempts(connection.patience)
+        self._attempts = connection.attempts()
         self._furthest = 0
 
     def run(self) -> None:
