@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from dcz.compression.clustering import Init, Method
 from dcz.compression.codebooks import quantize_codebook, with_zero
 from dcz.compression.pruning import magnitude_mask, nonzero_mask
-from dcz.compression.quantizers import Calibration, Scheme, quantize_affine
+from dcz.compression.quantizers import Calibration, Rounding, Scheme, quantize_affine
 from dcz.format.encoder import LayoutChoice
 from dcz.format.manifest import Granularity, PerTensor, RelativeIndex
 from dcz.format.tensors import TensorData
@@ -81,6 +81,9 @@ class Affine(RecipeModel):
     scheme: Scheme = "symmetric"
     granularity: Annotated[Granularity, BeforeValidator(_kind)] = PerTensor()
     calibration: Calibration = "min-max"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.9
+    rounding: Rounding = "nearest"
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     scale_dtype: Literal["f32", "f16", "bf16"] = "f32"
 
     @model_validator(mode="after")
@@ -98,6 +101,9 @@ class Affine(RecipeModel):
             scheme=self.scheme,
             granularity=self.granularity,
             calibration=self.calibration,
+            percentile=self.percentile,
+            rounding=self.rounding,
+            seed=self.seed,
             scale_dtype=None if weights.dtype == np.float64 else self.scale_dtype,
             mask=mask,
         )
