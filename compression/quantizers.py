@@ -37,10 +37,10 @@ from dcz.compression.scales import (
     check_bits,
     check_not_too_small,
     kept_finite,
+    stored_dtype,
 )
 from dcz.compression.stochastic import check_seed
 from dcz.errors import EncodingError
-from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerTensor
 from dcz.format.tensors import AffineTensor
 
@@ -73,9 +73,8 @@ def quantize_affine(
     not fit together.
     """
     grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
-    _check(grouped, bits, scheme, calibration, percentile, scale_dtype)
-    _check_rounding(rounding, seed)
-    stored = DTYPES[scale_dtype or ("f64" if grouped.dtype.name == "f64" else "f32")].numpy
+    _check(bits, scheme, calibration, percentile, rounding, seed)
+    stored = stored_dtype(scale_dtype, grouped.dtype)
     low, high = full_ranges(grouped)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise not_finite(weights, mask)
@@ -116,12 +115,7 @@ def quantize_affine(
 
 
 def _check(
-    grouped: GroupedTensor,
-    bits: int,
-    scheme: Scheme,
-    calibration: Calibration,
-    percentile: float,
-    scale_dtype: ScaleDType | None,
+    bits: int, scheme: Scheme, calibration: Calibration, percentile: float, rounding: Rounding, seed: int
 ) -> None:
     check_bits(bits, scheme)
     if calibration not in get_args(Calibration):
@@ -130,11 +124,6 @@ def _check(
         )
     if not 50 < percentile <= 100:
         raise EncodingError(f"the percentile {percentile}: above 50 and at most 100 are possible")
-    if scale_dtype is not None and (scale_dtype == "f64") != (grouped.dtype.name == "f64"):
-        raise EncodingError(f"scales of {scale_dtype} for weights of {grouped.dtype.name}")
-
-
-def _check_rounding(rounding: Rounding, seed: int) -> None:
     if rounding not in get_args(Rounding):
         raise EncodingError(
             f"unknown rounding {rounding!r}", hint=f"allowed: {', '.join(get_args(Rounding))}"

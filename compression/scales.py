@@ -14,6 +14,7 @@ import numpy as np
 from dcz.compression.groups import Block, GroupedTensor, reduce_groups
 from dcz.compression.stochastic import round_stochastically
 from dcz.errors import EncodingError
+from dcz.format.dtypes import DTYPES, DType
 
 __all__ = [
     "AffineCoder",
@@ -25,6 +26,8 @@ __all__ = [
     "check_not_too_small",
     "kept_finite",
     "least_code",
+    "nearest_scales",
+    "stored_dtype",
 ]
 
 Rounding: TypeAlias = Literal["nearest", "stochastic"]
@@ -38,6 +41,32 @@ _FEWEST_STEPS: Final = 8
 def least_code(scheme: Scheme) -> int:
     """The smallest code that a scheme uses."""
     return 1 if scheme == "symmetric" else 0
+
+
+def stored_dtype(scale_dtype: ScaleDType | None, weights: DType) -> np.dtype[np.generic]:
+    """The type of the scales for weights of an element type; None is f64 for f64, which has no other, and f32 for the rest.
+
+    Raises EncodingError if they do not fit together.
+    """
+    if scale_dtype is not None and (scale_dtype == "f64") != (weights.name == "f64"):
+        raise EncodingError(f"scales of {scale_dtype} for weights of {weights.name}")
+    return DTYPES[scale_dtype or ("f64" if weights.name == "f64" else "f32")].numpy
+
+
+def nearest_scales(scales: np.ndarray, dtype: np.dtype[np.generic]) -> np.ndarray:
+    """Scales, float64 and not negative, rounded to the type in which they are stored.
+
+    Raises EncodingError if one is too large for it, or changes by more than an eighth.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = scales.astype(dtype)
+    back = rounded.astype(np.float64)
+    if not np.isfinite(back).all():
+        raise _too_large(float(scales.max()), dtype)
+    far = np.abs(back - scales) * _FEWEST_STEPS > scales
+    if far.any() and _ends_before_weights(dtype):
+        raise _too_small(float(scales[far].min()), dtype)
+    return rounded
 
 
 def check_bits(bits: int, scheme: Scheme) -> None:
@@ -74,10 +103,7 @@ def affine_parameters(
     equal = (low == high) & (single.astype(np.float64) == reach)  # check_not_too_small counts on it
     scales = np.where(equal, single, scales)
     if not np.isfinite(scales.astype(np.float64)).all():
-        raise EncodingError(
-            f"a scale of {float(wanted.max()):.3g} is too large for {scale_dtype}",
-            hint="store the scales as f32 or bf16",
-        )
+        raise _too_large(float(wanted.max()), scale_dtype)
     if scheme != "asymmetric":
         return scales, None
     zero_points = np.rint(-below / _divisors(scales.astype(np.float64)))
@@ -99,22 +125,34 @@ def _reach_and_step(
 def check_not_too_small(
     low: np.ndarray, high: np.ndarray, bits: int, scheme: Scheme, scale_dtype: np.dtype[np.generic]
 ) -> None:
-    """Raises EncodingError if rounding up to ``scale_dtype`` makes a scale larger by more than an eighth.
-
-    Only f16 ends before the weights do: where bf16 and f32 have few digits left, so have float32 weights.
-    """
-    limits = ml_dtypes.finfo(scale_dtype)  # type: ignore[no-untyped-call]
-    if float(limits.smallest_normal) <= float(np.finfo(np.float32).smallest_normal):
+    """Raises EncodingError if rounding up to ``scale_dtype`` makes a scale larger by more than an eighth."""
+    if not _ends_before_weights(scale_dtype):
         return
+    limits = ml_dtypes.finfo(scale_dtype)  # type: ignore[no-untyped-call]
     reach, wanted = _reach_and_step(low, high, bits, scheme)
     small = (reach > 0) & (wanted < _FEWEST_STEPS * float(limits.smallest_subnormal))
     with np.errstate(over="ignore", under="ignore"):
         small &= (low != high) | (reach.astype(scale_dtype).astype(np.float64) != reach)
     if small.any():
-        raise EncodingError(
-            f"a scale of {float(wanted[small].min()):.3g} is too small for {scale_dtype}",
-            hint="store the scales as f32 or bf16",
-        )
+        raise _too_small(float(wanted[small].min()), scale_dtype)
+
+
+def _ends_before_weights(scale_dtype: np.dtype[np.generic]) -> bool:
+    """Only f16 does: where bf16 and f32 have few digits left, so have float32 weights."""
+    limits = ml_dtypes.finfo(scale_dtype)  # type: ignore[no-untyped-call]
+    return float(limits.smallest_normal) > float(np.finfo(np.float32).smallest_normal)
+
+
+def _too_large(scale: float, dtype: np.dtype[np.generic]) -> EncodingError:
+    return EncodingError(
+        f"a scale of {scale:.3g} is too large for {dtype}", hint="store the scales as f32 or bf16"
+    )
+
+
+def _too_small(scale: float, dtype: np.dtype[np.generic]) -> EncodingError:
+    return EncodingError(
+        f"a scale of {scale:.3g} is too small for {dtype}", hint="store the scales as f32 or bf16"
+    )
 
 
 class AffineCoder:
