@@ -121,9 +121,8 @@ def test_zeros_and_the_largest_numbers(dtype: str) -> None:
     for tensor in (quantize_binary(zeros), quantize_ternary(zeros), quantize_ternary(zeros, scales=2)):
         assert (decoded(tensor) == 0).all()
     if dtype in ("f32", "f64"):
-        huge: Array = (
-            np.array([1, -1, 1, 0]).astype(DTYPES[dtype].numpy)
-            * np.finfo(np.dtype(np.float32 if dtype == "f32" else np.float64)).max
+        huge: Array = np.array([1, -1, 1, 0]).astype(DTYPES[dtype].numpy) * float(
+            (np.finfo(np.float32) if dtype == "f32" else np.finfo(np.float64)).max
         )
         np.testing.assert_allclose(decoded(quantize_ternary(huge)), huge.astype(np.float64), rtol=1e-6)
 
