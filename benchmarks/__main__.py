@@ -24,6 +24,7 @@ NAMES = (
     "startup",
     "clustering",
     "range_coder",
+    "quantization.speed",
     "hub",
 )
 

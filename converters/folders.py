@@ -35,11 +35,12 @@ from dcz.converters.recipes import load_recipe
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource, read_weight_map
 from dcz.converters.safetensors_header import load_json
 from dcz.converters.shards import MAX_SHARD_BYTES, Shards, ShardSink, is_shard_index
-from dcz.errors import ManifestError, SourceError, UsageError
+from dcz.errors import DigestMismatch, ManifestError, SourceError, UsageError
 from dcz.format import BaseLike
 from dcz.format.atomic import naming
 from dcz.format.effort import effort_of
 from dcz.format.manifest import check_asset_paths
+from dcz.format.source import check_local
 
 if TYPE_CHECKING:
     from dcz.converters.recipes import Recipe
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Hydrated", "SavedFile", "SavedFolder", "hydrate_folder", "is_dcz_folder", "save_folder"]
 
 _CONFIG: Final = "config.json"
+_MAX_CONFIG: Final = 16 << 20  # bytes
 _CARD: Final = "README.md"
 _SAFETENSORS: Final = ".safetensors"
 _MAX_JSON: Final = 16 << 20
@@ -243,6 +245,7 @@ def save_folder(
 
 def check_free(target: Path) -> None:
     """Raises UsageError unless ``target`` is not there, or an empty folder."""
+    check_local(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder")
 
@@ -313,6 +316,8 @@ class _Saver:
         )
         done = transfer(source, sink, self._progress)
         self.notes += [*source.notes, *sink.notes]
+        if not done.tensors:
+            raise SourceError("there are no tensors to save")
         self.tensors += done.tensors + done.aliases
         self.tensor_bytes += done.tensor_bytes
         for name, file in sink.files.items():
@@ -426,6 +431,7 @@ def hydrate_folder(
     threads: int | None = None,
     progress: Progress | None = None,
     bases: Sequence[BaseLike] = (),
+    pins: Sequence[str] = (),
 ) -> Hydrated:
     """Turn a folder of .dcz files into an ordinary one, with safetensors weights, for every other tool.
 
@@ -443,7 +449,7 @@ def hydrate_folder(
     indices = list(_indices(files.folder))
     if not indices:
         raise SourceError(f"{source}: the folder has no index of .dcz files")
-    made = _Hydrator(files, threads, progress, bases)
+    made = _Hydrator(files, threads, progress, bases, pins)
     with naming(os.fspath(target)), folder_in_place(target) as folder:
         for index in indices:
             made.hydrate(index, folder)
@@ -466,8 +472,10 @@ class _Hydrator:
         threads: int | None,
         progress: Progress | None,
         bases: Sequence[BaseLike],
+        pins: Sequence[str],
     ) -> None:
         self._files, self._threads, self._progress, self._bases = files, threads, progress, bases
+        self._pins = pins
         self.written: set[str] = set()
         self._used: set[str] = set()
         self.notes: list[str] = []
@@ -478,6 +486,12 @@ class _Hydrator:
         place, stem = index.parent, index.name.removesuffix(INDEX_SUFFIX)
         shards = Shards(self._files.folder / index, threads=self._threads, bases=self._bases)
         try:
+            for reader in shards.readers.values():
+                if self._pins and reader.digest not in self._pins:
+                    raise DigestMismatch(
+                        f"its digest is {reader.digest}, and not what was asked for", file=reader.name
+                    )
+            self._check_config(place, {name: reader.digest for name, reader in shards.readers.items()})
             self._used |= {str(place / name) for name in shards.readers}
             headers = original_headers(shards, shards.assets())
             self.original &= bool(headers)
@@ -505,6 +519,30 @@ class _Hydrator:
             self.tensor_bytes += shards.tensor_bytes
         finally:
             shards.close()
+
+    def _check_config(self, place: PurePosixPath, digests: dict[str, str]) -> None:
+        """A config.json that names the files must name just these, as transformers would ask for. Raises DigestMismatch,
+        ManifestError."""
+        path = self._files.folder / place / _CONFIG
+        if not path.is_file() or path.stat().st_size > _MAX_CONFIG:
+            return
+        try:
+            config: Any = load_json(path.read_bytes())
+        except ValueError:
+            return  # it is nothing that we wrote
+        given = config.get("quantization_config") if isinstance(config, dict) else None
+        if not isinstance(given, dict) or given.get("quant_method") != "dcz":
+            return
+        version, shards = given.get("format_version", 1), given.get("shards", digests)
+        if version != 1:
+            raise ManifestError(
+                f"its quantization_config has the version {version!r}, this dcz reads version 1",
+                file=str(path),
+            )
+        if not isinstance(shards, dict) or shards != digests:
+            raise DigestMismatch(
+                "its quantization_config does not name the .dcz files that are there", file=str(path)
+            )
 
     def copy_rest(self, indices: set[str], folder: Path) -> None:
         for path in self._files.walk():

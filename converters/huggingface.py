@@ -76,7 +76,18 @@ def pick_weights(folder: Path) -> tuple[SafetensorsSource | PyTorchSource, set[s
     found = (
         f"several safetensors files: {', '.join(path.name for path in others)}" if others else "no weights"
     )
-    raise SourceError(f"{folder.name}: the folder has {found}", hint="convert the file of weights itself")
+    hint = "convert the file of weights itself"
+    if not others and next(folder.glob("*/*.safetensors"), None) is not None:
+        hint = "those in its sub-folders: `dcz convert FOLDER -o FOLDER/`, with a slash at the end"
+    raise SourceError(f"{folder.name}: the folder has {found}", hint=hint)
+
+
+def files_of_folder(sizes: Mapping[str, int], fetch: Callable[[str], Path]) -> list[str]:
+    """As files_of_model, and with all weights in sub-folders, and large files: what a folder of .dcz files is made of."""
+    names = files_of_model(sizes, fetch)
+    if not names and not any(path.endswith(".safetensors") for path in sizes):
+        return []
+    return sorted({*names, *(path for path in sizes if _could_be_asset(path, 0))})
 
 
 def files_of_model(sizes: Mapping[str, int], fetch: Callable[[str], Path]) -> list[str]:

@@ -1,7 +1,7 @@
 """What a rule of a recipe can do with a tensor: three small families, independent of each other.
 
     pruning     which weights are kept           magnitude
-    values      what a stored value is           exact, affine, codebook
+    values      what a stored value is           exact, affine, codebook, table, binary-coding, binary, ternary
     layout      how positions are written        auto, dense, relative-index, bitmap
 
 A new method is a new member of one of them. The field ``kind`` tells the members of a family apart, as in the manifest
@@ -10,15 +10,19 @@ of a file.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dcz.compression.clustering import Init, Method
-from dcz.compression.codebooks import quantize_codebook, with_zero
+from dcz.compression.binary_coding import quantize_binary_coding
+from dcz.compression.clustering import Init
+from dcz.compression.codebooks import CodebookMethod, quantize_codebook, with_zero
+from dcz.compression.extreme import TernaryMethod, quantize_binary, quantize_ternary
 from dcz.compression.pruning import magnitude_mask, nonzero_mask
-from dcz.compression.quantizers import Calibration, Scheme, quantize_affine
+from dcz.compression.quantizers import Calibration, Rounding, ScaleDType, Scheme, quantize_affine
+from dcz.compression.tables import Table, quantize_table, table_bits
 from dcz.format.encoder import LayoutChoice
 from dcz.format.manifest import Granularity, PerTensor, RelativeIndex
 from dcz.format.tensors import TensorData
@@ -26,6 +30,8 @@ from dcz.format.tensors import TensorData
 __all__ = [
     "Affine",
     "Auto",
+    "Binary",
+    "BinaryCoding",
     "Bitmap",
     "Codebook",
     "Dense",
@@ -34,6 +40,8 @@ __all__ = [
     "MagnitudePruning",
     "RecipeModel",
     "RelativeIndexLayout",
+    "TableValues",
+    "Ternary",
     "Values",
     "kind_alone",
     "layout_choice",
@@ -82,6 +90,9 @@ class Affine(RecipeModel):
     scheme: Scheme = "symmetric"
     granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
     calibration: Calibration = "min-max"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.9
+    rounding: Rounding = "nearest"
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     scale_dtype: Literal["f32", "f16", "bf16"] = "f32"
 
     @model_validator(mode="after")
@@ -91,15 +102,17 @@ class Affine(RecipeModel):
         return self
 
     def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
-        if dense and mask is not None:
-            weights, mask = np.where(mask, weights, weights.dtype.type(0)), None
+        weights, mask = _zeros_among_weights(weights, mask) if dense else (weights, mask)
         return quantize_affine(
             weights,
             bits=self.bits,
             scheme=self.scheme,
             granularity=self.granularity,
             calibration=self.calibration,
-            scale_dtype=None if weights.dtype == np.float64 else self.scale_dtype,
+            percentile=self.percentile,
+            rounding=self.rounding,
+            seed=self.seed,
+            scale_dtype=_scale_dtype(weights, self.scale_dtype),
             mask=mask,
         )
 
@@ -110,7 +123,7 @@ class Codebook(RecipeModel):
     kind: Literal["codebook"]
     size: Annotated[int, Field(ge=1, le=256)]
     granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
-    method: Method = "optimal"
+    method: CodebookMethod = "optimal"
     init: Init = "linear"
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
 
@@ -126,6 +139,87 @@ class Codebook(RecipeModel):
             mask=mask,
         )
         return with_zero(tensor) if zero else tensor
+
+
+class TableValues(RecipeModel):
+    """Levels that are known beforehand (dcz.compression.tables)."""
+
+    kind: Literal["table"]
+    table: Table
+    bits: int = 4
+    granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
+
+    @model_validator(mode="after")
+    def _possible(self) -> TableValues:
+        bits = table_bits(self.table)
+        if self.bits not in bits:
+            raise ValueError(
+                f"a {self.table} table has {bits.start} to {bits.stop - 1} bits, not {self.bits}"
+            )
+        return self
+
+    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+        weights, mask = _zeros_among_weights(weights, mask) if dense else (weights, mask)
+        return quantize_table(
+            weights, table=self.table, bits=self.bits, granularity=self.granularity, mask=mask
+        )
+
+
+class BinaryCoding(RecipeModel):
+    """Sums of scaled binaries (dcz.compression.binary_coding)."""
+
+    kind: Literal["binary-coding"]
+    bits: Annotated[int, Field(ge=1, le=6)]
+    granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
+    iterations: Annotated[int, Field(ge=0, le=1000)] = 15
+
+    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+        tensor = quantize_binary_coding(
+            weights, bits=self.bits, granularity=self.granularity, iterations=self.iterations, mask=mask
+        )
+        return with_zero(tensor) if dense else tensor
+
+
+class Binary(RecipeModel):
+    """The sign and one scale (dcz.compression.extreme)."""
+
+    kind: Literal["binary"]
+    granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
+
+    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+        tensor = quantize_binary(weights, granularity=self.granularity, mask=mask)
+        return with_zero(tensor) if dense else tensor
+
+
+class Ternary(RecipeModel):
+    """The sign or zero, and one scale or two (dcz.compression.extreme). ``scale_dtype`` is that of a single scale, as of
+    Affine."""
+
+    kind: Literal["ternary"]
+    granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
+    method: TernaryMethod = "optimal"
+    scales: Literal[1, 2] = 1
+    scale_dtype: Literal["f32", "f16", "bf16"] = "f32"
+
+    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+        tensor = quantize_ternary(
+            weights,
+            granularity=self.granularity,
+            method=self.method,
+            scales=self.scales,
+            scale_dtype=_scale_dtype(weights, self.scale_dtype),
+            mask=mask,
+        )
+        # What is not kept has the code of zero.
+        return replace(tensor, mask=None) if dense else tensor
+
+
+def _zeros_among_weights(weights: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, None]:
+    return (weights if mask is None else np.where(mask, weights, weights.dtype.type(0))), None
+
+
+def _scale_dtype(weights: np.ndarray, wanted: Literal["f32", "f16", "bf16"]) -> ScaleDType:
+    return "f64" if weights.dtype == np.float64 else wanted
 
 
 class Auto(RecipeModel):
@@ -154,7 +248,9 @@ class Bitmap(RecipeModel):
 
 
 Values: TypeAlias = Annotated[
-    Exact | Affine | Codebook, Field(discriminator="kind"), BeforeValidator(kind_alone)
+    Exact | Affine | Codebook | TableValues | BinaryCoding | Binary | Ternary,
+    Field(discriminator="kind"),
+    BeforeValidator(kind_alone),
 ]
 Layout: TypeAlias = Annotated[
     Auto | Dense | RelativeIndexLayout | Bitmap, Field(discriminator="kind"), BeforeValidator(kind_alone)

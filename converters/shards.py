@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from dcz.converters.base import AssetData, TensorOutline, TensorSink
 from dcz.converters.container import DczSink, DczSource
 from dcz.converters.recipe_notes import RecipeTally
-from dcz.converters.safetensors import read_weight_map
+from dcz.converters.safetensors import INDEX_SUFFIX, read_weight_map
 from dcz.converters.safetensors_header import load_json
 from dcz.errors import DigestMismatch, ManifestError, SourceError
-from dcz.format import DTYPES, BaseLike, Reader, dtype_of
+from dcz.format import DEFAULT_LIMITS, DTYPES, BaseLike, Limits, Reader, dtype_of
 from dcz.format.manifest import Provenance
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dcz.converters.recipes import Recipe
     from dcz.format.effort import EffortName
 
-__all__ = ["MAX_SHARD_BYTES", "ShardSink", "Shards", "is_shard_index"]
+__all__ = ["MAX_SHARD_BYTES", "ShardSink", "Shards", "index_of", "is_shard_index"]
 
 MAX_SHARD_BYTES: Final = 5 * 10**9
 _FLOATS: Final = ("f32", "f16", "bf16", "f64")
@@ -42,10 +42,27 @@ def is_shard_index(path: Path) -> bool:
     return found == {True}
 
 
+def index_of(folder: Path) -> Path:
+    """The index of .dcz files in a folder, not in its sub-folders. Raises SourceError unless there is one."""
+    found = [path for path in sorted(folder.glob(f"*{INDEX_SUFFIX}")) if is_shard_index(path)]
+    if len(found) == 1:
+        return found[0]
+    places = sorted({path.parent.name for path in folder.glob(f"*/*{INDEX_SUFFIX}")})
+    hint = f"give one of its folders: {', '.join(places[:8])}" if places else "give the .dcz file itself"
+    raise SourceError(f"{folder} has {'several indices' if found else 'no index'} of .dcz files", hint=hint)
+
+
 class Shards:
     """The .dcz files of an index, opened: one set of tensors, and a source of them."""
 
-    def __init__(self, index: Path, *, threads: int | None = None, bases: Sequence[BaseLike] = ()) -> None:
+    def __init__(
+        self,
+        index: Path,
+        *,
+        threads: int | None = None,
+        bases: Sequence[BaseLike] = (),
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         """Raises SourceError if the index is not valid or a file is missing, DigestMismatch or ManifestError if files do
         not belong together, and what Reader raises."""
         data, weights = read_weight_map(index)
@@ -62,7 +79,7 @@ class Shards:
                 place = index.parent / name
                 if not place.is_file():
                     raise SourceError(f"{index}: the file {name} is missing")
-                reader = self._stack.enter_context(Reader(place, threads=threads, base=bases))
+                reader = self._stack.enter_context(Reader(place, threads=threads, base=bases, limits=limits))
                 self.readers[name] = reader
                 if pins is not None and reader.digest != pins[name]:
                     raise DigestMismatch(

@@ -121,6 +121,14 @@ void py_decode_symbols(nb::handle stream, unsigned width, nb::handle out) {
     if (to.size() > 0) decode(in.bytes(), to.size(), width, to.data());
 }
 
+template <class Decoder>
+nb::bytes py_code_lengths(nb::handle stream, unsigned width, std::size_t count) {
+    check_width(width);
+    require(count > 0, "a stream without symbols has no codes");
+    const Buffer in(stream);
+    return to_bytes(Decoder(in.bytes(), count, width).code_lengths());
+}
+
 // What a range coder may look at. The buffers live as long as this does.
 struct RangeInput {
     std::optional<Buffer> positions, next, last;
@@ -607,6 +615,8 @@ NB_MODULE(_native, m) {
     m.def("range_decode", &py_range_decode, nb::arg("stream"), nb::arg("width"), nb::arg("start"), nb::arg("positions").none(), nb::arg("step"),
           nb::arg("bits"), nb::arg("next").none(), nb::arg("last").none(), nb::arg("out"));
     m.def("check_messagepack", &py_check_messagepack, nb::arg("data"), nb::arg("max_depth"));
+    m.def("huffman_code_lengths", &py_code_lengths<HuffmanDecoder>, nb::arg("stream"), nb::arg("width"), nb::arg("count"));
+    m.def("cascade_code_lengths", &py_code_lengths<CascadeDecoder>, nb::arg("stream"), nb::arg("width"), nb::arg("count"));
     m.def("table_bytes", [](nb::handle stream) { return table_bytes(Buffer(stream).bytes()); }, nb::arg("stream"));
     m.def("pack", &py_pack, nb::arg("symbols"), nb::arg("width"));
     m.def("unpack", &py_unpack, nb::arg("bits"), nb::arg("width"), nb::arg("out"));

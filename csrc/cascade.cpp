@@ -254,6 +254,26 @@ CascadeDecoder::CascadeDecoder(Bytes stream, std::size_t count, unsigned width) 
     if (levels > 1) buffers_.resize((levels - 1) * kBuffer);
 }
 
+std::vector<u8> CascadeDecoder::code_lengths() const {
+    std::vector<u8> out(blocks_.size() * 256, kNoCode);
+    u8* lengths = out.data();
+    for (const Block& block : blocks_) {
+        if (block.mode == kStored) {
+            std::fill_n(lengths, std::size_t{1} << width_, static_cast<u8>(width_));
+        } else {
+            const Cascade& cascade = cascades_[block.cascade];
+            if (cascade.levels.empty()) lengths[cascade.only] = 0;
+            unsigned bits = 0;
+            for (const Cascade::Level& level : cascade.levels) {
+                bits += level.width;
+                for (std::size_t i = 0; i < level.symbols; ++i) lengths[cascade.order[level.first + i]] = static_cast<u8>(bits);
+            }
+        }
+        lengths += 256;
+    }
+    return out;
+}
+
 void CascadeDecoder::next(u8* out, std::size_t count) {
     while (count > 0) {
         if (left_in_block_ == 0) open_block();

@@ -58,6 +58,9 @@ class CascadeDecoder {
     // caller takes the symbols and makes elements of them.
     bool next_into(const Assembly& into, std::size_t count);
 
+    // As HuffmanDecoder's.
+    std::vector<u8> code_lengths() const;
+
   private:
     struct Block {
         u8 mode;

@@ -28,18 +28,38 @@ u64 Groups::run_end(u64 element) const {
 
 namespace {
 
+// The same for neighbours: the group behind each run is known without a division, which takes as long as a short run.
+template <class F>
+void for_each_neighbour_run(const Selection& which, const Groups& groups, F& run) {
+    u64 group = groups.of(which.start), element = which.start, end = groups.run_end(element);
+    u64 row = groups.kind == Groups::Kind::group ? (element / groups.inner + 1) * groups.inner : 0;
+    const u64 stop = which.start + which.count;
+    for (;;) {
+        const u64 next = std::min(end, stop);
+        run(group, static_cast<std::size_t>(element - which.start), static_cast<std::size_t>(next - element));
+        if (next == stop) return;
+        element = next;
+        ++group;
+        if (groups.kind == Groups::Kind::channel) {
+            if (group == groups.extent) group = 0;
+            end += groups.inner;
+        } else {
+            if (element == row) row += groups.inner;
+            end = row - element > groups.extent ? element + groups.extent : row;
+        }
+    }
+}
+
 // Calls run(group, first, count) for each run of selected items in one group.
 template <class F>
 void for_each_run(const Selection& which, const Groups& groups, F&& run) {
+    if (which.count == 0) return;
+    if (!which.positions) return for_each_neighbour_run(which, groups, run);
     std::size_t i = 0;
     while (i < which.count) {
-        const u64 element = which.start + (which.positions ? which.positions[i] : i);
-        const u64 end = groups.run_end(element);
+        const u64 element = which.start + which.positions[i], end = groups.run_end(element);
         std::size_t next = i + 1;
-        if (which.positions)
-            while (next < which.count && which.start + which.positions[next] < end) ++next;
-        else
-            next = end - element < which.count - i ? i + static_cast<std::size_t>(end - element) : which.count;
+        while (next < which.count && which.start + which.positions[next] < end) ++next;
         run(groups.of(element), i, next - i);
         i = next;
     }

@@ -513,6 +513,25 @@ HuffmanDecoder::HuffmanDecoder(Bytes stream, std::size_t count, unsigned width) 
     if (at != tables.size()) throw Corrupt("the tables of a Huffman stream are not used up");
 }
 
+std::vector<u8> HuffmanDecoder::code_lengths() const {
+    std::vector<u8> out(blocks_.size() * 256, kNoCode);
+    u8* lengths = out.data();
+    for (const Block& block : blocks_) {
+        if ((block.descriptor & kModeMask) == kStored) {
+            std::fill_n(lengths, std::size_t{1} << width_, static_cast<u8>(width_));
+        } else if (const Tree& tree = trees_[block.tree]; tree.nodes.empty()) {
+            lengths[tree.only] = 0;
+        } else {
+            std::array<u8, 256> depth{};  // of each inner node: children stand behind their parents
+            for (std::size_t v = 0; v < tree.nodes.size(); ++v)
+                for (const u16 child : tree.nodes[v].child)
+                    (child & Tree::kLeaf ? lengths[child & 0xFF] : depth[child]) = static_cast<u8>(depth[v] + 1);
+        }
+        lengths += 256;
+    }
+    return out;
+}
+
 void HuffmanDecoder::next(u8* out, std::size_t count) {
     while (count > 0) {
         if (left_in_block_ == 0) open_block();

@@ -13,6 +13,7 @@ namespace dcz {
 inline constexpr std::size_t kBlock = 65536;       // symbols
 inline constexpr std::size_t kPiece = 64;          // symbols: the decoder works on whole ones
 inline constexpr unsigned kMaxLength = 15;         // bits of a code
+inline constexpr u8 kNoCode = 255;
 inline constexpr std::size_t kPackedBelow = 8192;  // the encoder packs blocks of fewer symbols
 inline constexpr std::size_t kTunedBelow = 32768;  // ... and looks for tables that are short themselves
 
@@ -88,6 +89,10 @@ class HuffmanDecoder {
     // Decodes the next `count` symbols, at most as many as are left: a multiple of kPiece, or all of them. The last
     // call checks that the stream is used up.
     void next(u8* out, std::size_t count);
+
+    // The bits that each of the 256 symbols takes in each block (kNoCode: it has no code), one block behind the other. Before
+    // anything is decoded.
+    std::vector<u8> code_lengths() const;
 
   private:
     struct Block {

@@ -185,6 +185,12 @@ struct Loops {
             std::memcpy(out, bits, count);
             return;
         }
+        if (width == 4) {
+            // So simple that the compiler takes many bytes at a time.
+            for (std::size_t i = 0; i < count / 2; ++i) store(out + 2 * i, static_cast<u16>((bits[i] & 0x0F) | (bits[i] & 0xF0) << 4));
+            if (count % 2) out[count - 1] = bits[count / 2] & 0x0F;
+            return;
+        }
         // 8 symbols are `width` whole bytes; a full word is read, so the last groups go byte by byte.
         const std::size_t bytes = (count * width + 7) / 8;
         std::size_t i = 0;

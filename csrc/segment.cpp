@@ -189,8 +189,21 @@ void SegmentDecoder::decode_values(std::span<const CodedStream> streams, const S
         return;
     }
     SymbolReader reader(streams[0]);
-    u8* codes = scratch(code_scratch, count);
-    reader.read(codes, count);
+    if (which.positions) {
+        u8* codes = scratch(code_scratch, count);
+        reader.read(codes, count);
+        return decode_codes(codes, which, out);
+    }
+    alignas(64) std::array<u8, kStrip + kSlack> codes;
+    Strip strip(streaming, false, out);
+    for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * itemsize_) {
+        const std::size_t n = std::min(kStrip, count - start);
+        decode_codes(reader.next(codes.data(), n), {which.start + start, n, nullptr}, strip.begin(out));
+        strip.end(n * itemsize_, out);
+    }
+}
+
+void SegmentDecoder::decode_codes(const u8* codes, const Selection& which, u8* out) const {
     if (const auto* book = std::get_if<CodebookValues>(&values_))
         look_up(codes, which, book->groups, book->centroids, book->size, itemsize_, out);
     else if (const auto& affine = std::get<AffineValues>(values_); affine.type == FloatType::f64)

@@ -127,6 +127,7 @@ class SegmentDecoder {
     const u8* decode_bitmap(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
     const u32* decode_gaps(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
     void decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const;
+    void decode_codes(const u8* codes, const Selection& which, u8* out) const;
 
     std::size_t itemsize_;
     Layout layout_;

@@ -39,7 +39,9 @@ __all__ = [
     "decode_entries",
     "decode_segment",
     "groups_of",
+    "positions_of",
     "segment_decoder",
+    "segment_symbols",
     "tensor_decoder",
 ]
 
@@ -136,7 +138,7 @@ def _decode_ranged(
                 stored[0], streams[0], None, Beside(first, bits=elements) if bitmap else NOTHING
             )
         if ranged[-1] >= values:
-            beside = Beside(first, _positions(geometry, segment, found[0]))
+            beside = Beside(first, positions_of(geometry, segment, found[0]))
     if len(streams) == values + 1 and isinstance(geometry.tensor.values, Exact):
         beside = beside._replace(step=geometry.entry_size)
     lowest = min((i for i in ranged if i >= values), default=len(streams))
@@ -146,7 +148,7 @@ def _decode_ranged(
         beside = beside._replace(next=found[i], last=found[len(streams) - 1])
 
 
-def _positions(geometry: TensorGeometry, segment: int, symbols: np.ndarray) -> np.ndarray:
+def positions_of(geometry: TensorGeometry, segment: int, symbols: np.ndarray) -> np.ndarray:
     """The positions that the symbols of a position stream stand for (uint32). Raises CorruptStream unless they are as many
     as the segment has entries, and inside of it."""
     elements = geometry.segment_elements(segment)
@@ -206,6 +208,19 @@ def decode_entries(
         out,
     )
     return positions, out
+
+
+def segment_symbols(
+    geometry: TensorGeometry, segment: int, chunk: memoryview, start: int
+) -> list[tuple[Stream, memoryview, np.ndarray]]:
+    """Each stream of a segment, its stored bytes and its symbols (uint8), in the order of the file. Raises CorruptStream."""
+    streams = geometry.segment_part(segment)
+    decoded, out = _decoded(geometry, segment, chunk, start, streams), []
+    for i, stream in enumerate(streams):
+        stored = chunk[start : start + stream.length]
+        out.append((stream, stored, decoded[i] if i in decoded else decode_stream(stored, stream)))
+        start += stream.length
+    return out
 
 
 class TensorBatch:

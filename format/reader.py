@@ -29,8 +29,15 @@ from dcz.format import layout as spec
 from dcz.format.bases import BaseLike, BaseReference, Bases
 from dcz.format.coding import decode_stream
 from dcz.format.digests import Hasher, check_digest, digest, digest_name
-from dcz.format.encodings import STREAMED, TensorBatch, decode_entries, decode_segment, tensor_decoder
-from dcz.format.geometry import Geometry, PartPlace, TensorGeometry
+from dcz.format.encodings import (
+    STREAMED,
+    TensorBatch,
+    decode_entries,
+    decode_segment,
+    segment_symbols,
+    tensor_decoder,
+)
+from dcz.format.geometry import Geometry, PartPlace, Stream, TensorGeometry
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 from dcz.format.manifest import decode_manifest
 from dcz.format.memory import aligned_bytes
@@ -424,6 +431,20 @@ class Reader:
                 positions, values = decode_entries(geometry, decoder, segment, chunk, place.start)
             builder.add(segment * geometry.tensor.segment, positions, values.view(geometry.dtype.numpy))
         return builder.build(axis)
+
+    def read_symbols(self, name: str, segment: int) -> list[tuple[Stream, memoryview, np.ndarray]]:
+        """What is coded of a segment: each stream, its stored bytes, and its symbols (uint8), in the order of the file.
+
+        The stored bytes are valid until the same thread reads something else. No base is needed. Raises TensorNotFound,
+        UsageError if the tensor has no such segment, or FormatError.
+        """
+        name = self.stored_name(name)
+        geometry = self.geometry.tensors[name]
+        if not 0 <= segment < geometry.segments:
+            raise UsageError(f"segment {segment} of a tensor with {geometry.segments}")
+        place = self.geometry.segment_place(name, segment)
+        with self._located(name, place):
+            return segment_symbols(geometry, segment, self._chunk(place.chunk, cached=False), place.start)
 
     # -- assets
 

@@ -176,6 +176,14 @@ class _UrlSource:
         self._file.close()
 
 
+def check_local(target: str | os.PathLike[str]) -> None:
+    """Raises UsageError for what is no folder of this machine, such as ``hf://org/name``."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", os.fspath(target))
+    if match is not None:
+        hint = "push it there: `dcz push FOLDER REF`, or dcz.push_to_hub" if match[1] == "hf" else None
+        raise UsageError(f"{os.fspath(target)!r} is no folder on this machine", hint=hint)
+
+
 def url_scheme(text: str) -> str | None:
     """The scheme of a URL, such as ``https``; None for what is a path or a name."""
     found = _URL.match(text)

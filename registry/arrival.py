@@ -1,7 +1,8 @@
 """Files that come from a registry into a folder: whole, verified, each at once, and none before all are right.
 
-Where they come from does not matter here. A pull that was killed left its files in a staging folder, under names that
-say what they are to be; the next pull takes them from there, and compares them as if they came from anywhere.
+Where they come from does not matter here. A pull that was killed or interrupted, or that lost its connection, left its files
+in a staging folder, under names that say what they are to be; the next pull takes them from there, and compares them as if
+they came from anywhere.
 """
 
 from __future__ import annotations
@@ -10,21 +11,24 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-from dcz.errors import UsageError
+from dcz.errors import DczError, RateLimited, Unreachable, UsageError
 from dcz.format import sync_folder
 from dcz.registry.artifact import OWN_PREFIX
 from dcz.registry.checks import Progress, steps
 from dcz.registry.disk import NewHash, Staging, finish_copy, hash_stream, open_regular, os_errors
+from dcz.registry.together import Total, together
 
 __all__ = ["Arrival", "Arrived", "bring", "copy_to"]
 
 PREFIX = f"{OWN_PREFIX}pull-"
+_WORTH_KEEPING: Final = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Arrival:
     """A file that is to come: ``title`` is its path in the folder, ``digest`` what ``new_hash`` makes of its ``size`` bytes.
 
     ``open`` gives its content, which may be wrong. ``check_content`` and ``check_file`` raise for a digest and a length,
-    or for a file, that are not right.
+    or for a file, that are not right; the latter takes a while, and tells its progress.
     """
 
     title: str
@@ -41,7 +45,7 @@ class Arrival:
     new_hash: NewHash
     open: Callable[[], BinaryIO]
     check_content: Callable[[str, int], None]
-    check_file: Callable[[Path], None]
+    check_file: Callable[[Path, Progress | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,18 @@ class Arrived:
 
 
 def bring(
-    arrivals: Sequence[Arrival], folder: Path, *, progress: Progress | None = None, force: bool = False
+    arrivals: Sequence[Arrival],
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    force: bool = False,
+    at_once: int = 1,
+    over: threading.Event | None = None,
 ) -> Arrived:
     """Copy files into ``folder``, which is made if need be. Files that are there and different stay, unless ``force``.
 
-    Raises UsageError for different files, RegistryError if the folder cannot be written, and what the arrivals raise.
+    ``at_once``: files that are copied at the same time; ``over`` is set when one of them fails. Raises UsageError for
+    different files, RegistryError if the folder cannot be written, and what the arrivals raise.
     """
     finals = {arrival.title: folder / arrival.title for arrival in arrivals}
     missing = [
@@ -66,22 +77,36 @@ def bring(
         if not _is_there(finals[arrival.title], arrival, progress, force=force)
     ]
     reused = {arrival.title for arrival in arrivals} - {arrival.title for arrival in missing}
-    with os_errors("cannot write to", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    over = over or threading.Event()
+    copied = Total(progress, "copy", {arrival.title: arrival.size for arrival in missing}, over)
+    containers = {
+        arrival.title: arrival.size for arrival in arrivals if arrival.title.lower().endswith(".dcz")
+    }
+    checked = Total(progress, "verify", containers, over)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_made(folder))
         staged = dict(finals)
+        staging: Staging | None = None
         if not missing:
             with contextlib.suppress(OSError):  # the destination may be read-only, if it is complete
                 Staging.remove_dead(folder, PREFIX)
         else:
             names = _staged_names(missing)
             staging = stack.enter_context(Staging(folder, PREFIX, wanted=names.values()))
-            for arrival in missing:
-                staged[arrival.title] = staging.path / names[arrival.title]
+            staged |= {title: staging.path / name for title, name in names.items()}
+
+        def one(arrival: Arrival) -> None:
+            if arrival.title not in reused:
                 with os_errors(f"cannot copy {arrival.title!r} to", folder):
-                    copy_to(arrival, staged[arrival.title], progress)
-        for arrival in arrivals:
-            arrival.check_file(staged[arrival.title])
+                    copy_to(arrival, staged[arrival.title], copied.one())
+            arrival.check_file(staged[arrival.title], checked.one())
+
+        try:
+            together([lambda arrival=arrival: one(arrival) for arrival in arrivals], over, at_once=at_once)  # type: ignore[misc]
+        except BaseException as exc:
+            if staging is not None and (not isinstance(exc, DczError) or _may_go_on(exc)):
+                _keep(staging, exc)
+            raise
         with os_errors("cannot write to", folder):
             for arrival in missing:
                 final = finals[arrival.title]
@@ -93,6 +118,36 @@ def bring(
             for place in {final.parent for final in finals.values()} | {folder}:
                 sync_folder(place)
     return Arrived(tuple(finals.values()), tuple(final for title, final in finals.items() if title in reused))
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Generator[None]:
+    """Make a folder, and those above it; what is empty after an error is removed again."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    with os_errors("cannot write to", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for place in new:
+                place.rmdir()
+        raise
+
+
+def _may_go_on(exc: BaseException) -> bool:
+    return isinstance(exc, Unreachable | RateLimited)
+
+
+def _keep(staging: Staging, exc: BaseException) -> None:
+    kept = 0
+    with contextlib.suppress(OSError):
+        kept = sum(entry.stat().st_size for entry in os.scandir(staging.path) if entry.name != "lock")
+    if kept >= _WORTH_KEEPING:
+        staging.keep()
+        if isinstance(exc, DczError):
+            more = "what has come is kept: the same pull, later, goes on from there"
+            exc.hint = more if exc.hint is None else f"{exc.hint}; {more}"
 
 
 def copy_to(arrival: Arrival, path: Path, progress: Progress | None = None) -> None:

@@ -322,10 +322,14 @@ def open_reference(
 
 
 def fetch_model(
-    ref: str | Reference, *, registry: RegistryLike = None, progress: Progress | None = None
+    ref: str | Reference,
+    *,
+    nested: bool = False,
+    registry: RegistryLike = None,
+    progress: Progress | None = None,
 ) -> Path | None:
-    """The folder of a Hub repository's weights and what goes with them, fetched and compared; None if all that it has are
-    .dcz files. What the revision stands for is resolved first, and stands in the folder's name.
+    """The folder of a Hub repository's weights and what goes with them, fetched and compared; if ``nested``, with the weights
+    in its sub-folders; None if all that it has are .dcz files. What the revision stands for is resolved first, and stands in the folder's name.
 
     Raises InvalidReference for what is not on the Hub, RegistryError, SourceError if it has no weights.
     """
@@ -334,7 +338,25 @@ def fetch_model(
         raise InvalidReference(f"{reference} is not on the Hub", hint="hf://org/name[@revision]")
     from dcz.registry.hub import pulling
 
-    return pulling.fetch_model(reference, hub_of(registry), progress)
+    return pulling.fetch_model(reference, hub_of(registry), progress, nested=nested)
+
+
+def fetch_shards(
+    ref: HubReference, *, registry: RegistryLike = None, progress: Progress | None = None
+) -> Path | None:
+    """The index of the .dcz files of a Hub repository, all of them fetched into the cache and verified; None if there is none,
+    or if one file is the model. Raises RegistryError."""
+    from dcz.registry.hub import pulling
+
+    return pulling.fetch_shards(ref, hub_of(registry), progress)
+
+
+def read_file(ref: HubReference, path: str, *, registry: RegistryLike = None) -> tuple[bytes, str] | None:
+    """A small file of a Hub repository, and its digest, which has been compared; None if the repository, or the branch, has
+    none of that path. Raises RegistryError."""
+    from dcz.registry.hub import pulling
+
+    return pulling.read_file(ref, path, hub_of(registry))
 
 
 def _blob_path(store: Store, layer: Layer) -> Path:

@@ -197,7 +197,7 @@ def finish_copy(
     """As copy_hashed, but an earlier try may have left the beginning of the copy, or all of it, in ``path``.
 
     What is there is hashed, and the rest copied. If the whole has not the digest ``encoded`` (SHA-256, or what ``new``
-    makes), it is copied again from the beginning. Raises OSError.
+    makes), it is copied again from the beginning, once: what was damaged on the way may come whole. Raises OSError.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with os.fdopen(handle, "r+b", buffering=0) as target:
@@ -206,13 +206,16 @@ def finish_copy(
             hashing.feed(target)
             source.seek(there)
             hashing.feed(source, target)
-            if hashing.result()[0] == encoded:
-                os.fsync(handle)
-                return hashing.result()
+            result = hashing.result()
+            os.fsync(handle)
+        else:
+            result = _copy(source, target, on_bytes, new)
+        if result[0] != encoded:
             source.seek(0)
             target.seek(0)
             target.truncate()
-        return _copy(source, target, on_bytes, new)
+            result = _copy(source, target, on_bytes, new)
+        return result
 
 
 def write_synced(path: Path, data: bytes) -> Path:
@@ -278,7 +281,12 @@ class Staging:
         self._prefix = prefix
         self._wanted = wanted
         self._handle = -1
+        self._kept = False
         self.path = parent
+
+    def keep(self) -> None:
+        """Leave what is in it to a later one that wants it, as if the process had been killed."""
+        self._kept = True
 
     def __enter__(self) -> Self:
         with os_errors("cannot write to", self._parent):
@@ -288,7 +296,10 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _remove(self.path, self._handle)
+        if self._kept:
+            _unlock(self._handle)
+        else:
+            _remove(self.path, self._handle)
 
     @staticmethod
     def remove_dead(parent: Path, prefix: str) -> None:

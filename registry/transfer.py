@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dcz.errors import FormatError, InvalidReference, RegistryError, UsageError
 from dcz.format import VerifyReport
+from dcz.format.source import check_local
 from dcz.registry.arrival import Arrival, bring
 from dcz.registry.artifact import (
     DCZ_BASES,
@@ -50,6 +51,7 @@ def push(
     aliases: Iterable[str] = (),
     tags: Iterable[str] = (),
     private: bool = False,
+    replaces: Mapping[str, str | None] | None = None,
     registry: RegistryLike = None,
     progress: Progress | None = None,
 ) -> Pushed:
@@ -61,7 +63,9 @@ def push(
     ``aliases`` move too. The same content again is a success that changes nothing, and heals damaged blobs.
 
     ``ref`` can also be ``hf://org/name[@branch]``: then the files, or all files of a folder and its sub-folders but hidden
-    ones, are one commit on that branch, to which the new ``tags`` point; a repository that is not there is made, a ``private`` one if asked for (docs/guides/hub.md).
+    ones, are one commit on that branch, to which the new ``tags`` point; a repository that is not there is made, a ``private`` one if asked for (docs/guides/hub.md). ``replaces``: files of the branch that the push was made from, by their
+    paths, and their digests as ``read_file`` gives them, or None if there were none; if they are others by now, the push is
+    a Conflict.
 
     Raises UsageError for paths that are no files or have bad names, FormatError for a broken .dcz, VersionExists if the
     version has other content, InvalidReference, RegistryError if the registry cannot be written.
@@ -81,9 +85,14 @@ def push(
             files = {path: path.stat().st_size for path in names}
         else:
             names, files = None, files_to_push(paths)
-        return pushing.push(files, parsed, hub, progress, tags=tags, private=private, names=names)
-    if tags or private:
-        raise UsageError(f"tags and privacy are for the Hub, and {parsed} is not on it", hint="hf://org/name")
+        return pushing.push(
+            files, parsed, hub, progress, tags=tags, private=private, names=names, replaces=replaces
+        )
+    if tags or private or replaces:
+        raise UsageError(
+            f"tags, privacy and what is replaced are for the Hub, and {parsed} is not on it",
+            hint="hf://org/name",
+        )
     reference = registry_reference(parsed)
     if reference.digest is not None:
         raise InvalidReference(
@@ -179,6 +188,7 @@ def pull(
 
     Raises what ``resolve`` does, RegistryCorrupt naming blob and reference, UsageError for different files.
     """
+    check_local(destination)
     reference = parse_reference(ref) if isinstance(ref, str) else ref
     pins = read_pins(digests)
     if isinstance(reference, HubReference):
@@ -198,7 +208,7 @@ def pull(
             check_pinned(pins, layer.dcz_digest, f"{resolved.reference}, {layer.title},")
     with about(resolved.reference):
         arrived = bring(
-            [_arrival(store, layer, progress) for layer in layers],
+            [_arrival(store, layer) for layer in layers],
             Path(destination),
             progress=progress,
             force=force,
@@ -206,11 +216,11 @@ def pull(
     return Pulled(resolved.reference, arrived.files, arrived.reused, _bases_elsewhere(layers))
 
 
-def _arrival(store: Store, layer: Layer, progress: Progress | None) -> Arrival:
+def _arrival(store: Store, layer: Layer) -> Arrival:
     def compare(encoded: str, size: int) -> None:
         check_content(layer, encoded, size)
 
-    def check_file(path: Path) -> None:
+    def check_file(path: Path, progress: Progress | None) -> None:
         if layer.is_dcz:
             verify_layer(layer, path, progress)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ from dcz.converters.folders import (
 )
 from dcz.converters.safetensors import INDEX_SUFFIX
 from dcz.converters.shards import MAX_SHARD_BYTES
-from dcz.errors import SourceError, UsageError
-from dcz.format.source import url_scheme
+from dcz.errors import DczError, FormatError, SourceError, UsageError
+from dcz.format.source import check_local, url_scheme
 from dcz.runtime.loading import BasesLike, ModelLike, RegistryLike, from_hub, open_reader
 
 if TYPE_CHECKING:
@@ -85,9 +86,10 @@ def save_pretrained(
             bases=base_sources(registry=registry),
         )
 
+    check_local(folder)
     if isinstance(source, str) and url_scheme(source) == "hf":
         check_free(Path(folder))
-        with from_hub(source, registry, threads) as opened:
+        with from_hub(source, registry, threads, nested=True) as opened:
             return save(opened)
     if not is_pretrained(source):
         return save(source)
@@ -108,6 +110,7 @@ def hydrate(
     registry: RegistryLike = None,
     threads: int | None = None,
     base: BasesLike = None,
+    digests: str | Iterable[str] | None = None,
     progress: Progress | None = None,
 ) -> Hydrated:
     """Make an ordinary folder, with safetensors weights, for every tool that does not know .dcz.
@@ -115,7 +118,8 @@ def hydrate(
     ``source``: a folder that dcz.save_pretrained wrote, a repository of such files on the Hub (``hf://org/name``), or a .dcz file by its
     path, URL or a reference, as for dcz.open.
     Identical to the folder that it was made of, file by file, if the recipe was lossless. Nothing appears at ``destination``
-    before it is whole; if it exists, it must be empty.
+    before it is whole; if it exists, it must be empty. ``digests``: the identities that the .dcz files must have, each of them
+    one of these, as for dcz.registry.pull.
 
     Raises UsageError if it is not, SourceError if the folder has no .dcz files, and what dcz.open raises.
     """
@@ -126,15 +130,18 @@ def hydrate(
         base_sources,
         parse_reference,
         pull,
+        read_pins,
         resolve,
     )
 
     if os.fspath(destination).endswith(".safetensors"):
         raise UsageError("hydrate makes a folder", hint="dcz.decode makes a single safetensors file")
+    check_local(destination)
     check_free(Path(destination))
+    pins = read_pins(digests)
     bases = base_sources(base, registry=registry)
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
-        return hydrate_folder(source, destination, threads=threads, progress=progress, bases=bases)
+        return hydrate_folder(source, destination, threads=threads, progress=progress, bases=bases, pins=pins)
     if isinstance(source, str) and url_scheme(source) in (None, "hf", "oci"):
         reference = parse_reference(source)
         several = isinstance(reference, HubReference) or (
@@ -148,16 +155,37 @@ def hydrate(
             beside = Path(destination).absolute().parent
             beside.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".dcz-", suffix=".tmp", dir=beside) as folder:
-                pull(reference, folder, registry=registry, progress=None)
-                if is_dcz_folder(Path(folder)):
-                    return hydrate_folder(
-                        folder, destination, threads=threads, progress=progress, bases=bases
-                    )
-                files = sorted(Path(folder).glob("*.dcz"))
-                if len(files) != 1:
-                    raise SourceError(f"{source} has no index of its .dcz files, and not only one of them")
-                return _decoded(files[0], destination, None, threads, base, progress)
-    return _decoded(source, destination, registry, threads, base, progress)
+                pulled = pull(reference, folder, registry=registry, digests=pins, progress=None)
+                with _naming(folder, str(pulled.reference)):
+                    if is_dcz_folder(Path(folder)):
+                        return hydrate_folder(
+                            folder, destination, threads=threads, progress=progress, bases=bases
+                        )
+                    files = sorted(Path(folder).glob("*.dcz"))
+                    if not files:
+                        raise SourceError(
+                            f"{pulled.reference} has no .dcz file",
+                            hint=f"`dcz convert {source}` makes one of its weights",
+                        )
+                    if len(files) > 1:
+                        raise SourceError(
+                            f"{pulled.reference} has {len(files)} .dcz files, and no index that makes one model of them",
+                            hint="pull them, and hydrate each",
+                        )
+                    return _decoded(files[0], destination, None, threads, base, (), progress)
+    return _decoded(source, destination, registry, threads, base, pins, progress)
+
+
+@contextmanager
+def _naming(folder: str, reference: str) -> Generator[None]:
+    """Errors inside are about files of a repository, not of the folder where they are for a moment."""
+    try:
+        yield
+    except DczError as exc:
+        exc.message = exc.message.replace(folder, reference)
+        if isinstance(exc, FormatError) and exc.file is not None:
+            exc.file = exc.file.replace(folder, reference)
+        raise
 
 
 def _decoded(
@@ -166,9 +194,13 @@ def _decoded(
     registry: RegistryLike,
     threads: int | None,
     base: BasesLike,
+    pins: tuple[str, ...],
     progress: Progress | None,
 ) -> Hydrated:
+    from dcz.registry import check_pinned
+
     with open_reader(source, registry=registry, threads=threads, base=base) as reader:
+        check_pinned(pins, reader.digest, reader.name)
         done = decoding.decode(reader, destination, progress=progress)
     return Hydrated(
         path=done.path,

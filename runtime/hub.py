@@ -5,20 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dcz.converters.shards import MAX_SHARD_BYTES
-from dcz.errors import NotInRegistry, UsageError
+from dcz.errors import Conflict, UsageError
 from dcz.runtime.folders import save_pretrained
 
 if TYPE_CHECKING:
     from dcz.converters.conversion import RecipeLike, SourceLike
     from dcz.format.effort import EffortName
-    from dcz.registry import Hub, HubReference, Pushed
+    from dcz.registry import Hub, Pushed
 
 __all__ = ["push_folder", "push_to_hub"]
 
-_CARD = "README.md"
+_CARD: Final = "README.md"
+_TRIES: Final = 3  # each with the card that is there by then
 
 
 def push_to_hub(
@@ -72,25 +73,30 @@ def push_folder(
     private: bool,
     registry: Hub | None,
 ) -> Pushed:
-    """Push what ``save`` puts into a folder. It is given the folder, the name of the repository, and the card that is there."""
-    from dcz.registry import HubReference, parse_reference, push
+    """Push what ``save`` puts into a folder. It is given the folder, the name of the repository, and the card that is there.
 
+    If somebody changes the branch meanwhile, it is asked again, with the card that is there by then.
+    """
+    from dcz.registry import HubReference, parse_reference, push, read_file
+
+    if not isinstance(repo_id, str):
+        raise UsageError(f"a repository of the Hub is text, not a {type(repo_id).__name__}", hint="org/name")
+    tags = [tags] if isinstance(tags, str) else list(tags)
     text = repo_id if repo_id.startswith("hf://") else f"hf://{repo_id}"
     reference = parse_reference(text if branch is None else f"{text}@{branch}")
     if not isinstance(reference, HubReference):
         raise UsageError(f"{repo_id!r} is no repository of the Hub", hint="org/name")
-    with tempfile.TemporaryDirectory(prefix="dcz-push-") as temporary:
-        card = _card_of(reference, Path(temporary, "card"), registry)
-        folder = Path(temporary, reference.name)
-        save(folder, f"{reference.org}/{reference.name}", card)
-        return push(folder, reference, tags=tags, private=private, registry=registry)
-
-
-def _card_of(reference: HubReference, folder: Path, registry: Hub | None) -> bytes | None:
-    from dcz.registry import pull
-
-    try:
-        pull(reference, folder, files=[_CARD], registry=registry)
-    except (NotInRegistry, UsageError):  # no such repository or branch yet, or no such file
-        return None
-    return (folder / _CARD).read_bytes()
+    for left in reversed(range(_TRIES)):
+        known = read_file(reference, _CARD, registry=registry)
+        with tempfile.TemporaryDirectory(prefix="dcz-push-") as temporary:
+            folder = Path(temporary, reference.name)
+            save(folder, f"{reference.org}/{reference.name}", None if known is None else known[0])
+            replaces = {_CARD: None if known is None else known[1]} if (folder / _CARD).exists() else {}
+            try:
+                return push(
+                    folder, reference, tags=tags, private=private, replaces=replaces, registry=registry
+                )
+            except Conflict:
+                if not left:
+                    raise
+    raise AssertionError("unreachable")

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -14,6 +15,7 @@ from dcz.converters.model_card import merged_card
 from dcz.converters.safetensors import INDEX_SUFFIX, read_weight_map
 from dcz.converters.shards import MAX_SHARD_BYTES, Shards
 from dcz.errors import MissingDependency, ModelMismatch, SourceError
+from dcz.format.source import check_local
 from dcz.runtime.folders import save_pretrained
 from dcz.runtime.hub import push_folder
 from dcz.runtime.loading import load_into
@@ -66,6 +68,7 @@ class DczModelHubMixin(ModelHubMixin, library_name="dcz", tags=["dcz"]):
         ``__init__``. A model card that is there is kept, and what dcz has to say is added to it. ``name``: of the repository
         that it is for.
         """
+        check_local(save_directory)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".dcz-", suffix=".tmp", dir=folder) as temporary:
@@ -85,7 +88,7 @@ class DczModelHubMixin(ModelHubMixin, library_name="dcz", tags=["dcz"]):
                 del self._made
         card = folder / _CARD
         card.write_bytes(merged_card(card.read_bytes(), done.facts(loading="module", name=name)))
-        return done
+        return replace(done, path=os.fspath(save_directory))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         old = {path.name for path in save_directory.glob("model*.dcz")}

@@ -19,6 +19,7 @@ from dcz.compression.torch_tensors import (
     view_key,
 )
 from dcz.converters import conversion
+from dcz.converters.shards import Shards, index_of
 from dcz.errors import ModelMismatch, UsageError
 from dcz.format import DEFAULT_LIMITS, DTYPES, Limits, Reader
 from dcz.format.source import url_scheme
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "load_into",
     "open",
+    "open_parts",
     "open_reader",
     "save",
 ]
@@ -104,6 +106,54 @@ def _open_reader(
     return Reader(source, limits=limits, threads=threads, base=bases)
 
 
+@contextmanager
+def open_parts(
+    source: ModelLike,
+    *,
+    registry: RegistryLike = None,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    base: BasesLike = None,
+    digest: str | Iterable[str] | None = None,
+) -> Generator[list[Reader]]:
+    """As open_reader, but a folder, or a repository on the Hub, may have several .dcz files that an index makes one model of.
+    ``digest`` may then be several, of which each file must have one."""
+    from dcz.registry import base_sources, check_pinned, read_pins
+
+    pins = read_pins(digest)
+    index = _index_of(source, registry)
+    with ExitStack() as stack:
+        if index is None:
+            readers = [
+                stack.enter_context(
+                    open_reader(source, registry=registry, limits=limits, threads=threads, base=base)
+                )
+            ]
+        else:
+            bases = base_sources(base, registry=registry, limits=limits)
+            shards = stack.enter_context(Shards(index, threads=threads, bases=bases, limits=limits))
+            readers = list(shards.readers.values())
+        for reader in readers:
+            check_pinned(pins, reader.digest, reader.name)
+        yield readers
+
+
+def _index_of(source: ModelLike, registry: RegistryLike) -> Path | None:
+    """The index of the .dcz files that are meant, if it is not a single one."""
+    from dcz.registry import HubReference, PathReference, fetch_shards, parse_reference
+
+    if isinstance(source, str):
+        if url_scheme(source) not in (None, "hf"):
+            return None
+        reference = parse_reference(source)
+        if isinstance(reference, HubReference):
+            return fetch_shards(reference, registry=registry)
+        if not isinstance(reference, PathReference):
+            return None
+        source = reference.path
+    return index_of(Path(source)) if isinstance(source, os.PathLike | str) and os.path.isdir(source) else None
+
+
 def open(
     source: ModelLike,
     framework: Framework = "torch",
@@ -144,7 +194,7 @@ def load(
     limits: Limits = ...,
     threads: int | None = ...,
     base: BasesLike = ...,
-    digest: str | None = ...,
+    digest: str | Iterable[str] | None = ...,
 ) -> dict[str, torch.Tensor]: ...
 
 
@@ -157,7 +207,7 @@ def load(
     limits: Limits = ...,
     threads: int | None = ...,
     base: BasesLike = ...,
-    digest: str | None = ...,
+    digest: str | Iterable[str] | None = ...,
 ) -> dict[str, np.ndarray]: ...
 
 
@@ -169,17 +219,20 @@ def load(
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
     base: BasesLike = None,
-    digest: str | None = None,
+    digest: str | Iterable[str] | None = None,
 ) -> dict[str, torch.Tensor] | dict[str, np.ndarray]:
     """All tensors of a file, decoded in parallel straight into their memory. Tied ones share theirs.
 
-    Arguments and errors as for open.
+    ``source`` can also be a folder, or a repository, of several .dcz files with their index, as dcz.save_pretrained writes;
+    ``digest`` is then one or several, of which each file must have one. Other arguments and errors as for open.
     """
     as_torch = known_framework(framework)
-    with open_reader(
+    with open_parts(
         source, registry=registry, limits=limits, threads=threads, base=base, digest=digest
-    ) as reader:
-        return load_tensors(reader) if as_torch else load_arrays(reader)
+    ) as readers:
+        if as_torch:
+            return {name: tensor for reader in readers for name, tensor in load_tensors(reader).items()}
+        return {name: array for reader in readers for name, array in load_arrays(reader).items()}
 
 
 def load_arrays(reader: Reader) -> dict[str, np.ndarray]:
@@ -258,12 +311,14 @@ def convert(
 
 
 @contextmanager
-def from_hub(source: str, registry: RegistryLike, threads: int | None) -> Generator[Path | Reader]:
-    """The weights of a repository on the Hub, else its .dcz file."""
+def from_hub(
+    source: str, registry: RegistryLike, threads: int | None, *, nested: bool = False
+) -> Generator[Path | Reader]:
+    """The weights of a repository on the Hub, if ``nested`` with those in sub-folders, else its .dcz file."""
     from dcz.registry import fetch_model, open_reference, parse_reference
 
     reference = parse_reference(source)
-    folder = fetch_model(reference, registry=registry)
+    folder = fetch_model(reference, nested=nested, registry=registry)
     if folder is not None:
         yield folder
     else:

@@ -16,13 +16,13 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dcz.errors import AssetNotFound, DczError, LimitExceeded, MissingDependency, ModelMismatch
-from dcz.runtime.loading import BasesLike, ModelLike, RegistryLike, load_tensors, open_reader
+from dcz.runtime.loading import BasesLike, ModelLike, RegistryLike, load_tensors, open_parts, open_reader
 
 if TYPE_CHECKING:
     import torch
@@ -132,14 +132,14 @@ _SPARE_ELEMENTS: Final = 1 << 26
 
 
 @contextmanager
-def _no_larger_than(reader: Reader) -> Generator[None]:
-    """Inside, this thread cannot build a module that has far more parameters, or elements, than the file.
+def _no_larger_than(readers: Sequence[Reader]) -> Generator[None]:
+    """Inside, this thread cannot build a module that has far more parameters, or elements, than the files.
 
     Twice as many are usual for a moment, before weights are tied; heads that the file does not have come on top.
     """
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    stored = [geometry.elements for geometry in reader.geometry.tensors.values()]
+    stored = [geometry.elements for reader in readers for geometry in reader.geometry.tensors.values()]
     parameters, elements = 4 * len(stored) + _SPARE_PARAMETERS, 4 * sum(stored) + _SPARE_ELEMENTS
     thread = threading.get_ident()
 
@@ -150,7 +150,7 @@ def _no_larger_than(reader: Reader) -> Generator[None]:
             elements -= parameter.numel()
             if min(parameters, elements) < 0:
                 raise ModelMismatch(
-                    f"{reader.name}: its {_CONFIG} describes a model that is far larger than its tensors"
+                    f"{readers[0].name}: its {_CONFIG} describes a model that is far larger than its tensors"
                 )
 
     handle = register_module_parameter_registration_hook(count)
@@ -171,7 +171,8 @@ def load_model(
 ) -> Any:
     """The model in a file, ready to run: a ``transformers.PreTrainedModel`` in evaluation mode.
 
-    ``source``: a path, a URL, bytes, a file object, or a reference such as ``minilm:1.0``. ``dtype`` as in
+    ``source``: a path, a URL, bytes, a file object, or a reference such as ``minilm:1.0``; or a folder, or a repository, of
+    several .dcz files with their index. ``dtype`` as in
     transformers; ``auto`` is what the configuration says. ``strict``: parameters that the file does not have are an
     error; otherwise transformers initializes them, at random. ``base``: as for dcz.open.
 
@@ -181,13 +182,15 @@ def load_model(
     Raises ModelMismatch if model and tensors do not fit, MissingDependency without torch or transformers, and what
     dcz.open raises.
     """
-    with open_reader(source, registry=registry, threads=threads, base=base) as reader:
+    with open_parts(source, registry=registry, threads=threads, base=base) as readers:
+        reader = readers[0]  # which has all that is no tensor
         config = _config(reader)
+        if config is not None:
+            _require_transformers("building the model")
+        state = {name: tensor for each in readers for name, tensor in load_tensors(each).items()}
         if config is None:
-            return load_tensors(reader)
-        _require_transformers("building the model")
-        state = load_tensors(reader)
-        with _failures(reader, "build the model"), _no_larger_than(reader):
+            return state
+        with _failures(reader, "build the model"), _no_larger_than(readers):
             return _build(reader, config, state, dtype, strict)
 
 

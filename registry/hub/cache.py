@@ -4,10 +4,12 @@
       refs/<revision>                 the commit that it was, when somebody last asked
       blobs/<digest>                  the files
       snapshots/<commit>/<path>       a link to each
-      .dcz/<digest>                   that we have verified the file, and the identity of the .dcz
+      .dcz/<digest>                   that we have verified the file, when it was last changed, and the identity of the .dcz
+      .dcz/<commit>.files             all files of a commit: size, digest, path
 
-huggingface_hub checks nothing but the length of what it keeps. A file without a note of ours is therefore hashed before it
-counts; one with a note is known by the identity in it, which a reader compares, with the digest of every chunk it reads.
+huggingface_hub checks nothing but the length of what it keeps. A file without a note of ours, or changed since, is therefore
+hashed before it counts; one with a note is known by the identity in it, which a reader compares, with the digest of every
+chunk it reads. A file that is found to be damaged is fetched again.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from dcz.registry.refs import HubReference
 __all__ = ["Cache"]
 
 _PREFIX: Final = ".dcz-fetch-"
-_IDENTITY: Final = re.compile(r"blake3:[0-9a-f]{64}")
+MAX_LIST: Final = 64 << 20  # bytes
+_NOTE: Final = re.compile(r"(blake3:[0-9a-f]{64}) (\d+)")
+_LISTED: Final = re.compile(r"(\d{1,16}) ([0-9a-f]{40}|[0-9a-f]{64}) (.+)")
 
 
 class Cache:
@@ -38,7 +42,8 @@ class Cache:
     def __init__(self, connection: Connection, reference: HubReference) -> None:
         self.folder = _root(connection) / f"models--{reference.org}--{reference.name}"
 
-    def _blob(self, file: HubFile) -> Path:
+    def blob(self, file: HubFile) -> Path:
+        """Where a file of its digest is, or would be."""
         return self.folder / "blobs" / file.digest
 
     def _note(self, file: HubFile) -> Path:
@@ -46,19 +51,28 @@ class Cache:
 
     def find(self, file: HubFile) -> Path | None:
         """The file, if something of its name and length is there. Whether it is right is another question."""
-        blob = self._blob(file)
+        blob = self.blob(file)
         with contextlib.suppress(OSError):
             if blob.stat().st_size == file.size:
                 return blob
         return None
 
     def identity(self, file: HubFile) -> str | None:
-        """The identity that a .dcz of this digest was found to have; None if it has not been verified here."""
+        """The identity that a .dcz of this digest was found to have; None if it has not been verified here, or has been
+        changed since."""
         try:
             text = read_bounded(self._note(file), 100).decode(errors="replace").strip()
+            changed = self.blob(file).stat().st_mtime_ns
         except OSError:
             return None
-        return text if _IDENTITY.fullmatch(text) else None
+        found = _NOTE.fullmatch(text)
+        return found[1] if found is not None and int(found[2]) == changed else None
+
+    def drop(self, file: HubFile) -> None:
+        """Remove what was found to be damaged, as far as that goes."""
+        for path in (self.blob(file), self._note(file)):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def is_right(self, file: HubFile, path: Path) -> bool:
         """Whether a file has its digest, every byte of it."""
@@ -67,13 +81,13 @@ class Cache:
 
     def fetch(self, file: HubFile, arrival: Arrival, progress: Progress | None) -> Path:
         """Bring a file into the cache, verified; the path. A fetch that was killed goes on."""
-        blob = self._blob(file)
+        blob = self.blob(file)
         with os_errors("cannot write to", self.folder):
             blob.parent.mkdir(parents=True, exist_ok=True)
             with Staging(blob.parent, _PREFIX, wanted=[file.digest]) as staging:
                 staged = staging.path / file.digest
                 copy_to(arrival, staged, progress)
-                arrival.check_file(staged)
+                arrival.check_file(staged, progress)
                 os.replace(staged, blob)
         return blob
 
@@ -82,7 +96,7 @@ class Cache:
         with contextlib.suppress(OSError):
             note = self._note(file)
             note.parent.mkdir(exist_ok=True)
-            self._write(note, identity)
+            self._write(note, f"{identity} {self.blob(file).stat().st_mtime_ns}")
             self.link(snapshot, file)
             self.point(snapshot)
 
@@ -94,7 +108,7 @@ class Cache:
         """Let a file that is here appear among those of its commit; its path there. Raises OSError."""
         link = self.snapshot_folder(snapshot) / file.path
         link.parent.mkdir(parents=True, exist_ok=True)
-        target = os.path.relpath(self._blob(file), link.parent)
+        target = os.path.relpath(self.blob(file), link.parent)
         if not link.is_symlink() or os.readlink(link) != target:
             with contextlib.suppress(FileNotFoundError):
                 link.unlink()
@@ -102,7 +116,14 @@ class Cache:
         return link
 
     def point(self, snapshot: Snapshot) -> None:
-        """Remember which commit a branch or tag is. Raises OSError."""
+        """Remember which commit a branch or tag is, and all its files. Raises OSError."""
+        if snapshot.whole:
+            listed = self.folder / ".dcz" / f"{snapshot.commit}.files"
+            listed.parent.mkdir(exist_ok=True)
+            lines = (
+                f"{file.size} {file.digest} {file.path}\n" for file in snapshot.files if "\n" not in file.path
+            )
+            self._write(listed, "".join(lines))
         revision = snapshot.asked.revision or "main"
         if not is_commit(revision):
             ref = self.folder / "refs" / revision
@@ -116,7 +137,7 @@ class Cache:
         os.replace(write_synced(new, text.encode()), path)
 
     def snapshot(self, asked: HubReference) -> Snapshot | None:
-        """What the cache has of a revision: those files of it that were fetched."""
+        """What the cache knows of a revision: all its files if we have asked for it, else those that others have fetched."""
         revision = asked.revision or "main"
         commit = revision
         if not is_commit(revision):
@@ -127,7 +148,10 @@ class Cache:
         root = self.folder / "snapshots" / commit
         if not is_commit(commit) or not root.is_dir():
             return None
-        files: list[HubFile] = []
+        pinned = HubReference(asked.org, asked.name, commit)
+        files = self._listed(commit)
+        if files:
+            return Snapshot(asked, pinned, False, tuple(files))
         for folder, _, names in os.walk(root):
             for name in sorted(names):
                 path = Path(folder, name)
@@ -135,8 +159,15 @@ class Cache:
                 with contextlib.suppress(OSError):
                     if is_sha256(digest) or is_commit(digest):
                         files.append(HubFile(path.relative_to(root).as_posix(), path.stat().st_size, digest))
-        pinned = HubReference(asked.org, asked.name, commit)
-        return Snapshot(asked, pinned, False, tuple(sorted(files, key=lambda file: file.path)))
+        return Snapshot(asked, pinned, False, tuple(sorted(files, key=lambda file: file.path)), whole=False)
+
+    def _listed(self, commit: str) -> list[HubFile]:
+        try:
+            text = read_bounded(self.folder / ".dcz" / f"{commit}.files", MAX_LIST).decode()
+        except (OSError, ValueError):
+            return []
+        found = [_LISTED.fullmatch(line) for line in text.split("\n")]
+        return [HubFile(match[3], int(match[1]), match[2]) for match in found if match is not None]
 
 
 def _root(connection: Connection) -> Path:

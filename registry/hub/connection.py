@@ -1,7 +1,7 @@
 """The wire to a Hub: one place where requests are made, bounded in time and size, tried again, and their errors told.
 
 huggingface_hub gives the HTTP client with its proxies and certificates, the token and the headers. Its own calls, for
-repositories and commits, wait for ever and are not tried again; here they are.
+repositories and tags, wait for ever and are not tried again; here they are.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import email.utils
 import importlib
 import json
 import re
+import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -32,11 +33,12 @@ from dcz.errors import (
     Unreachable,
 )
 from dcz.registry.hub.settings import Hub, Patience
+from dcz.registry.together import Abandoned
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Attempts", "Connection", "Garbled", "Refused", "joined"]
+__all__ = ["Connection", "Garbled", "Refused", "joined"]
 
 _T = TypeVar("_T")
 
@@ -74,8 +76,9 @@ class Failure:
 class Attempts:
     """The tries of one thing. Whoever gets further says so, and has all the time again."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, patience: Patience, over: threading.Event) -> None:
+        """Once ``over`` is set, nobody waits for it any more."""
+        self._patience, self._over = patience, over
         self.progress()
 
     def progress(self) -> None:
@@ -90,7 +93,8 @@ class Attempts:
         late = time.monotonic() + pause > self._until
         if not failure.again or late or (failure.tries is not None and self._tries >= failure.tries):
             raise failure.error
-        time.sleep(pause)
+        if self._over.wait(pause):
+            raise Abandoned
         self._pause = min(2 * self._pause, self._patience.longest)
 
 
@@ -142,6 +146,7 @@ class Connection:
             raise MissingDependency("huggingface_hub", needed_for="hf://", extra="hub") from exc
         self.hub = hub
         self.patience = hub.patience
+        self.over = threading.Event()  # set when all that is asked here is in vain
         self.endpoint = (hub.endpoint or constants.ENDPOINT).rstrip("/")
         self.is_default = self.endpoint == "https://huggingface.co"
         self.token: str | bool = (hub.token if hub.token is not None else get_token()) or False
@@ -151,6 +156,10 @@ class Connection:
             self._headers = dict(
                 build_hf_headers(token=self.token, library_name="dcz", library_version=__version__)
             )
+            if not self._headers.get("authorization", "").isascii():
+                raise AccessDenied(
+                    "the token for the Hub has characters that no token has", hint="look at HF_TOKEN"
+                )
         except (Garbled, ValueError) as exc:
             raise RegistryError(f"the Hub {self.endpoint!r} cannot be used: {exc}") from exc
         self._bare = {key: value for key, value in self._headers.items() if key.lower() == "user-agent"}
@@ -164,9 +173,12 @@ class Connection:
 
     # -- trying
 
+    def attempts(self) -> Attempts:
+        return Attempts(self.patience, self.over)
+
     def trying(self, what: str, once: Callable[[], _T]) -> _T:
         """What ``once`` returns, tried again while that may help. Raises RegistryError."""
-        attempts = Attempts(self.patience)
+        attempts = self.attempts()
         while True:
             try:
                 return once()
@@ -268,17 +280,22 @@ class Connection:
         *,
         headers: Mapping[str, str] | None = None,
         method: str = "GET",
-        content: bytes | None = None,
+        content: bytes | Iterable[bytes] | None = None,
     ) -> Generator[tuple[Any, str]]:
         """One try: the answer, whose body is still to be read, and the URL that it came from.
 
-        Redirects are followed, but the token stays with the Hub, and nothing goes from https to http. Raises Refused,
-        Garbled, and what the HTTP client raises.
+        ``content`` may be read more than once. Redirects are followed, but the token stays with the Hub, and nothing goes
+        from https to http. Raises Refused, Garbled, and what the HTTP client raises.
         """
+        stall, read = self.patience.stall, self.patience.stall
+        if (
+            content is not None
+        ):  # an upload of many gigabytes, or a commit of many files, may be answered late
+            read = max(stall, self.patience.give_up / 2)
         for _ in range(_MAX_HOPS):
             own = origin(url) == self._origin
             sent = {**(self._headers if own else self._bare), **(headers or {})}
-            timeout = self._http().Timeout(self.patience.stall)
+            timeout = self._http().Timeout(stall, read=read)
             asked = self._session().stream(
                 method, url, headers=sent, content=content, follow_redirects=False, timeout=timeout
             )
@@ -312,25 +329,46 @@ class Connection:
         """What an API answers, and the headers. Raises RegistryError."""
 
         def once() -> tuple[Any, Mapping[str, str]]:
-            until = time.monotonic() + max(self.patience.give_up, 3 * self.patience.stall)
             with self.answer(url) as (response, _):
-                data = bytearray()
-                for piece in response.iter_bytes():
-                    data += piece
-                    if len(data) > MAX_JSON:
-                        raise Garbled(f"more than {MAX_JSON} bytes")
-                    if time.monotonic() > until:
-                        raise TimeoutError("it takes too long")
                 try:
-                    return json.loads(data.decode()), response.headers
+                    return json.loads(self.small_body(response).decode()), response.headers
                 except (ValueError, RecursionError) as exc:
                     raise Garbled("not JSON") from exc
 
         return self.trying(what, once)
 
+    def post_json(self, url: str, tree: object, *, kind: str = "application/json") -> Any:
+        """One try: what an API answers to ``tree``, as JSON of the media type ``kind``. Raises what ``answer`` does."""
+        headers = {"Content-Type": kind, "Accept": kind}
+        with self.answer(url, method="POST", headers=headers, content=json.dumps(tree).encode()) as (
+            response,
+            _,
+        ):
+            try:
+                return json.loads(self.small_body(response).decode() or "{}")
+            except (ValueError, RecursionError) as exc:
+                raise Garbled("not JSON") from exc
+
+    def small_body(self, response: Any) -> bytes:
+        """The body of an answer of an API. Raises Garbled, TimeoutError."""
+        until = time.monotonic() + max(self.patience.give_up, 3 * self.patience.stall)
+        data = bytearray()
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > MAX_JSON:
+                raise Garbled(f"more than {MAX_JSON} bytes")
+            if time.monotonic() > until:
+                raise TimeoutError("it takes too long")
+        return bytes(data)
+
     def own_url(self, path: str) -> str:
         """A URL of the Hub for a path whose parts are quoted."""
         return f"{self.endpoint}/{path}"
+
+    def check_secure(self, url: str) -> None:
+        """Raise Garbled if ``url`` is none of the web, or leads from https to http."""
+        if origin(url)[0] == "http" and self._origin[0] == "https":
+            raise Garbled("it leads from https to http")
 
     def is_own(self, url: str) -> bool:
         try:

@@ -5,24 +5,40 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Final, cast
 
-from dcz.converters.huggingface import files_of_model
-from dcz.errors import DczError, FormatError, RegistryCorrupt, SourceError, UsageError
+from dcz.converters.huggingface import files_of_folder, files_of_model
+from dcz.converters.safetensors import INDEX_SUFFIX, read_weight_map
+from dcz.converters.shards import is_shard_index
+from dcz.errors import DczError, FormatError, NotInRegistry, RegistryCorrupt, SourceError, UsageError
 from dcz.format import DEFAULT_LIMITS, BaseLike, Limits, Reader, VerifyReport
 from dcz.registry.arrival import Arrival, bring, copy_to
 from dcz.registry.checks import Progress, verify_with_progress
-from dcz.registry.disk import open_regular, os_errors
+from dcz.registry.disk import open_regular, os_errors, read_bounded
 from dcz.registry.hub.cache import Cache
 from dcz.registry.hub.connection import Connection
 from dcz.registry.hub.remote import RangeSource, RemoteFile
 from dcz.registry.hub.settings import Hub
-from dcz.registry.hub.snapshot import HubFile, Snapshot, check_paths, is_dcz, open_snapshot
+from dcz.registry.hub.snapshot import DEFAULT_FILE, HubFile, Snapshot, check_paths, is_dcz, open_snapshot
 from dcz.registry.outcomes import Pulled
 from dcz.registry.pins import check_pinned
 from dcz.registry.refs import HubReference
+from dcz.registry.together import AT_ONCE, Total, together
 
-__all__ = ["fetch", "fetch_model", "identities", "open_file", "pull", "snapshot_of", "verify"]
+__all__ = [
+    "fetch",
+    "fetch_model",
+    "fetch_shards",
+    "identities",
+    "open_file",
+    "pull",
+    "read_file",
+    "snapshot_of",
+    "verify",
+]
+
+
+MAX_SMALL: Final = 64 << 20  # bytes
 
 
 def snapshot_of(connection: Connection, reference: HubReference) -> Snapshot:
@@ -46,7 +62,6 @@ def _arrival(
     connection: Connection,
     snapshot: Snapshot,
     file: HubFile,
-    progress: Progress | None,
     found: _Verified,
     *,
     cached: Path | None = None,
@@ -62,7 +77,7 @@ def _arrival(
                 hint="trying again may help, if it was damaged on the way",
             )
 
-    def check_file(path: Path) -> None:
+    def check_file(path: Path, progress: Progress | None) -> None:
         if not is_dcz(file.path):
             return
         try:
@@ -108,8 +123,10 @@ def pull(
         cached = cache.find(file)
         if cached is not None and not cache.is_right(file, cached):
             cached = None
-        arrivals.append(_arrival(connection, snapshot, file, progress, found, cached=cached, pins=pins))
-    arrived = bring(arrivals, folder, progress=progress, force=force)
+            if not connection.offline:
+                cache.drop(file)
+        arrivals.append(_arrival(connection, snapshot, file, found, cached=cached, pins=pins))
+    arrived = bring(arrivals, folder, progress=progress, force=force, at_once=AT_ONCE, over=connection.over)
     here = {report.digest for report in found.reports.values()}
     named = (base for report in found.reports.values() for base in report.bases)
     elsewhere = tuple(dict.fromkeys(base for base in named if base not in here))
@@ -125,11 +142,11 @@ def verify(
     found = _Verified()
     with tempfile.TemporaryDirectory(prefix="dcz-verify-") as folder:
         for number, file in enumerate(snapshot.wanted()):
-            arrival = _arrival(connection, snapshot, file, progress, found, deep=deep, base=base)
+            arrival = _arrival(connection, snapshot, file, found, deep=deep, base=base)
             path = Path(folder, str(number))
             with os_errors("cannot write to", folder):
                 copy_to(arrival, path, progress)
-            arrival.check_file(path)
+            arrival.check_file(path, progress)
             path.unlink()
     return snapshot.reference, found.reports
 
@@ -168,11 +185,11 @@ def _fetch(
     path, identity = cache.find(wanted), cache.identity(wanted)
     if path is None or identity is None:
         found = _Verified()
-        arrival = _arrival(connection, snapshot, wanted, progress, found)
+        arrival = _arrival(connection, snapshot, wanted, found)
         if path is not None and cache.is_right(
             wanted, path
         ):  # fetched by somebody else, such as transformers
-            arrival.check_file(path)
+            arrival.check_file(path, progress)
         else:
             path = cache.fetch(wanted, arrival, progress)
         identity = found.reports[wanted.path].digest
@@ -180,9 +197,11 @@ def _fetch(
     return path, identity
 
 
-def fetch_model(reference: HubReference, hub: Hub, progress: Progress | None = None) -> Path | None:
-    """The folder of a commit in the cache, with the files that a conversion of its weights reads, each of them compared with
-    its digest; None if it has no weights but .dcz files. Raises RegistryError, SourceError.
+def fetch_model(
+    reference: HubReference, hub: Hub, progress: Progress | None = None, *, nested: bool = False
+) -> Path | None:
+    """The folder of a commit in the cache, with the files that a conversion of its weights reads, or if ``nested`` also the
+    weights in its sub-folders, each of them compared with its digest; None if it has no weights but .dcz files. Raises RegistryError, SourceError.
     """
     connection = Connection(hub)
     snapshot = snapshot_of(connection, reference)
@@ -196,19 +215,65 @@ def fetch_model(reference: HubReference, hub: Hub, progress: Progress | None = N
         check_paths(snapshot, [file])
         blob = cache.find(file)
         if blob is None or not cache.is_right(file, blob):
-            cache.fetch(file, _arrival(connection, snapshot, file, progress, found), progress)
+            cache.fetch(file, _arrival(connection, snapshot, file, found), progress)
         return cache.link(snapshot, file)
 
     sizes = {file.path: file.size for file in snapshot.files}
-    names = files_of_model(sizes, bring_in)
+    names = (files_of_folder if nested else files_of_model)(sizes, bring_in)
     if not names and not any(is_dcz(path) for path in sizes):
-        raise SourceError(f"{snapshot.reference} has no weights that dcz can convert")
+        deeper = any(path.endswith(".safetensors") for path in sizes)
+        raise SourceError(
+            f"{snapshot.reference} has no weights that dcz can convert{' to one file' if deeper else ''}",
+            hint=f"those in its sub-folders: `dcz convert {snapshot.asked} -o FOLDER/`" if deeper else None,
+        )
     check_paths(snapshot, [file for file in snapshot.files if file.path in names])
     for name in names:
         bring_in(name)
     if names:
         cache.point(snapshot)
     return cache.snapshot_folder(snapshot) if names else None
+
+
+def read_file(reference: HubReference, path: str, hub: Hub) -> tuple[bytes, str] | None:
+    """A small file of the Hub, and its digest; None if it, the repository, or the revision is not there. Raises RegistryError."""
+    connection = Connection(hub)
+    try:
+        snapshot = open_snapshot(connection, reference)
+    except NotInRegistry:
+        return None
+    file = snapshot.file(path)
+    if file is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="dcz-read-") as folder, os_errors("cannot write to", folder):
+        place = Path(folder, "file")
+        copy_to(_arrival(connection, snapshot, file, _Verified()), place)
+        return read_bounded(place, MAX_SMALL), file.digest
+
+
+def fetch_shards(reference: HubReference, hub: Hub, progress: Progress | None = None) -> Path | None:
+    """The index of the .dcz files of a commit, in the cache with all of them; None if it has none, or only one .dcz file.
+    Raises RegistryError, SourceError."""
+    connection = Connection(hub)
+    snapshot = snapshot_of(connection, reference)
+    several = [file for file in snapshot.files if is_dcz(file.path) and "/" not in file.path]
+    index = snapshot.file(f"model{INDEX_SUFFIX}")
+    if index is None or len(several) < 2 or snapshot.file(DEFAULT_FILE) is not None:
+        return None
+    cache = Cache(connection, reference)
+    check_paths(snapshot, [index, *several])
+    if cache.find(index) is None or not cache.is_right(index, cache.blob(index)):
+        cache.fetch(index, _arrival(connection, snapshot, index, _Verified()), progress)
+    place = cache.link(snapshot, index)
+    if not is_shard_index(place):
+        return None
+    named = set(read_weight_map(place)[1].values())
+    wanted = [file for file in several if file.path in named]
+    total = Total(progress, "fetch", {file.path: file.size for file in wanted}, connection.over)
+    together(
+        [lambda file=file: _fetch(connection, snapshot, file, total.one()) for file in wanted],  # type: ignore[misc]
+        connection.over,
+    )
+    return place
 
 
 def open_file(

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from dcz.errors import TruncatedFile
-from dcz.registry.hub.connection import Attempts, Connection, Garbled, Refused
+from dcz.registry.hub.connection import Connection, Garbled, Refused
 from dcz.registry.hub.snapshot import HubFile, Snapshot
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class RemoteFile(io.RawIOBase):
         self._stack = ExitStack()
         self._pieces: Iterator[bytes] | None = None
         self._rest = memoryview(b"")
-        self._attempts = Attempts(connection.patience)
+        self._attempts = connection.attempts()
         self._since = 0  # bytes since something went wrong
 
     def readable(self) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dcz.errors import RegistryCorrupt, UsageError
+from dcz.errors import RegistryCorrupt, Unreachable, UsageError
 from dcz.format.manifest import check_asset_paths
 from dcz.registry.hub.connection import Connection, Garbled, joined
 from dcz.registry.refs import HubReference
@@ -66,12 +66,14 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A commit. ``reference`` is pinned to it; ``asked`` is what was asked for; ``files`` are in order of their paths."""
+    """A commit. ``reference`` is pinned to it; ``asked`` is what was asked for; ``files`` are in order of their paths: all of
+    them, unless it is from a cache and not ``whole``."""
 
     asked: HubReference
     reference: HubReference
     private: bool
     files: tuple[HubFile, ...]
+    whole: bool = True
 
     @property
     def repository(self) -> str:
@@ -106,8 +108,14 @@ class Snapshot:
         return found
 
     def wanted(self, only: Iterable[str] = ()) -> list[HubFile]:
-        """The files that a pull brings: those named, else all but hidden ones. Raises UsageError, RegistryCorrupt."""
+        """The files that a pull brings: those named, else all but hidden ones. Raises UsageError, RegistryCorrupt; Unreachable
+        if it is not known which there are."""
         names = list(only)
+        if not names and not self.whole:
+            raise Unreachable(
+                f"{self.reference}: the cache does not know which files it has, and nobody is asked",
+                hint="HF_HUB_OFFLINE is set; name the files, or pull it once without",
+            )
         for name in names:
             if self.file(name) is None:
                 raise UsageError(f"{self.reference} has no file {name!r}")

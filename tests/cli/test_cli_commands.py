@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tests.cli.process import COMMAND, Home, write_model
 
-from dcz.format import Reader, Writer
+from dcz.format import CodebookTensor, PerTensor, Reader, Writer
 
 
 def test_an_effort_is_recorded(home: Home) -> None:
@@ -228,6 +228,51 @@ def test_inspect_layers(model: Home) -> None:
     assert lines[-1].endswith(f"{size:,} bytes of file = {table['compression']:.2f}x")
     model.run("push", "model.dcz", "m:1")
     assert model.run("inspect", "m:1", "--layers", "--json").json["layer_table"] == table
+
+
+def test_report(model: Home) -> None:
+    digest = model.run("inspect", "model.dcz", "--json").json["digest"]
+    done = model.run("report", "model.dcz", "-o", "page.html", "--json").json
+    page = (model.path / "page.html").read_bytes()
+    assert done == {"path": "page.html", "bytes": len(page), "digest": digest}
+    assert digest.encode() in page
+    assert b"encoder.layer.0.attention.weight" in page
+    assert model.run("report", "model.dcz", "-o", "page.html", "-q").out == ""  # replaces it
+    assert (model.path / "page.html").read_bytes() == page
+    model.run("push", "model.dcz", "m:1")
+    assert model.run("report", "m:1", "-o", "other.html").out.startswith("other.html: ")
+    assert b"<h1>m:1</h1>" in (model.path / "other.html").read_bytes()
+    (model.path / "bad.dcz").write_bytes(b"not a file of ours")
+    for arguments, code in (
+        (("bad.dcz", "-o", "x.html"), 1),
+        (("none:1", "-o", "x.html"), 3),
+        (("model.dcz",), 2),
+    ):
+        assert model.run("report", *arguments, code=code).err
+    assert "x.html" not in model.names()
+
+
+def test_inspect_paper(home: Home) -> None:
+    mask = np.zeros((4, 100), np.bool_)
+    mask[:, ::40] = True
+    tensor = CodebookTensor(
+        "f32",
+        mask.shape,
+        2,
+        np.tile(np.arange(100, dtype=np.uint8) % 3, (4, 1)),
+        np.ones((1, 3), np.float32),
+        PerTensor(),
+        mask,
+    )
+    with Writer(home.path / "m.dcz") as writer:
+        writer.add_tensor("w", tensor)
+    (row,) = home.run("inspect", "m.dcz", "--paper", "5", "--json").json["paper_table"]["rows"]
+    # Each row: an entry at once, then 39 zeros before the next one, which take a filler, and again.
+    assert (row["kept"], row["fillers"], row["index_bits"]) == (12, 8, 5)
+    assert row["rate"] == (20 * (2 + 5) + 4 * 32) / (32 * 400)
+    lines = home.run("inspect", "m.dcz", "--paper", "5").out.splitlines()
+    assert any(line.endswith("  w") for line in lines)
+    assert "as in the paper" in lines[-1]
 
 
 def test_verify_text_numbers_the_steps(model: Home) -> None:

@@ -63,6 +63,7 @@ def test_the_guide_names_every_field_of_the_json(model: Home) -> None:
         "estimate": ("estimate", "model.safetensors"),
         "convert": ("convert", "model.safetensors", "-o", "m.dcz"),
         "inspect": ("inspect", "m.dcz"),
+        "report": ("report", "m.dcz", "-o", "m.html"),
         "verify": ("verify", "m.dcz"),
         "decode": ("decode", "m.dcz", "-o", "x.safetensors"),
         "push": ("push", "m.dcz", "m:1"),
@@ -92,6 +93,8 @@ def test_help_imports_next_to_nothing(home: Home) -> None:
     [
         ("inspect", "model.dcz", "--tensors"),
         ("inspect", "m:1"),
+        ("inspect", "m:1", "--layers", "--paper", "5"),
+        ("report", "m:1", "-o", "m.html"),
         ("verify", "model.dcz", "--deep"),
         ("verify", "m:1", "--deep"),
         ("push", "model.dcz", "m:2"),

@@ -19,7 +19,15 @@ from tests.hub.fixtures import as_user
 from tests.hub.server import TestHub
 
 import dcz
-from dcz.errors import AccessDenied, DigestMismatch, ModelMismatch, RegistryError, SourceError, UsageError
+from dcz.errors import (
+    AccessDenied,
+    Conflict,
+    DigestMismatch,
+    ModelMismatch,
+    RegistryError,
+    SourceError,
+    UsageError,
+)
 from dcz.registry import Hub, HubReference, pull
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -145,6 +153,29 @@ def test_the_card_on_the_hub_is_kept(hub: TestHub, ada: Hub, plain: Path) -> Non
     assert after.count("begin dcz") == 1
 
 
+def test_a_card_that_is_edited_meanwhile_is_not_lost(
+    hub: TestHub, ada: Hub, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_files("ada/card", {"README.md": b"# First\n"})
+    edits = [b"# Second\n", b"# Third\n"]
+    save = dcz.runtime.hub.save_pretrained
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        done = save(*arguments, **options)
+        if edits:
+            hub.add_files("ada/card", {"README.md": edits.pop(0)})
+        return done
+
+    monkeypatch.setattr(dcz.runtime.hub, "save_pretrained", late)
+    dcz.push_to_hub(plain, "ada/card", registry=ada)
+    assert "# Third" in hub.content("ada/card", "README.md").decode()
+    assert len(hub.repository("ada/card").commits) == 5  # with the first one of all
+    edits += [b"# 4\n", b"# 5\n", b"# 6\n"]
+    with pytest.raises(Conflict, match=r"README\.md"):
+        dcz.push_to_hub(plain, "ada/card", registry=ada)
+    assert hub.content("ada/card", "README.md") == b"# 6\n"
+
+
 def test_other_shards_go_when_fewer_come(hub: TestHub, ada: Hub, plain: Path) -> None:
     dcz.push_to_hub(plain, "ada/m", registry=ada, max_shard_size="8KB")
     before = {name for name in hub.repository("ada/m").commit_of("main").files if name.endswith(".dcz")}
@@ -160,6 +191,10 @@ def test_what_cannot_be_pushed(hub: TestHub, ada: Hub, plain: Path, tmp_path: Pa
         dcz.push_to_hub(plain, "eve/m", registry=ada)
     with pytest.raises(RegistryError):
         dcz.push_to_hub(plain, "ada/m", registry=as_user(hub, False, tmp_path / "cache2"))
+    with pytest.raises(SourceError, match="no tensors"):
+        dcz.push_to_hub({}, "ada/m", registry=ada)
+    with pytest.raises(UsageError, match="is text"):
+        dcz.push_to_hub(plain, None, registry=ada)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"has no \.dcz file"):
         dcz.registry.push(plain, "hf://ada/m", registry=ada)
     (tmp_path / "linked").mkdir()
@@ -195,6 +230,7 @@ def assert_equal(a: torch.nn.Module, b: torch.nn.Module) -> None:
 def test_a_module_is_saved_and_loaded(tmp_path: Path, most: str) -> None:
     size = int(most) if most.isdigit() else most
     done = net().save_pretrained(tmp_path / "net", max_shard_size=size)
+    assert done.path == str(tmp_path / "net")
     assert {file.path for file in done.dcz_files} == {path.name for path in (tmp_path / "net").glob("*.dcz")}
     assert (len(done.dcz_files) > 1) == (most == "5000")
     loaded = Net.from_pretrained(tmp_path / "net")

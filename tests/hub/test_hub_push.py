@@ -10,6 +10,7 @@ import pytest
 from tests.hub.faults import Fault
 from tests.hub.fixtures import as_user
 from tests.hub.server import TestHub
+from tests.hub.wire import Answer, Request
 from tests.registry.dcz_files import MakeDcz, write_dcz
 
 from dcz.errors import (
@@ -23,7 +24,7 @@ from dcz.errors import (
     UsageError,
     VersionExists,
 )
-from dcz.registry import Hub, HubReference, Pushed, push
+from dcz.registry import Hub, HubReference, Pushed, push, read_file
 
 
 def commits(hub: TestHub, name: str = "ada/m") -> int:
@@ -160,8 +161,8 @@ def test_a_file_that_changes_while_it_is_pushed(
     model = make_dcz()
     other = write_dcz(tmp_path / "other.dcz", 7).read_bytes()
     while_committing(hub, lambda: model.write_bytes(other))
-    with pytest.raises(RegistryError):
-        push(model, "hf://ada/m", registry=replace(ada, patience=replace(ada.patience, give_up=0.1)))
+    with pytest.raises(UsageError, match="changes while it is read"):
+        push(model, "hf://ada/m", registry=ada)
     assert "model.dcz" not in hub.repository("ada/m").commit_of("main").files
 
 
@@ -225,3 +226,70 @@ def test_it_ends_in_one_error(hub: TestHub, ada: Hub, make_dcz: MakeDcz) -> None
     with pytest.raises(Conflict):
         push(make_dcz(), "hf://ada/m", registry=impatient)
     assert commits(hub) == 2
+
+
+def test_shards_are_uploaded_at_the_same_time(hub: TestHub, ada: Hub, make_dcz: MakeDcz) -> None:
+    shards = [make_dcz(f"model-{n:05}-of-00006.dcz", n) for n in range(1, 7)]
+    seen: list[tuple[str, int, int]] = []
+    hub.faults.add(Fault("reset", path="/upload/", times=2), Fault("status", path="/upload/", status=403))
+    push(shards, "hf://ada/m", registry=ada, progress=lambda *step: seen.append(step))
+    for path in shards:
+        assert hub.content("ada/m", path.name) == path.read_bytes()
+    total = sum(path.stat().st_size for path in shards)
+    assert {what: done for what, done, _ in seen} == {
+        "hash 6 files": total,
+        "verify 6 files": total,
+        "upload 6 files": total,
+    }
+    assert commits(hub) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"objects": []},
+        {"objects": [{"oid": "0" * 64}]},
+        {"actions": {"upload": {"href": "file:///etc/passwd"}}},
+        {"actions": {"upload": {"href": 5}}},
+        {"actions": []},
+        {"actions": {"upload": {"href": "http://127.0.0.1:9/x", "header": {"chunk_size": "0"}}}},
+        {"actions": {"upload": {"href": "http://127.0.0.1:9/x", "header": {"chunk_size": "1"}}}},
+        {"error": {"code": 422, "message": "no"}},
+    ],
+)
+def test_where_uploads_are_to_go_is_hostile(
+    hub: TestHub, ada: Hub, make_dcz: MakeDcz, answer: dict[str, object]
+) -> None:
+    hub.add_files("ada/m", {})
+    right = hub.routes.hub
+
+    def wrong(request: Request) -> Answer:
+        if not request.target.endswith("/objects/batch"):
+            return right(request)
+        oid = request.json()["objects"][0]["oid"]
+        return Answer.json(
+            answer if not answer or "objects" in answer else {"objects": [{"oid": oid, **answer}]}
+        )
+
+    hub.answer_with(wrong)
+    with pytest.raises(RegistryError):
+        push(make_dcz(), "hf://ada/m", registry=ada)
+    assert commits(hub) == 2
+
+
+def test_what_a_push_was_made_from_may_have_changed(hub: TestHub, ada: Hub, make_dcz: MakeDcz) -> None:
+    hub.add_files("ada/m", {"README.md": b"mine"})
+    known = read_file(HubReference("ada", "m", None), "README.md", registry=ada)
+    assert known is not None
+    assert known[0] == b"mine"
+    assert read_file(HubReference("ada", "m", None), "LICENSE", registry=ada) is None
+    assert read_file(HubReference("ada", "n", None), "README.md", registry=ada) is None
+    push(make_dcz(), "hf://ada/m", registry=ada, replaces={"README.md": known[1], "LICENSE": None})
+    hub.add_files("ada/m", {"README.md": b"edited"})
+    with pytest.raises(Conflict, match=r"README\.md"):
+        push(make_dcz(seed=2), "hf://ada/m", registry=ada, replaces={"README.md": known[1]})
+    while_committing(hub, lambda: hub.add_files("ada/m", {"README.md": b"edited again"}))
+    with pytest.raises(Conflict, match="somebody else"):
+        push(make_dcz(seed=2), "hf://ada/m", registry=ada)
+    assert hub.content("ada/m", "README.md") == b"edited again"

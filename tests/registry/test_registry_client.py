@@ -611,7 +611,7 @@ def test_damage_in_the_store_is_named_and_nothing_appears(
                 pull("m:1", out, registry=registry)
             assert digest_of(content) in str(caught.value)
             assert str(pushed.reference) in str(caught.value)
-            assert list(out.iterdir()) == []
+            assert not out.exists()
             with pytest.raises(RegistryCorrupt, match=re.escape(digest_of(content))):
                 verify("m:1", registry=registry)
         for changed in (content[:-1], content + b"x", b""):
@@ -623,7 +623,7 @@ def test_damage_in_the_store_is_named_and_nothing_appears(
             pull("m:1", out, registry=registry)
         push([one, two, loose], "m:1", registry=registry)
         assert len(verify("m:1", registry=registry, deep=True).reports) == 2
-    assert list(out.iterdir()) == []
+    assert not out.exists()
     pull("m:1", out, registry=registry)
 
 
@@ -697,7 +697,7 @@ def test_a_file_that_only_claims_to_be_a_dcz_is_refused(
     publish_raw(registry, tmp_path, [("model.dcz", content, "application/vnd.dcz.file.v1")])
     with pytest.raises(RegistryCorrupt, match=r"model\.dcz"):
         pull("m:1", tmp_path / "out", registry=registry)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     with pytest.raises(RegistryCorrupt, match=r"model\.dcz"):
         locate("m:1", registry=registry)
 

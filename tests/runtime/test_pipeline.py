@@ -259,7 +259,7 @@ def test_rate_aware_without_loss(model: Net, tmp_path: Path) -> None:
     done = dcz.compress(
         model, tmp_path / "m.dcz", train=longer, evaluate=evaluate, recipe="rate-aware", tolerance=1.5
     )
-    assert done.compression > 25
+    assert done.compression > 18
     assert done.quality[1] == evaluate(model.eval())
     assert done.quality[1] >= before - 1.5
     densities = [step.density for step in done.steps if step.kept]

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "estimate": "Say what each recipe would make of a model.",
     "convert": "Make a .dcz file from a model.",
     "inspect": "Show what is in a .dcz file, and where its bytes went.",
+    "report": "Write a page about a .dcz file: bytes, layers, codes.",
     "verify": "Check a .dcz file or an artifact against its digests.",
     "decode": "Turn a .dcz file back into safetensors.",
     "hydrate": "Make an ordinary folder of a folder of .dcz files.",

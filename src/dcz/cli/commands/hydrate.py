@@ -21,6 +21,16 @@ __all__ = ["command"]
 @threads_option("decode")
 @file_option
 @base_option
+@click.option(
+    "--digest",
+    "digests",
+    metavar="DIGEST",
+    multiple=True,
+    help="The identity that its .dcz must have (blake3:...); for several, repeat it.",
+)
+@click.option(
+    "--lock", metavar="FILE", help="Take what this file, made by dcz lock, says of REF, or nothing."
+)
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
@@ -30,6 +40,8 @@ def command(
     threads: int | None,
     file: str | None,
     base: tuple[str, ...],
+    digests: tuple[str, ...],
+    lock: str | None,
     registry: Path | None,
     quiet: bool,
     as_json: bool,
@@ -42,13 +54,20 @@ def command(
     """
     from dcz.runtime.folders import hydrate
 
-    source = locate(target, registry, file) if file is not None else os.path.expanduser(target)
+    wanted = target
+    if lock is not None:
+        from dcz.registry import locked
+
+        known = locked(lock, target)
+        wanted, digests = str(known.reference), (*digests, *known.files.values())
+    source = locate(wanted, registry, file) if file is not None else os.path.expanduser(wanted)
     with bars(quiet=quiet) as update:
         done = hydrate(
             source,
             output,
             threads=threads,
             base=base or None,
+            digests=digests,
             registry=registry,
             progress=update and (lambda now, total: update(f"hydrate {target}", now, total)),
         )

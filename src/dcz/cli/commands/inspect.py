@@ -31,11 +31,23 @@ __all__ = ["command"]
     is_flag=True,
     help="Show density, bits and rate of each layer, as Deep Compression's tables do.",
 )
+@click.option(
+    "--paper",
+    metavar="BITS",
+    type=click.IntRange(1, 8),
+    help="Show that table as the paper counts, with a relative index of so many bits; all codes are decoded for it.",
+)
 @file_option
 @registry_option
 @json_option
 def command(
-    target: str, tensors: bool, layers: bool, file: str | None, registry: Path | None, as_json: bool
+    target: str,
+    tensors: bool,
+    layers: bool,
+    paper: int | None,
+    file: str | None,
+    registry: Path | None,
+    as_json: bool,
 ) -> None:
     """Show what is in a .dcz file, how each tensor is stored, and where the bytes went.
 
@@ -43,22 +55,27 @@ def command(
     each element. Only the manifest is read, and of a file on this machine the first bytes of each coded stream.
     """
     from dcz.format.layers import layer_table
+    from dcz.format.paper import paper_table
     from dcz.format.report import account
 
     with open_target(target, registry, file, whole=False, threads=1) as reader:
         # Of an artifact in a registry, what was asked for is shown, not in which blob it lies.
         report = replace(account(reader, tables=os.path.isfile(reader.name)), file=target)
         by_layer = layer_table(reader, report=report) if layers else None
+        as_in_paper = None if paper is None else paper_table(reader, paper)
     if as_json:
-        emit_json(report.to_dict() | ({} if by_layer is None else {"layer_table": by_layer.to_dict()}))
+        found = report.to_dict()
+        found |= {} if by_layer is None else {"layer_table": by_layer.to_dict()}
+        emit_json(found | ({} if as_in_paper is None else {"paper_table": as_in_paper.to_dict()}))
         return
     parts = [fields(_facts(report))]
     parts += [_bytes(report)] if by_layer is None else []
     parts += [_kinds(report)] if report.tensors and not tensors and by_layer is None else []
     parts += [_assets(report)] if report.assets else []
     show(*parts)
-    if by_layer is not None:
-        emit("\n" + by_layer.text())
+    for made in (by_layer, as_in_paper):
+        if made is not None:
+            emit("\n" + made.text())
     for text in _tensors(report) if tensors else ():
         emit(text)
 
