@@ -40,9 +40,11 @@ def run_of(data: Mnist, network: str, variant: str, seed: int, work: Path) -> li
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
         taught = lessons(data, work / "lessons.npy")
-        found = VARIANTS[variant](SETTINGS[network], data, taught, seed, folder)
-        text = json.dumps([asdict(candidate) for candidate in found], indent=1)
-        kept.write_text(text + "\n")
+        found: list[dict[str, Any]] = []
+        for candidate in VARIANTS[variant](SETTINGS[network], data, taught, seed, folder):
+            found.append(asdict(candidate))
+            (folder / "unfinished.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / "unfinished.json").replace(kept)
     candidates: list[dict[str, Any]] = json.loads(kept.read_text())
     return candidates
 
