@@ -33,6 +33,7 @@ _CLEAN = 0.5  # part of the images that are shown as they are
 _LOWEST_RATE = 0.03  # of the learning rate, at the end of a stage
 _STEP_LR = 5e-3
 _RETRAINING_EPOCHS = 3
+_FIRST_DENSITIES = (0.4, 0.2)  # on the way, without a file
 _CLUSTER_BITS = 3
 _FLOOR = 0.01  # of each layer, that no threshold takes
 _CENTROID_LR = 5e-4
@@ -64,7 +65,7 @@ SETTINGS = {
         epochs=4,
         levels=8,
         strengths=(0.0004, 0.0007, 0.001, 0.0015, 0.0022, 0.0032),
-        cluster_densities=(0.1, 0.07, 0.05, 0.035),
+        cluster_densities=(0.1, 0.08, 0.06, 0.045, 0.035),
     ),
     "lenet-5": Settings(
         make=LeNet5,
@@ -74,7 +75,7 @@ SETTINGS = {
         epochs=4,
         levels=6,
         strengths=(0.0003, 0.0006, 0.0012, 0.0025, 0.005),
-        cluster_densities=(0.1, 0.06, 0.03),
+        cluster_densities=(0.1, 0.07, 0.045, 0.03),
     ),
 }
 
@@ -219,11 +220,13 @@ def plain_run(
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     network = dense_network(settings, lessons, generator, seed)
-    for density in settings.cluster_densities:
+    for density in (*_FIRST_DENSITIES, *settings.cluster_densities):
         weights = find_weights(network)
         prune(weights, global_densities(weights, density, floor=_FLOOR, scale="std"))
         optimizer = torch.optim.Adam(network.parameters(), settings.lr, betas=(0.9, 0.98))
         train_stage(network, lessons, optimizer, generator, settings.batch, _RETRAINING_EPOCHS)
+        if density in _FIRST_DENSITIES:
+            continue
         shared = _copy(settings, network)
         share(find_weights(shared), _CLUSTER_BITS)
         optimizer = torch.optim.Adam(shared.parameters(), _CENTROID_LR, betas=(0.9, 0.98))
