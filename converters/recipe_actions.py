@@ -153,7 +153,9 @@ class Bitmap(RecipeModel):
     kind: Literal["bitmap"]
 
 
-Values: TypeAlias = Annotated[Exact | Affine | Codebook, Field(discriminator="kind"), BeforeValidator(kind_alone)]
+Values: TypeAlias = Annotated[
+    Exact | Affine | Codebook, Field(discriminator="kind"), BeforeValidator(kind_alone)
+]
 Layout: TypeAlias = Annotated[
     Auto | Dense | RelativeIndexLayout | Bitmap, Field(discriminator="kind"), BeforeValidator(kind_alone)
 ]

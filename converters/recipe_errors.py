@@ -26,6 +26,8 @@ from dcz.converters.recipe_stages import (
     GlobalThreshold,
     NMPattern,
     PruneStage,
+    RateStage,
+    SensitivityScan,
     ShareStage,
     StdThreshold,
     Uniform,
@@ -40,7 +42,12 @@ _FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "values": {"exact": Exact, "affine": Affine, "codebook": Codebook},
     "layout": {"auto": Auto, "dense": Dense, "relative-index": RelativeIndexLayout, "bitmap": Bitmap},
     "granularity": {"tensor": PerTensor, "channel": PerChannel, "group": PerGroup},
-    "densities": {"uniform": Uniform, "global": GlobalThreshold, "std": StdThreshold},
+    "densities": {
+        "uniform": Uniform,
+        "global": GlobalThreshold,
+        "std": StdThreshold,
+        "sensitivity": SensitivityScan,
+    },
     "pattern": {
         "unstructured": UnstructuredPattern,
         "n:m": NMPattern,
@@ -50,7 +57,7 @@ _FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "bits": {"fixed": FixedBits, "description-length": DescriptionLength},
 }
 # Lists of tables, and the kinds of their items if they have kinds.
-_STAGES: Final[Mapping[str, type[BaseModel]]] = {"prune": PruneStage, "share": ShareStage}
+_STAGES: Final[Mapping[str, type[BaseModel]]] = {"prune": PruneStage, "share": ShareStage, "rate": RateStage}
 _LISTS: Final = ("rules", "stages")
 
 Path = list[str | int]

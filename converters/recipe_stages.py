@@ -2,6 +2,7 @@
 
     prune       fewer weights, in steps, trained between them
     share       few values for the weights that are left, trained as well
+    rate        both at once: training against the size of the coded file
 
 A stage says what is done, not how it is trained: that is the caller's own loop. Names of fields are those of
 dcz.compression.training.
@@ -26,6 +27,8 @@ __all__ = [
     "GlobalThreshold",
     "NMPattern",
     "PruneStage",
+    "RateStage",
+    "SensitivityScan",
     "ShareStage",
     "Stage",
     "StdThreshold",
@@ -63,6 +66,20 @@ class StdThreshold(RecipeModel):
 
     kind: Literal["std"]
     factor: Annotated[float, Field(ge=0)]
+
+
+class SensitivityScan(RecipeModel):
+    """Densities of equal loss, by a scan of each weight alone at ``scanned``, so that together they have ``density``
+    (dcz.compression.training.sensitivity). Needs evaluate()."""
+
+    kind: Literal["sensitivity"]
+    density: Density
+    scanned: (
+        Annotated[
+            tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1, max_length=100)
+        ]
+        | None
+    ) = None
 
 
 class UnstructuredPattern(RecipeModel):
@@ -139,12 +156,14 @@ class _Stage(RecipeModel):
 
 
 class PruneStage(_Stage):
-    """Prune to ``densities`` in ``steps``, by the cubic schedule of Zhu and Gupta (2017), with ``epochs`` of training after
+    """Prune to ``densities`` in ``steps``, by a ``schedule`` (dcz.compression.training.schedules), with ``epochs`` of training after
     each step and ``last_epochs`` more at the end. What a schedule cannot come down to in steps (``std``) is done in one."""
 
     kind: Literal["prune"]
     densities: Annotated[
-        Uniform | GlobalThreshold | StdThreshold, Field(discriminator="kind"), BeforeValidator(kind_alone)
+        Uniform | GlobalThreshold | StdThreshold | SensitivityScan,
+        Field(discriminator="kind"),
+        BeforeValidator(kind_alone),
     ]
     pattern: Annotated[
         UnstructuredPattern | NMPattern | ChannelPattern | BlockPattern,
@@ -152,6 +171,7 @@ class PruneStage(_Stage):
         BeforeValidator(kind_alone),
     ] = UnstructuredPattern(kind="unstructured")
     steps: Annotated[int, Field(ge=1, le=1000)] = 5
+    schedule: Literal["cubic", "geometric", "linear"] = "cubic"
     epochs: _Count = 1
     last_epochs: _Count = 1
 
@@ -169,4 +189,18 @@ class ShareStage(_Stage):
     epochs: _Count = 1
 
 
-Stage: TypeAlias = Annotated[PruneStage | ShareStage, Field(discriminator="kind")]
+class RateStage(_Stage):
+    """Train against the coded size (dcz.compression.training.rate), with one of ``strengths`` after the other, and ``epochs`` of
+    training for each. A strength is what the loss grows by if each weight costs one bit more: the larger, the smaller the
+    file. ``levels``: quantization steps up to the largest weight, at first; the steps are learned. ``biases`` too."""
+
+    kind: Literal["rate"]
+    strengths: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1, max_length=1000)
+    ] = (0.1, 0.2, 0.4, 0.8)
+    levels: Annotated[float, Field(gt=0, le=127)] = 8.0
+    biases: bool = True
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
+
+
+Stage: TypeAlias = Annotated[PruneStage | ShareStage | RateStage, Field(discriminator="kind")]

@@ -43,9 +43,11 @@ from dcz.format.tensors import TensorData
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["BUILTIN_RECIPES", "Prepared", "Recipe", "Rule", "is_builtin", "load_recipe"]
+__all__ = ["BUILTIN_RECIPES", "TRAINING_RECIPES", "Prepared", "Recipe", "Rule", "is_builtin", "load_recipe"]
 
 BUILTIN_RECIPES: Final = ("lossless", "int8", "int4", "codebook", "deep-compression")
+TRAINING_RECIPES: Final = ("deep-compression", "rate-aware")
+"""Those that have stages, for dcz.compress."""
 
 # What a rule that changes weights passes over unless it says otherwise: biases, norms and other vectors; what is too
 # small to be worth it; fp8, which was quantized before.
@@ -53,6 +55,7 @@ _CHANGEABLE: Final = ("f64", "f32", "f16", "bf16")
 _MIN_RANK: Final = 2
 _MIN_ELEMENTS: Final = 256
 _MAX_BYTES: Final = 1 << 20  # of a recipe
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -224,7 +227,8 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
     """
     if isinstance(spec, Recipe):
         return spec
-    allowed = f"built in: {', '.join(BUILTIN_RECIPES)}; otherwise the path of a TOML file"
+    builtin = dict.fromkeys(BUILTIN_RECIPES + TRAINING_RECIPES)
+    allowed = f"built in: {', '.join(builtin)}; otherwise the path of a TOML file"
     given: Any = spec
     if not isinstance(given, str | os.PathLike):
         raise RecipeError(
@@ -232,7 +236,7 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
         )
     if not os.fspath(spec):
         raise RecipeError("the name of the recipe is empty", hint=allowed)
-    if isinstance(spec, str) and spec in BUILTIN_RECIPES:
+    if isinstance(spec, str) and spec in BUILTIN_RECIPES + TRAINING_RECIPES:
         return _builtin(spec)
     path = Path(spec)
     try:

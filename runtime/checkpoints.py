@@ -19,6 +19,7 @@ from torch import nn
 
 from dcz.compression.torch_tensors import unwrapped
 from dcz.compression.training.masks import PruningMask
+from dcz.compression.training.rate import UniformGrid, find_biases
 from dcz.compression.training.weight_sharing import SharedWeights
 from dcz.compression.training.weights import find_weights
 from dcz.errors import UsageError
@@ -34,7 +35,7 @@ __all__ = ["Checkpoints", "Snapshot"]
 
 _NAME: Final = "checkpoint.dcz"
 _KEY: Final = "dcz.compress"  # of the metadata
-_VALUE, _MASK, _CODES, _RANDOM = "value:", "mask:", "codes:", "random:"
+_VALUE, _MASK, _CODES, _STEP, _RANDOM = "value:", "mask:", "codes:", "step:", "random:"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Snapshot:
     def take(cls, module: nn.Module) -> Snapshot:
         """A copy of what the module holds now."""
         tensors: dict[str, torch.Tensor] = {}
-        weights = find_weights(module)
+        weights = _all(module)
         for name, value in _held(module, weights).items():
             tensors[_VALUE + name] = value.detach().to("cpu", copy=True)
         for weight in weights:
@@ -56,15 +57,17 @@ class Snapshot:
                 tensors[_MASK + weight.name] = current.mask.to("cpu", copy=True)
             elif isinstance(current, SharedWeights):
                 tensors[_CODES + weight.name] = current.codes.to("cpu", copy=True)
+            elif isinstance(current, UniformGrid):
+                tensors[_STEP + weight.name] = current.log_step.detach().to("cpu", copy=True)
         return cls(tensors)
 
     def put_back(self, module: nn.Module) -> None:
         """Make the module what it was. Raises UsageError if it is another one."""
-        weights = find_weights(module)
+        weights = _all(module)
         expected = {_VALUE + name for name in _held(module, weights)}
         found = {name for name in self.tensors if name.startswith(_VALUE)}
         if expected != found:
-            strange = sorted(expected ^ found)[0].removeprefix(_VALUE)
+            strange = min(expected ^ found).removeprefix(_VALUE)
             raise UsageError(f"the checkpoint is of another model: {strange!r} is only in one of them")
         for weight in weights:
             device = weight.parameter.device
@@ -74,6 +77,11 @@ class Snapshot:
                 weight.parametrize(PruningMask(mask.to(device)), original)
             elif (codes := self.tensors.get(_CODES + weight.name)) is not None:
                 weight.parametrize(SharedWeights(codes.to(device)), original)
+            elif (step := self.tensors.get(_STEP + weight.name)) is not None:
+                grid = UniformGrid(1.0, weight.parameter)
+                with torch.no_grad():
+                    grid.log_step.copy_(step)
+                weight.parametrize(grid, original)
         with torch.no_grad():
             for name, value in _held(module, weights).items():
                 stored = self.tensors[_VALUE + name]
@@ -84,20 +92,27 @@ class Snapshot:
                 value.copy_(stored)
 
 
+def _all(module: nn.Module) -> list[Weight]:
+    """What can be under a parametrization. A bias that is, is among the weights already."""
+    weights = find_weights(module)
+    return [*weights, *find_biases(module)]
+
+
 def _held(module: nn.Module, weights: Sequence[Weight]) -> dict[str, torch.Tensor]:
     """Every parameter and buffer once, under the name that it has without parametrizations. Buffers that are not
     persistent are among them: training may have changed them."""
     module, _ = unwrapped(module)
     compressed = {id(weight.parameter): weight.name for weight in weights}
     held: dict[str, torch.Tensor] = {weight.name: weight.parameter.data for weight in weights}
-    for name, parameter in module.named_parameters():
-        if id(parameter) not in compressed:
-            held[name] = parameter.data
-    parts = {id(weight.parametrization): weight for weight in weights if weight.parametrization is not None}
+    parts = {id(weight.parametrization) for weight in weights if weight.parametrization is not None}
     for prefix, part in module.named_modules():
-        if id(part) not in parts:
-            for name, buffer in part.named_buffers(prefix, recurse=False):
-                held.setdefault(name, buffer)
+        if id(part) in parts:
+            continue
+        for name, parameter in part.named_parameters(prefix, recurse=False):
+            if id(parameter) not in compressed:
+                held.setdefault(name, parameter.data)
+        for name, buffer in part.named_buffers(prefix, recurse=False):
+            held.setdefault(name, buffer)
     return held
 
 
@@ -115,7 +130,9 @@ class Checkpoints:
     def write(self, place: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
         """``place``: plain data that says how far it got. ``snapshots``: by names without a slash."""
         tensors = {
-            f"{key}/{name}": tensor for key, shot in snapshots.items() for name, tensor in shot.tensors.items()
+            f"{key}/{name}": tensor
+            for key, shot in snapshots.items()
+            for name, tensor in shot.tensors.items()
         }
         generators, numbers = _random_state()
         save(

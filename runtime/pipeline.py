@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from torch import nn
 
+from dcz.compression.torch_tensors import unwrapped
 from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
-from dcz.compression.training.schedules import cubic
+from dcz.compression.training.rate import RateAware, UniformGrid, find_biases
+from dcz.compression.training.schedules import scheduled
+from dcz.compression.training.sensitivity import DENSITIES, scan
 from dcz.compression.training.weight_sharing import choose_bits, share
 from dcz.compression.training.weights import Weight, find_weights, remove_parametrizations
 from dcz.converters import conversion
@@ -27,6 +30,9 @@ from dcz.converters.recipe_stages import (
     DescriptionLength,
     GlobalThreshold,
     PruneStage,
+    RateStage,
+    SensitivityScan,
+    ShareStage,
     StdThreshold,
     Uniform,
 )
@@ -35,11 +41,11 @@ from dcz.errors import UsageError
 from dcz.format import Reader
 from dcz.format.layers import layer_table
 from dcz.runtime.checkpoints import Checkpoints, Snapshot
+from dcz.runtime.folders import is_pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dcz.compression.patterns import Pattern
     from dcz.converters.conversion import RecipeLike
     from dcz.converters.recipes import Recipe
     from dcz.format.effort import EffortName
@@ -60,7 +66,7 @@ class Step:
     ``quality``: what evaluate() said, None if it was not asked. ``kept``: False if the quality budget did not allow the step, and it was undone."""
 
     stage: int
-    kind: Literal["dense", "prune", "share"]
+    kind: Literal["dense", "prune", "share", "rate"]
     step: int
     steps: int
     density: float
@@ -106,6 +112,7 @@ def compress(
     effort: EffortName = "small",
     threads: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    tokenizer: Any = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Compress a trained model by the stages of a recipe, and write it to a .dcz file.
@@ -124,6 +131,9 @@ def compress(
     folder goes on from there: after a crash at most one epoch is lost, and the end is the same to the bit if train() does
     the same from the same random numbers. Checkpoints are not removed at the end.
 
+    A model of transformers travels as its own save_pretrained writes it, with its configuration, so that dcz.load_model makes
+    it of the file. ``tokenizer``: what else it needs and has a save_pretrained, such as a tokenizer or a processor.
+
     ``effort``, ``threads``, ``metadata``: as for dcz.convert. ``progress`` is called after each step.
 
     Raises UsageError if the recipe has no stages, the model cannot be trained through parametrizations, or a checkpoint is
@@ -140,6 +150,16 @@ def compress(
         raise UsageError(
             "a tolerance is a loss of quality, 0 or more, and needs evaluate() to be measured",
         )
+    inner, _ = unwrapped(model)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise UsageError(
+            "a model under DistributedDataParallel cannot be compressed: its weights change their shapes",
+            hint="compress model.module, and wrap it inside of train()",
+        )
+    if tokenizer is not None and not is_pretrained(inner):
+        raise UsageError(
+            f"a tokenizer travels with a model of transformers, not with a {type(inner).__name__}"
+        )
     if not find_weights(model):
         raise UsageError("the model has no weights of two and more dimensions: there is nothing to compress")
     _check_writable(path)
@@ -152,7 +172,7 @@ def compress(
     trained = {name: value for name, value in metrics.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
         done = conversion.convert(
-            model,
+            _saved(inner, tokenizer, Path(scratch) / "model") if is_pretrained(inner) else model,
             Path(scratch) / "model.dcz" if path is None else path,
             recipe=plan,
             effort=effort,
@@ -175,6 +195,14 @@ def compress(
     )
 
 
+def _saved(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """A model of transformers, as it saves itself."""
+    for part in (model, tokenizer):
+        if part is not None:
+            part.save_pretrained(folder)
+    return folder
+
+
 def _check_writable(path: str | os.PathLike[str] | None) -> None:
     """Before hours of training, not after them."""
     if path is None:
@@ -184,15 +212,6 @@ def _check_writable(path: str | os.PathLike[str] | None) -> None:
         raise UsageError(
             f"{os.fspath(path)}: no file can be written there", hint="name a file in a folder that exists"
         )
-
-
-def _targets(stage: PruneStage, weights: list[Weight]) -> dict[str, float]:
-    """The density of each weight at the end, where that can be said at the beginning."""
-    if isinstance(stage.densities, StdThreshold):
-        return std_densities(weights, stage.densities.factor, stage.pattern.pattern())
-    if isinstance(stage.densities, Uniform):
-        return {weight.name: stage.densities.density for weight in weights}
-    return {}
 
 
 class _Run:
@@ -240,14 +259,28 @@ class _Run:
             ]
             if isinstance(stage, PruneStage):
                 self._prune(number, stage, weights)
-            else:
+            elif isinstance(stage, ShareStage):
                 self._share(number, stage, weights)
+            else:
+                self._rate(number, stage, weights)
             self._save(number, {"done": True})
 
     # -- stages
 
+    def _targets(self, stage: PruneStage, weights: list[Weight]) -> dict[str, float]:
+        """The density of each weight at the end, where that can be said at the beginning."""
+        wanted, pattern = stage.densities, stage.pattern.pattern()
+        if isinstance(wanted, StdThreshold):
+            return std_densities(weights, wanted.factor, pattern)
+        if isinstance(wanted, Uniform):
+            return {weight.name: wanted.density for weight in weights}
+        if isinstance(wanted, SensitivityScan):
+            found = scan(weights, self._needed_quality, wanted.scanned or DENSITIES, pattern=pattern)
+            return found.propose(wanted.density)
+        return {}
+
     def _prune(self, number: int, stage: PruneStage, weights: list[Weight]) -> None:
-        targets = self._place(number).get("targets") or _targets(stage, weights)
+        targets = self._place(number).get("targets") or self._targets(stage, weights)
         start = self._place(number).get("start") or {weight.name: density_of(weight) for weight in weights}
         steps = 1 if isinstance(stage.densities, StdThreshold) else stage.steps
         pattern = stage.pattern.pattern()
@@ -261,7 +294,7 @@ class _Run:
             def act(step: int = step) -> dict[str, int]:
                 if isinstance(stage.densities, GlobalThreshold):
                     # Asked anew in each step which layers give most: training has moved the weights.
-                    density = cubic(start_together, stage.densities.density, step, steps)
+                    density = scheduled(stage.schedule, start_together, stage.densities.density, step, steps)
                     densities = global_densities(
                         weights,
                         density,
@@ -270,7 +303,10 @@ class _Run:
                         pattern=pattern,
                     )
                 else:
-                    densities = {name: cubic(start[name], targets[name], step, steps) for name in targets}
+                    densities = {
+                        name: scheduled(stage.schedule, start[name], target, step, steps)
+                        for name, target in targets.items()
+                    }
                 prune(weights, densities, pattern)
                 return {}
 
@@ -302,17 +338,68 @@ class _Run:
             bits = {name: min(_MOST_BITS, count + 1) for name, count in bits.items()}
             step += 1
 
+    def _rate(self, number: int, stage: RateStage, weights: list[Weight]) -> None:
+        if "step" not in self._place(number):
+            for weight in weights:
+                weight.unparametrize()  # what was pruned or shared goes on from there
+        chosen = [*weights, *(self._biases(weights) if stage.biases else ())]
+        taken = {weight.name for weight in chosen}
+        # Small ones of a run that was taken up again, which are quantized already.
+        chosen += [
+            weight
+            for weight in find_weights(self._model)
+            if isinstance(weight.parametrization, UniformGrid) and weight.name not in taken
+        ]
+        elements = sum(weight.value().numel() for weight in chosen)
+        for step, strength in enumerate(stage.strengths, 1):
+            if step < self._place(number).get("step", 1):
+                continue
+            hooks: list[Callable[[], None]] = []
+
+            def penalize(strength: float = strength, hooks: list[Callable[[], None]] = hooks) -> None:
+                # Anew for each epoch, so that nothing depends on where a run was taken up again.
+                while hooks:
+                    hooks.pop()()
+                aware = RateAware(self._model, chosen, levels=stage.levels)
+                hooks.append(aware.penalize(strength / elements))
+
+            def act(penalize: Callable[[], None] = penalize) -> dict[str, int]:
+                penalize()
+                return {}
+
+            steps = len(stage.strengths)
+            place = {"step": step}
+            try:
+                kept = self._step(number, "rate", step, steps, act, stage.epochs, place, penalize)
+            finally:
+                while hooks:
+                    hooks.pop()()
+            if not kept:
+                return
+            self._save(number, {"step": step + 1})
+
+    def _biases(self, weights: list[Weight]) -> list[Weight]:
+        """Of the same layers, those that are not among the weights already, as they are once they are quantized."""
+        owners = {owner for weight in weights for owner, _ in weight.owners}
+        taken = {weight.name for weight in weights}
+        return [
+            bias
+            for bias in find_biases(self._model)
+            if bias.owners[0][0] in owners and bias.name not in taken
+        ]
+
     def _step(
         self,
         stage: int,
-        kind: Literal["prune", "share"],
+        kind: Literal["prune", "share", "rate"],
         step: int,
         steps: int,
         act: Callable[[], dict[str, int]],
         epochs: int,
         place: Mapping[str, Any],
+        each_epoch: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Act, train, measure. False if the budget did not allow it: then the model is as it was before."""
+        """Act, train, measure; ``each_epoch`` is called before each. False if the budget did not allow it: then the model is as it was before."""
         resumed = self._place(stage)
         first = 0
         bits: dict[str, int] = {}
@@ -325,6 +412,7 @@ class _Run:
             self._save(stage, {**place, "epoch": 0, "shared": bits})
         self._resumed = None
         for epoch in range(first, epochs):
+            each_epoch()
             self._train(self._model)
             self._save(stage, {**place, "epoch": epoch + 1, "shared": bits})
         quality = self._measured()
@@ -346,6 +434,12 @@ class _Run:
         quality = float(self._evaluate(self._model))
         for part, training in modes:
             part.training = training
+        return quality
+
+    def _needed_quality(self) -> float:
+        quality = self._measured()
+        if quality is None:
+            raise UsageError("a sensitivity scan needs evaluate()")
         return quality
 
     def _allowed(self, quality: float | None) -> bool:

@@ -29,6 +29,7 @@ __all__ = [
     "array_of",
     "density_of",
     "global_densities",
+    "kept_of",
     "mask_of",
     "naming",
     "prune",
@@ -86,21 +87,29 @@ def prune(
     Returns the density of each weight that was pruned, counted in weights. Raises EncodingError, which names the weight, if
     it is not finite, or a density or the pattern is not possible for it.
     """
-    pattern = Unstructured() if pattern is None else pattern
     reached: dict[str, float] = {}
     for weight in weights:
         density = densities if isinstance(densities, int | float) else densities.get(weight.name)
         if density is None:
             continue
-        array = _oriented(weight)
-        with naming(weight):
-            if not 0 <= density <= 1:
-                raise EncodingError(f"a density of {density}: 0 to 1 are possible")
-            kept = pattern.keep(pattern.scores(array), density)
-            mask = pattern.mask(kept, array.shape) & nonzero_mask(array)
+        mask = kept_of(weight, density, pattern)
         _set_mask(weight, mask)
-        reached[weight.name] = float(np.count_nonzero(mask)) / mask.size
+        reached[weight.name] = float(torch.count_nonzero(mask)) / mask.numel()
     return reached
+
+
+def kept_of(weight: Weight, density: float, pattern: Pattern | None = None) -> torch.Tensor:
+    """Which of a weight's elements prune() would keep: bool, in its shape, on its device. Arguments and errors as there."""
+    pattern = Unstructured() if pattern is None else pattern
+    array = _oriented(weight)
+    with naming(weight):
+        if not 0 <= density <= 1:
+            raise EncodingError(f"a density of {density}: 0 to 1 are possible")
+        kept = pattern.keep(pattern.scores(array), density)
+        mask = pattern.mask(kept, array.shape) & nonzero_mask(array)
+    if weight.transposed:
+        mask = np.ascontiguousarray(np.swapaxes(mask, 0, 1))
+    return torch.from_numpy(mask).to(weight.parameter.device)
 
 
 def std_densities(
@@ -196,10 +205,7 @@ def _oriented(weight: Weight) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(array, 0, 1)) if weight.transposed else array
 
 
-def _set_mask(weight: Weight, mask: np.ndarray) -> None:
-    if weight.transposed:
-        mask = np.ascontiguousarray(np.swapaxes(mask, 0, 1))
-    tensor = torch.from_numpy(mask).to(weight.parameter.device)
+def _set_mask(weight: Weight, tensor: torch.Tensor) -> None:
     current = weight.parametrization
     if isinstance(current, PruningMask):
         current.mask.copy_(tensor)

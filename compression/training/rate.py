@@ -14,13 +14,16 @@ inputs and units go.
         ...
     tensors = rate.tensors()
 
+A training loop that knows nothing of it trains against the size as well: ``rate.penalize(strength)`` adds the gradient of
+the rate to each backward pass.
+
 ``strength`` is in units of the loss for each bit. The larger, the smaller the file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
@@ -102,7 +105,8 @@ class RateAware:
     is fitted to the codes again each time that ``bits()`` was called so often.
 
     From now on the module computes with quantized weights, and trains those beneath them, which are the same Parameters.
-    Raises UsageError if a weight is under another parametrization, or is not finite.
+    A weight that is quantized so already keeps its step. Raises UsageError if a weight is under another parametrization, or
+    is not finite.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class RateAware:
             raise UsageError(f"a model that is fitted every {refit} calls")
         chosen = list(weights) if weights is not None else [*find_weights(module), *find_biases(module)]
         for weight in chosen:
-            if weight.parametrization is not None:
+            if not isinstance(weight.parametrization, UniformGrid | None):
                 raise UsageError(
                     f"{weight.name} is under {type(weight.parametrization).__name__} already",
                     hint="remove it first; what was pruned is zero, and is not likely to come back",
@@ -134,8 +138,10 @@ class RateAware:
         largest = [float(weight.parameter.detach().abs().max()) for weight in chosen]
         instead = max(largest, default=0.0) or 1.0
         for weight, magnitude in zip(chosen, largest, strict=True):
-            grid = UniformGrid((magnitude or instead) / levels, weight.parameter)
-            weight.parametrize(grid)
+            grid = weight.parametrization
+            if not isinstance(grid, UniformGrid):
+                grid = UniformGrid((magnitude or instead) / levels, weight.parameter)
+                weight.parametrize(grid)
             self._grids.append((weight, grid))
             self._models.append(CodeLengthModel(_matrix(grid.codes(weight.parameter))))
 
@@ -165,6 +171,24 @@ class RateAware:
         ]
         return torch.stack(costs).sum()
 
+    def penalize(self, strength: float) -> Callable[[], None]:
+        """Let each backward pass add the gradient of ``strength`` times the rate, as if bits() were part of the loss.
+
+        Gradients are added once for each time that a weight gets one, so that several backward passes for one step of the
+        optimizer count several times. Returns what ends it.
+        """
+        hooks = [
+            weight.parameter.register_post_accumulate_grad_hook(_Penalty(grid, model, strength, self._refit))
+            for (weight, grid), model in zip(self._grids, self._models, strict=True)
+            if weight.parameter.requires_grad
+        ]
+
+        def end() -> None:
+            for hook in hooks:
+                hook.remove()
+
+        return end
+
     def fit(self) -> None:
         """Fit the model of the coder to the codes as they are."""
         for (weight, grid), model in zip(self._grids, self._models, strict=True):
@@ -193,6 +217,33 @@ class RateAware:
         """Leave plain Parameters that hold the quantized weights."""
         for weight, _ in self._grids:
             weight.unparametrize()
+
+
+class _Penalty:
+    """Adds the gradient of the rate of one weight to its own."""
+
+    def __init__(self, grid: UniformGrid, model: CodeLengthModel, strength: float, refit: int) -> None:
+        self._grid = grid
+        self._model = model
+        self._strength = strength
+        self._refit = refit
+        self._calls = 0
+
+    def __call__(self, parameter: torch.Tensor) -> None:
+        grid = self._grid
+        if self._calls % self._refit == 0:
+            self._model.fit(_matrix(grid.codes(parameter)))
+        self._calls += 1
+        with torch.enable_grad():
+            original = parameter.detach().requires_grad_()
+            cost = self._strength * self._model.marginal_bits(_matrix(grid.steps(original)))
+            of_weight, of_step = torch.autograd.grad(cost, [original, grid.log_step])
+        assert parameter.grad is not None
+        parameter.grad.add_(of_weight)
+        if grid.log_step.grad is None:
+            grid.log_step.grad = of_step
+        else:
+            grid.log_step.grad.add_(of_step)
 
 
 def find_biases(module: nn.Module) -> list[Weight]:

@@ -47,7 +47,7 @@ class _Gather(torch.autograd.Function):
         return table[codes.int()]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (codes,) = ctx.saved_tensors
         # In double precision, because a cluster may have millions of weights.

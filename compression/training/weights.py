@@ -10,6 +10,9 @@ shared weights under weight sharing. So ``module.parameters()`` always gives wha
 needs no change. Once the parametrization is removed, the same Parameter holds the result.
 """
 
+# How torch keeps parameters, modules, hooks and the weights of recurrent layers has no public access that is complete.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import abc
@@ -252,7 +255,10 @@ def _is_weight(owner: nn.Module, attribute: str, parameter: nn.Parameter) -> boo
 def _kind(owner: nn.Module) -> Kind:
     if _is_conv1d_of_transformers(owner):
         return "linear"
-    return next((kind for kind, types in _KINDS if isinstance(owner, types)), "other")
+    for kind, types in _KINDS:
+        if isinstance(owner, types):
+            return kind
+    return "other"
 
 
 def _is_transposed(owner: nn.Module) -> bool:
@@ -269,7 +275,7 @@ def _check(weights: Sequence[Weight]) -> None:
     memory: dict[tuple[str, int], str] = {}
     for weight in weights:
         parameter = weight.parameter
-        reason = None
+        reason = hint = None
         if parameter.is_meta:
             reason, hint = "has no memory", "load the model first"
         elif type(parameter) is not nn.Parameter or type(parameter.data) is not torch.Tensor:

@@ -52,9 +52,7 @@ def test_torch_prunes_the_same(density: float) -> None:
     layer = torch.nn.Linear(457, 123)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weights))
-    prune.l1_unstructured(  # type: ignore[no-untyped-call]
-        layer, "weight", amount=weights.size - round(density * weights.size)
-    )
+    prune.l1_unstructured(layer, "weight", amount=weights.size - round(density * weights.size))
     expected = layer.get_buffer("weight_mask").numpy() != 0
     np.testing.assert_array_equal(magnitude_mask(weights, density), expected)
 

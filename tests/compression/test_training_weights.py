@@ -79,7 +79,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, int]] = {
 
 def outputs(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     found = module(x)
-    return found[0] if isinstance(found, tuple) else found
+    first: torch.Tensor = found[0] if isinstance(found, tuple) else found
+    return first
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -91,7 +92,7 @@ def test_layers_use_what_the_parametrization_gives(case: str, training: bool) ->
     module = make()
     for child in module.modules():
         if isinstance(child, nn.Dropout | nn.MultiheadAttention):
-            child.p = child.dropout = 0.0  # type: ignore[assignment]
+            child.p = child.dropout = 0.0
     module.train(training)
     x = torch.randn(shape)
     expected = halved_by_hand(module)
@@ -190,7 +191,7 @@ def test_a_new_shape_drops_the_gradient() -> None:
     weight.parametrize(Halves(), torch.ones(5))
     assert weight.parameter.grad is None
     assert weight.parameter.shape == (5,)
-    assert weight.parameter is next(iter(module.parametrizations["weight"].parameters()))  # type: ignore[index]
+    assert dict(module.named_parameters())["parametrizations.weight.original"] is weight.parameter
 
 
 def test_values_are_those_of_evaluation() -> None:
@@ -213,9 +214,9 @@ def _legacy_weight_norm() -> nn.Module:
 
 
 def _shared_memory() -> nn.Module:
-    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    module[1].weight = nn.Parameter(module[0].weight.detach())
-    return module
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = nn.Parameter(first.weight.detach())
+    return nn.Sequential(first, second)
 
 
 def _inference() -> nn.Module:

@@ -380,7 +380,7 @@ def test_protocols_that_torch_does_not_read_are_named(tmp_path: Path, legacy: bo
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_other_zip_files_are_told_apart(tmp_path: Path) -> None:
-    script = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(2))  # type: ignore[no-untyped-call]
+    script = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(2))
     script.save(str(tmp_path / "script.pt"))
     with pytest.raises(SourceError, match=r"/script\.pt: a TorchScript archive.*torch\.jit\.load"):
         convert(tmp_path / "script.pt", tmp_path / "m.dcz")

@@ -1,6 +1,6 @@
 """A small network on scikit-learn's digits, trained the same way each time. Run as a program, it compresses one, with checkpoints:
 
-    python tests/runtime/digits_training.py CHECKPOINTS FILE
+python tests/runtime/digits_training.py CHECKPOINTS FILE
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ def train(model: nn.Module) -> None:
     """One epoch, in an order that torch's generator draws."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for batch in torch.randperm(len(_Y)).split(64):
+    order = torch.randperm(len(_Y))
+    for start in range(0, len(order), 64):
+        batch = order[start : start + 64]
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(_X[batch]), _Y[batch]).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(model(_X[batch]), _Y[batch]))
         optimizer.step()
 
 
@@ -66,4 +68,6 @@ def trained(epochs: int = 12) -> Net:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dcz.compress(trained(), sys.argv[2], train=train, evaluate=evaluate, tolerance=2.0, checkpoints=sys.argv[1])
+    dcz.compress(
+        trained(), sys.argv[2], train=train, evaluate=evaluate, tolerance=2.0, checkpoints=sys.argv[1]
+    )

@@ -21,7 +21,7 @@ import dcz
 from dcz.converters.recipes import Recipe
 from dcz.errors import UsageError
 from dcz.format import Reader
-from dcz.format.manifest import Codebook, Dense
+from dcz.format.manifest import Affine, Codebook, Dense
 
 WEIGHTS = ("conv.weight", "hidden.weight", "last.weight")
 QUICK = {
@@ -119,7 +119,8 @@ def test_masks_and_codes_hold_whatever_an_optimizer_does(model: Net) -> None:
         optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
         for _ in range(5):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(digits_training._X[:64]), digits_training._Y[:64]).backward()
+            loss = nn.functional.cross_entropy(module(digits_training._X[:64]), digits_training._Y[:64])
+            torch.autograd.backward(loss)
             optimizer.step()
 
     dcz.compress(model, train=momentum, recipe=quick())
@@ -149,12 +150,17 @@ def test_a_budget_undoes_what_costs_too_much(model: Net) -> None:
                 "last_epochs": 0,
                 "min_elements": 0,
             },
-            {"kind": "share", "bits": {"kind": "fixed", "conv": 1, "other": 1}, "epochs": 0, "min_elements": 0},
+            {
+                "kind": "share",
+                "bits": {"kind": "fixed", "conv": 1, "other": 1},
+                "epochs": 0,
+                "min_elements": 0,
+            },
         ]
     )
     done = dcz.compress(model, train=train, evaluate=evaluate, recipe=harsh, tolerance=3.0)
     undone = [step for step in done.steps if not step.kept]
-    assert [step.kind for step in undone][0] == "prune"
+    assert next(step.kind for step in undone) == "prune"
     assert any(step.kind == "share" for step in undone)
     assert done.quality[0] is not None
     assert done.quality[1] == evaluate(model.eval())
@@ -198,6 +204,75 @@ def test_resuming_after_kill_gives_the_same_bits(tmp_path: Path) -> None:
     assert kills >= 3
     subprocess.run([*command, tmp_path / "killed", tmp_path / "killed.dcz"], check=True)
     assert (tmp_path / "killed.dcz").read_bytes() == (tmp_path / "whole.dcz").read_bytes()
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("recipe", ["deep-compression", "rate-aware"])
+def test_resuming_after_each_epoch_gives_the_same_bits(dense: Net, recipe: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole = dcz.compress(
+        copy.deepcopy(dense),
+        tmp_path / "whole.dcz",
+        train=train,
+        evaluate=evaluate,
+        recipe=recipe,
+        tolerance=2.0,
+    )
+    torch.manual_seed(1)
+    calls = 0
+
+    def crashing(module: nn.Module) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise Crash
+        train(module)
+
+    while True:
+        try:
+            done = dcz.compress(
+                copy.deepcopy(dense),
+                tmp_path / "crashed.dcz",
+                train=crashing,
+                evaluate=evaluate,
+                recipe=recipe,
+                tolerance=2.0,
+                checkpoints=tmp_path / recipe,
+            )
+            break
+        except Crash:
+            torch.manual_seed(calls)  # whatever another process begins with
+    assert calls > 6
+    assert done.steps == whole.steps
+    assert (tmp_path / "crashed.dcz").read_bytes() == (tmp_path / "whole.dcz").read_bytes()
+
+
+def test_rate_aware_without_loss(model: Net, tmp_path: Path) -> None:
+    def longer(module: nn.Module) -> None:
+        for _ in range(4):
+            train(module)
+
+    before = evaluate(model.eval())
+    done = dcz.compress(
+        model, tmp_path / "m.dcz", train=longer, evaluate=evaluate, recipe="rate-aware", tolerance=1.5
+    )
+    assert done.compression > 25
+    assert done.quality[1] == evaluate(model.eval())
+    assert done.quality[1] >= before - 1.5
+    densities = [step.density for step in done.steps if step.kept]
+    assert densities == sorted(densities, reverse=True)
+    with Reader(tmp_path / "m.dcz") as reader:
+        for name, value in model.state_dict().items():
+            assert np.array_equal(reader.read(name), value.numpy()), name
+        # Multiples of one step, and found to be.
+        steps = reader.read("hidden.weight")
+        step = np.abs(steps[steps != 0]).min()
+        assert np.array_equal(steps, np.round(steps / step).astype(np.float32) * step)
+        values = next(tensor.values for tensor in reader.manifest.tensors if tensor.name == "hidden.weight")
+        assert isinstance(values, Affine | Codebook)
 
 
 def test_a_checkpoint_of_something_else_is_refused(model: Net, tmp_path: Path) -> None:

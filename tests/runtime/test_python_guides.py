@@ -1,4 +1,4 @@
-"""The examples of docs/guides/python.md, converting.md and transformers.md run, in the order in which they stand."""
+"""The examples of docs/guides/python.md, converting.md, deep-compression.md and transformers.md run, in the order in which they stand."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ def test_converting(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert path.is_dir() or (place / "back" / path.relative_to(source)).read_bytes() == path.read_bytes()
     size = (source / "model.safetensors").stat().st_size
     assert (place / "model-int8.safetensors").stat().st_size == size
+
+
+def test_deep_compression(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _run("deep-compression.md")
+    torch.set_num_threads(threads)
+    figures = capsys.readouterr().out.splitlines()[0]
+    ratio = re.match(r"(\d+\.\d)x, 9\d\.\d % -> 9\d\.\d %$", figures)
+    assert ratio is not None, figures
+    assert float(ratio[1]) > 15
+    assert (place / "by-hand.dcz").stat().st_size < (place / "digits.dcz").stat().st_size
 
 
 def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
