@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +30,10 @@ __all__ = ["SETTINGS", "Candidate", "Settings", "plain_run", "rate_aware_run", "
 
 _SMOOTHING = 0.02  # of the labels
 _CLEAN = 0.5  # part of the images that are shown as they are
-_BATCH = 256
 _LOWEST_RATE = 0.03  # of the learning rate, at the end of a stage
 _STEP_LR = 5e-3
+_RETRAINING_EPOCHS = 3
+_FIRST_DENSITIES = (0.4, 0.2)  # on the way, without a file
 _CLUSTER_BITS = 3
 _FLOOR = 0.01  # of each layer, that no threshold takes
 _CENTROID_LR = 5e-4
@@ -47,6 +48,7 @@ class Settings:
 
     make: Callable[[], nn.Module]
     lr: float
+    batch: int
     dense_epochs: int
     levels: float
     epochs: int
@@ -56,16 +58,24 @@ class Settings:
 
 SETTINGS = {
     "lenet-300-100": Settings(
-        LeNet300,
-        2e-3,
-        5,
-        8,
-        4,
-        (0.0004, 0.0007, 0.001, 0.0015, 0.0022, 0.0032),
-        (0.12, 0.08, 0.06, 0.045, 0.035),
+        make=LeNet300,
+        lr=2e-3,
+        batch=256,
+        dense_epochs=5,
+        epochs=4,
+        levels=8,
+        strengths=(0.0004, 0.0007, 0.001, 0.0015, 0.0022, 0.0032),
+        cluster_densities=(0.1, 0.08, 0.06, 0.045, 0.035),
     ),
     "lenet-5": Settings(
-        LeNet5, 1.5e-3, 2, 6, 2, (0.0015, 0.003, 0.005, 0.008, 0.012, 0.018), (0.12, 0.08, 0.05, 0.03)
+        make=LeNet5,
+        lr=1.5e-3,
+        batch=128,
+        dense_epochs=3,
+        epochs=4,
+        levels=6,
+        strengths=(0.0003, 0.0006, 0.0012, 0.0025, 0.005),
+        cluster_densities=(0.1, 0.07, 0.045, 0.03),
     ),
 }
 
@@ -96,18 +106,20 @@ def one_epoch(
     lessons: Lessons,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    size: int,
     *,
     factor: Callable[[float], float] = lambda _: 1.0,
     penalty: Callable[[], torch.Tensor] | None = None,
 ) -> None:
     """Show each training image once, as it is or distorted.
 
-    ``factor``: of the learning rates, by how far the epoch is, 0 to 1. ``penalty``: is added to the loss.
+    ``size``: of a batch. ``factor``: of the learning rates, by how far the epoch is, 0 to 1. ``penalty``: is added to the loss.
     """
     copies, count = lessons.images.shape[:2]
     which = torch.randint(1, copies, (count,), generator=generator)
     which[torch.rand(count, generator=generator) < _CLEAN] = 0
-    batches = torch.randperm(count, generator=generator)[: count // _BATCH * _BATCH].split(_BATCH)
+    order = torch.randperm(count, generator=generator)[: count // size * size]
+    batches = order.split(size)  # type: ignore[no-untyped-call]
     rates = [group["lr"] for group in optimizer.param_groups]
     network.train()
     for i, batch in enumerate(batches):
@@ -118,7 +130,7 @@ def one_epoch(
         if penalty is not None:
             loss = loss + penalty()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
@@ -129,6 +141,7 @@ def train_stage(
     lessons: Lessons,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    batch: int,
     epochs: int,
     penalty: Callable[[], torch.Tensor] | None = None,
 ) -> None:
@@ -138,16 +151,21 @@ def train_stage(
         def factor(part: float, epoch: int = epoch) -> float:
             return _LOWEST_RATE + (1 - _LOWEST_RATE) * (1 + math.cos(math.pi * (epoch + part) / epochs)) / 2
 
-        one_epoch(network, lessons, optimizer, generator, factor=factor, penalty=penalty)
+        one_epoch(network, lessons, optimizer, generator, batch, factor=factor, penalty=penalty)
 
 
 def dense_network(settings: Settings, lessons: Lessons, generator: torch.Generator, seed: int) -> nn.Module:
     """Trained as the compressed one is, without anything that compresses."""
     torch.manual_seed(seed)
-    network = settings.make().to(memory_format=torch.channels_last)  # pools twice as fast
+    network = settings.make()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # pools twice as fast
     optimizer = torch.optim.Adam(network.parameters(), settings.lr, betas=(0.9, 0.98))
-    train_stage(network, lessons, optimizer, generator, settings.dense_epochs)
+    train_stage(network, lessons, optimizer, generator, settings.batch, settings.dense_epochs)
     return network
+
+
+def _price(rate: RateAware, strength: float) -> torch.Tensor:
+    return rate.bits() * (strength / 1000)
 
 
 def rate_aware_run(
@@ -166,8 +184,9 @@ def rate_aware_run(
             lessons,
             optimizer,
             generator,
+            settings.batch,
             settings.epochs,
-            lambda strength=strength: rate.bits() * (strength / 1000),
+            functools.partial(_price, rate, strength),
         )
         path = folder / f"{strength:g}.dcz"
         size = write_file(path, rate.tensors())
@@ -184,6 +203,16 @@ def rate_aware_run(
         yield candidate
 
 
+def _copy(settings: Settings, network: nn.Module) -> nn.Module:
+    """A pruned network of its own: copy.deepcopy lets both share the class that torch made for the parametrizations."""
+    made = settings.make()
+    remove_parametrizations(network)
+    made.load_state_dict(network.state_dict())
+    for module in (network, made):
+        prune(find_weights(module), 1.0)  # what is zero stays zero
+    return made
+
+
 def plain_run(
     settings: Settings, data: Mnist, lessons: Lessons, seed: int, folder: Path
 ) -> Iterator[Candidate]:
@@ -191,15 +220,17 @@ def plain_run(
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     network = dense_network(settings, lessons, generator, seed)
-    for density in settings.cluster_densities:
+    for density in (*_FIRST_DENSITIES, *settings.cluster_densities):
         weights = find_weights(network)
         prune(weights, global_densities(weights, density, floor=_FLOOR, scale="std"))
         optimizer = torch.optim.Adam(network.parameters(), settings.lr, betas=(0.9, 0.98))
-        train_stage(network, lessons, optimizer, generator, settings.epochs)
-        shared = copy.deepcopy(network)
+        train_stage(network, lessons, optimizer, generator, settings.batch, _RETRAINING_EPOCHS)
+        if density in _FIRST_DENSITIES:
+            continue
+        shared = _copy(settings, network)
         share(find_weights(shared), _CLUSTER_BITS)
         optimizer = torch.optim.Adam(shared.parameters(), _CENTROID_LR, betas=(0.9, 0.98))
-        train_stage(shared, lessons, optimizer, generator, 1)
+        train_stage(shared, lessons, optimizer, generator, settings.batch, 1)
         densities = {weight.name: density_of(weight) for weight in find_weights(shared)}
         remove_parametrizations(shared)
         tensors: dict[str, TensorData] = {

@@ -30,7 +30,6 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from dcz.compression.torch_tensors import check_tensor
 from dcz.compression.training.code_length import CodeLengthModel
@@ -255,10 +254,10 @@ def find_biases(module: nn.Module) -> list[Weight]:
         for owner, attribute in weight.owners:
             prefix = next(name for name in weight.names if name.rpartition(".")[2] == attribute)
             prefix = prefix[: len(prefix) - len(attribute)]
-            for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            for name, parameter in owner.named_parameters(recurse=False):
                 if parameter in seen or parameter.ndim != 1 or parameter.numel() == 0:
                     continue
-                if not parameter.is_floating_point() or parametrize.is_parametrized(owner, name):
+                if not parameter.is_floating_point():
                     continue
                 seen.add(parameter)
                 found.append(Weight((prefix + name,), weight.kind, ((owner, name),), parameter))

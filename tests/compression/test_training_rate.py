@@ -97,7 +97,7 @@ def test_rows_that_hold_little_cost_more() -> None:
     codes[:4, ::5] = 1
     model = CodeLengthModel(codes)
     steps = torch.zeros(20, 100, requires_grad=True)
-    model.marginal_bits(steps + 0.25).backward()
+    model.marginal_bits(steps + 0.25).backward()  # type: ignore[no-untyped-call]
     gradient = cast("torch.Tensor", steps.grad)
     assert float(gradient[4:].min()) > float(gradient[:4].max()) > 0
 
@@ -112,7 +112,7 @@ def test_nothing_that_is_useless_stays() -> None:
     optimizer = torch.optim.Adam(rate.parameter_groups(0.02, step_lr=0))
     for _ in range(200):
         optimizer.zero_grad()
-        (rate.bits() * 1e-3).backward()
+        (rate.bits() * 1e-3).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert rate.densities() == {"weight": 0.0, "bias": 0.0}
     rate.remove()
@@ -127,13 +127,14 @@ def test_a_weight_stays_where_it_is_worth_more_than_its_bits() -> None:
     with torch.no_grad():
         layer.weight.fill_(0.9 * step)  # codes of 1, from where each finds its way
     rate = RateAware(layer, levels=0.9, refit=10**9)  # the costs stay those of the first codes
-    model_slope = float(torch.autograd.grad(rate.bits(), layer.parametrizations.weight.original)[0][0, 0])
+    (weight,) = find_weights(layer)
+    model_slope = float(torch.autograd.grad(rate.bits(), weight.parameter)[0][0, 0])
     strength = 0.3 / model_slope  # a pull of 0.3 towards zero
-    optimizer = torch.optim.SGD([layer.parametrizations.weight.original], 0.01)
+    optimizer = torch.optim.SGD([weight.parameter], 0.01)
     for _ in range(2000):
         loss = ((layer.weight - target) ** 2).sum() / 2 + strength * rate.bits()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     kept = layer.weight.detach()[0] != 0
     assert not kept[target[0] < 0.3 - step].any()
@@ -200,10 +201,10 @@ def _trained(strength: float, path: Path) -> tuple[float, int, bytes]:
     rate = RateAware(module)
     optimizer = torch.optim.Adam(rate.parameter_groups(4e-3))
     for _ in range(30):
-        for batch in torch.randperm(1200).split(100):
+        for batch in torch.randperm(1200).split(100):  # type: ignore[no-untyped-call]
             loss = nn.functional.cross_entropy(module(inputs[batch]), labels[batch]) + strength * rate.bits()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     tensors = rate.tensors()
     with Writer(path, effort="small", threads=1) as writer:
