@@ -86,14 +86,18 @@ _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def html_page(
-    reader: Reader, *, file: str | None = None, progress: Callable[[int, int], None] | None = None
+    reader: Reader,
+    *,
+    file: str | None = None,
+    tables: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> str:
-    """The page of an opened file. ``file``: what to call it, if not by the reader's name.
+    """The page of an opened file. ``file``: what to call it, if not by the reader's name. ``tables``: as in ``account``.
 
     The streams of the MOST_HISTOGRAMS largest layers are decoded, of each at most some 24 segments; the rest follows from
     the manifest. ``progress`` is called with the layers done and how many there are. Raises FormatError, OSError.
     """
-    report = account(reader)
+    report = account(reader, tables=tables)
     table = layer_table(reader, report=report)
     name = report.file if file is None else file
     body = [

@@ -37,6 +37,7 @@ from dcz.errors import BaseNotFound, DigestMismatch, FormatError, ManifestError
 from dcz.format import BaseReference, CompressedSparse, Reader, verify
 from dcz.format.coding import decode_stream
 from dcz.format.manifest import Codebook
+from dcz.format.page import html_page
 from dcz.format.report import account
 from dcz.format.source import SourceLike
 
@@ -170,6 +171,9 @@ def observe(data: bytes, way: Way, folder: Path, *, threads: int = 1) -> Observe
                 report = attempt(lambda: account(reader))
                 if not isinstance(report, FormatError):
                     require(report.bytes.total == len(data), "the account does not add up to the file")
+                page = attempt(lambda: html_page(reader))
+                if isinstance(page, str):
+                    require("<script" not in page, "a page holds markup of the file")
         deep = attempt(lambda: verify(source, deep=True, limits=LIMITS, threads=threads, base=find_base))
         if isinstance(deep, FormatError):
             seen.deep = deep

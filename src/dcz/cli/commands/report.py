@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -38,6 +39,7 @@ def command(
         page = html_page(
             reader,
             file=target,
+            tables=os.path.isfile(reader.name),
             progress=update and (lambda now, total: update(f"report {target}", now, total)),
         ).encode("utf-8")
         digest = reader.digest
