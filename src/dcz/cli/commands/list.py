@@ -10,6 +10,7 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, show, table
 from dcz.cli.targets import registry_option
+from dcz.errors import UsageError
 
 if TYPE_CHECKING:
     from dcz.registry import Listed
@@ -28,6 +29,8 @@ def command(name: str | None, registry: Path | None, as_json: bool) -> None:
     """
     from dcz.registry import list_artifacts
 
+    if registry is not None and not registry.is_dir():
+        raise UsageError(f"there is no registry {str(registry)!r}", hint="`dcz push` makes one")
     listed = list_artifacts(name, registry=registry)
     if as_json:
         emit_json(
