@@ -119,7 +119,7 @@ def one_epoch(
     which = torch.randint(1, copies, (count,), generator=generator)
     which[torch.rand(count, generator=generator) < _CLEAN] = 0
     order = torch.randperm(count, generator=generator)[: count // size * size]
-    batches = order.split(size)  # type: ignore[no-untyped-call]
+    batches = order.split(size)
     rates = [group["lr"] for group in optimizer.param_groups]
     network.train()
     for i, batch in enumerate(batches):
@@ -130,7 +130,7 @@ def one_epoch(
         if penalty is not None:
             loss = loss + penalty()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

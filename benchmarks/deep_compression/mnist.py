@@ -80,14 +80,14 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 def error_percent(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Of images that are not recognized, in percent."""
     network.eval()
-    outputs = torch.cat([network(normalized(part)) for part in images.split(1000)])  # type: ignore[no-untyped-call]
+    outputs = torch.cat([network(normalized(part)) for part in images.split(1000)])
     return 100 * int((outputs.argmax(1) != labels).sum()) / len(labels)
 
 
 def distorted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Turned by up to 12 degrees, sheared, scaled by up to 12 %, moved by up to 2 pixels, and slightly bent."""
     parts = []
-    for part in images.split(5000):  # type: ignore[no-untyped-call]
+    for part in images.split(5000):
         count = len(part)
 
         def uniform(reach: float, count: int = count) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +13,7 @@ from torch import nn
 
 import dcz
 from dcz.compression.training.code_length import CodeLengthModel
+from dcz.compression.training.masks import prune
 from dcz.compression.training.rate import RateAware, UniformGrid, find_biases
 from dcz.compression.training.weights import find_weights
 from dcz.errors import UsageError
@@ -97,7 +97,7 @@ def test_rows_that_hold_little_cost_more() -> None:
     codes[:4, ::5] = 1
     model = CodeLengthModel(codes)
     steps = torch.zeros(20, 100, requires_grad=True)
-    model.marginal_bits(steps + 0.25).backward()  # type: ignore[no-untyped-call]
+    model.marginal_bits(steps + 0.25).backward()
     gradient = cast("torch.Tensor", steps.grad)
     assert float(gradient[4:].min()) > float(gradient[:4].max()) > 0
 
@@ -112,7 +112,7 @@ def test_nothing_that_is_useless_stays() -> None:
     optimizer = torch.optim.Adam(rate.parameter_groups(0.02, step_lr=0))
     for _ in range(200):
         optimizer.zero_grad()
-        (rate.bits() * 1e-3).backward()  # type: ignore[no-untyped-call]
+        (rate.bits() * 1e-3).backward()
         optimizer.step()
     assert rate.densities() == {"weight": 0.0, "bias": 0.0}
     rate.remove()
@@ -134,7 +134,7 @@ def test_a_weight_stays_where_it_is_worth_more_than_its_bits() -> None:
     for _ in range(2000):
         loss = ((layer.weight - target) ** 2).sum() / 2 + strength * rate.bits()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     kept = layer.weight.detach()[0] != 0
     assert not kept[target[0] < 0.3 - step].any()
@@ -201,10 +201,10 @@ def _trained(strength: float, path: Path) -> tuple[float, int, bytes]:
     rate = RateAware(module)
     optimizer = torch.optim.Adam(rate.parameter_groups(4e-3))
     for _ in range(30):
-        for batch in torch.randperm(1200).split(100):  # type: ignore[no-untyped-call]
+        for batch in torch.randperm(1200).split(100):
             loss = nn.functional.cross_entropy(module(inputs[batch]), labels[batch]) + strength * rate.bits()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     tensors = rate.tensors()
     with Writer(path, effort="small", threads=1) as writer:
@@ -260,16 +260,28 @@ def test_fresh_biases_of_zero_can_be_learned() -> None:
     assert layer.bias.detach().min() > 0
 
 
+def test_what_is_quantized_already_keeps_its_step() -> None:
+    layer = nn.Linear(3, 3)
+    first = RateAware(layer, levels=4).tensors()
+    with torch.no_grad():
+        layer.parametrizations.weight.original.mul_(0.5)  # type: ignore[union-attr, operator]
+    second = RateAware(layer, levels=4).tensors()
+    assert list(second) == list(first) == ["weight", "bias"]
+    for name in first:
+        before, after = cast("AffineTensor", first[name]), cast("AffineTensor", second[name])
+        assert before.scales == after.scales
+
+
 def test_impossible_requests() -> None:
     layer = nn.Linear(3, 3)
     with pytest.raises(UsageError, match="levels"):
         RateAware(layer, levels=200)
     with pytest.raises(UsageError, match="every 0 calls"):
         RateAware(layer, refit=0)
-    RateAware(layer)
-    with pytest.raises(UsageError, match="UniformGrid already"):
-        RateAware(layer, find_weights(layer))
-    broken = copy.deepcopy(nn.Linear(2, 2))
+    prune(find_weights(layer), 0.5)
+    with pytest.raises(UsageError, match="PruningMask already"):
+        RateAware(layer)
+    broken = nn.Linear(2, 2)
     with torch.no_grad():
         broken.weight[0, 0] = float("nan")
     with pytest.raises(UsageError, match="not finite"):
