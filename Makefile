@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PEERS := .venv-codecs
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test test-slow newcomer lint types format coverage vectors fuzz fuzz-native bench bench-codecs clean
+.PHONY: help demo test test-slow newcomer lint types format coverage vectors fuzz fuzz-native bench bench-codecs study clean
 
 help:
 	@echo "make demo        convert, push, pull, verify, decode and run a real model, with several recipes"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint        ruff, import-linter, mypy, pyright"
 	@echo "make bench       the figures of docs/benchmarks.md"
 	@echo "make bench-codecs  dcz and other codecs side by side, in an environment of its own (20 minutes)"
+	@echo "make study       what the studies of Deep Compression need: python -m benchmarks.deep_compression.g2p ..."
 	@echo "make fuzz        100,000 mutations of whole files; make fuzz-native: the kernels under ASan and UBSan"
 	@echo "make clean       remove what the others made"
 
@@ -39,6 +40,13 @@ $(VENV)/dcz: $(VENV)/dependencies $(NATIVE)
 $(VENV)/test: $(VENV)/dcz
 	@echo "installing the test tools ..."
 	@$(PIP) --group test
+	@$(PIP) --no-deps --group test-bare
+	@touch $@
+
+$(VENV)/study: $(VENV)/test
+	@echo "installing what the studies of Deep Compression need ..."
+	@$(PIP) --group study
+	@$(PIP) --no-deps --group study-bare
 	@touch $@
 
 # Peers pin what they like (numpy<2, torch extras): they see the packages of .venv, but .venv does not see them.
@@ -55,7 +63,7 @@ $(PEERS)/peers: $(VENV)/test pyproject.toml
 
 $(VENV)/lint: $(VENV)/test
 	@echo "installing the linters ..."
-	@$(PIP) --group lint
+	@$(PIP) --group lint --group study
 	@touch $@
 
 # -- what people do
@@ -95,6 +103,8 @@ bench: $(VENV)/test
 
 bench-codecs: $(PEERS)/peers
 	@$(PEERS)/bin/python -m benchmarks.codecs $(ARGS)
+
+study: $(VENV)/study
 
 fuzz: $(VENV)/test
 	@$(BIN)/python tests/fuzz/long.py --mutations 100000

@@ -139,6 +139,7 @@ class Weight:
 
     def _remove(self) -> None:
         for module, attribute in self.owners:
+            _own_class(module)
             parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
             if not parametrize.is_parametrized(module):
                 order: list[str] = module.__dict__.pop(_ORDER)
@@ -293,6 +294,12 @@ def _check(weights: Sequence[Weight]) -> None:
                 hint = "assign the Parameter itself to tie weights, and clone() to part them"
         if reason is not None:
             raise UsageError(f"{weight.name} cannot be compressed: it {reason}", hint=hint)
+
+
+def _own_class(module: nn.Module) -> None:
+    """torch removes the attribute from the module's class, which deep copies share: their weights would be gone, too."""
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
 # A recurrent layer keeps a list of its weights, and reads that instead of its attributes.

@@ -241,3 +241,18 @@ def _inference() -> nn.Module:
 def test_what_cannot_be_compressed_is_refused(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         find_weights(make())
+
+
+def test_a_deep_copy_keeps_its_weights() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.MultiheadAttention(4, 2, kdim=3))
+    halve_all(module)
+    other = copy.deepcopy(module)
+    expected = {name: weight.value().clone() for name, weight in ((w.name, w) for w in find_weights(module))}
+    remove_parametrizations(other)
+    for weight in find_weights(module):
+        for owner, attribute in weight.owners:
+            assert parametrize.is_parametrized(owner, attribute)
+            torch.testing.assert_close(getattr(owner, attribute), expected[weight.name], rtol=0, atol=0)
+    assert type(other[0]) is nn.Linear
+    remove_parametrizations(module)
+    torch.testing.assert_close(module[0].weight, other[0].weight, rtol=0, atol=0)
