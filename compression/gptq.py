@@ -153,7 +153,7 @@ def _inverse_factor(hessian: _Doubles) -> _Doubles:
     try:
         lower = np.linalg.cholesky(hessian)
         inverse = np.linalg.inv(lower)
-        return np.asarray(np.linalg.cholesky(inverse.T @ inverse).T)
+        return np.asarray(np.linalg.cholesky(inverse.T @ inverse).T, dtype=np.float64)
     except np.linalg.LinAlgError as exc:
         raise EncodingError(
             "the Hessian is singular", hint="use more calibration data, or a greater damping"
