@@ -48,7 +48,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]: the decorator hides the names
+        ctx: Any, *grad_outputs: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
         (codes,), (gradient,) = ctx.saved_tensors, grad_outputs
         # In double precision, because a cluster may have millions of weights.
         sums = torch.bincount(
