@@ -79,7 +79,8 @@ def push_folder(
     """
     from dcz.registry import HubReference, parse_reference, push, read_file
 
-    if not isinstance(repo_id, str):
+    given: Any = repo_id
+    if not isinstance(given, str):
         raise UsageError(f"a repository of the Hub is text, not a {type(repo_id).__name__}", hint="org/name")
     tags = [tags] if isinstance(tags, str) else list(tags)
     text = repo_id if repo_id.startswith("hf://") else f"hf://{repo_id}"

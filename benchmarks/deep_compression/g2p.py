@@ -221,7 +221,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 def tables(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     sets = results["sets"]
-    header = ("method", "setting", "seeds", "file, bytes", "ratio")
+    header: tuple[str, ...] = ("method", "setting", "seeds", "file, bytes", "ratio")
     header += tuple(f"{what}, {one}" for one in sets for what in ("phoneme error, %", "word accuracy, %"))
     rows = [
         (

@@ -51,17 +51,17 @@ def round_parameters(
             names[id(parameter)] = known if name in known else (*known, name)
     rounded: list[tuple[str, nn.Parameter, torch.Tensor]] = []
     for parameter in inner.parameters():
-        known = names.get(id(parameter))
-        if known is None or id(parameter) in others or parameter.dtype not in (torch.float32, torch.float64):
+        found = names.get(id(parameter))
+        if found is None or id(parameter) in others or parameter.dtype not in (torch.float32, torch.float64):
             continue
-        if takes is not None and not takes(known, parameter.numel()):
+        if takes is not None and not takes(found, parameter.numel()):
             continue
         value = parameter.detach().to(_TYPES[dtype]).to(parameter.dtype)
         if not bool(torch.isfinite(value).all()):
             raise EncodingError(
-                f"{known[0]} holds a value that {dtype} does not have", hint="bf16 has the range of f32"
+                f"{found[0]} holds a value that {dtype} does not have", hint="bf16 has the range of f32"
             )
-        rounded.append((known[0], parameter, value))
+        rounded.append((found[0], parameter, value))
     for _, parameter, value in rounded:
         parameter.data.copy_(value)
     return tuple(name for name, _, _ in rounded)

@@ -19,7 +19,7 @@ import abc
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -299,7 +299,8 @@ def _check(weights: Sequence[Weight]) -> None:
 def _own_class(module: nn.Module) -> None:
     """torch removes the attribute from the module's class, which deep copies share: their weights would be gone, too."""
     shared = type(module)
-    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    own: Any = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    object.__setattr__(module, "__class__", own)
 
 
 # A recurrent layer keeps a list of its weights, and reads that instead of its attributes.

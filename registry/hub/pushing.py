@@ -254,15 +254,20 @@ def _commit_body(parent: str, changed: Mapping[Outgoing, bool], gone: Sequence[s
     summary = f"Push {', '.join(names[:3])}" + (" and more" if len(names) > 3 else "")
     if not names:
         summary = "Remove what is left of other shards"
-    lines: list[tuple[str, dict[str, object]]] = [
+    lines: list[tuple[str, Mapping[str, object]]] = [
         ("header", {"summary": summary, "description": "", "parentCommit": parent})
     ]
     for item, is_lfs in changed.items():
         if is_lfs:
-            value = {"path": item.name, "algo": "sha256", "oid": item.sha256, "size": item.size}
+            value: dict[str, object] = {
+                "path": item.name,
+                "algo": "sha256",
+                "oid": item.sha256,
+                "size": item.size,
+            }
             lines.append(("lfsFile", value))
         else:
             content = base64.b64encode(item.small_content()).decode()
             lines.append(("file", {"content": content, "path": item.name, "encoding": "base64"}))
-    lines += [("deletedFile", {"path": path}) for path in gone]
+    lines.extend(("deletedFile", {"path": path}) for path in gone)
     return b"".join(json.dumps({"key": key, "value": value}).encode() + b"\n" for key, value in lines)

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries
 
 
 def diffusers_pipeline(folder: Path) -> Callable[[Path], torch.Tensor]:
-    import diffusers
+    import importlib
 
+    diffusers: Any = importlib.import_module("diffusers")
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(
         sample_size=8,

@@ -158,7 +158,7 @@ def test_a_card_that_is_edited_meanwhile_is_not_lost(
 ) -> None:
     hub.add_files("ada/card", {"README.md": b"# First\n"})
     edits = [b"# Second\n", b"# Third\n"]
-    save = dcz.runtime.hub.save_pretrained
+    save = dcz.save_pretrained
 
     def late(*arguments: Any, **options: Any) -> Any:
         done = save(*arguments, **options)

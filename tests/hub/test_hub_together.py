@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -202,7 +203,12 @@ def test_a_config_that_names_other_files_is_not_hydrated(tmp_path: Path) -> None
     (source / "config.json").write_text('{"model_type": "llama"}')
     dcz.save_pretrained(source, tmp_path / "made")
     config = json.loads((tmp_path / "made" / "config.json").read_text())
-    for wrong in ({"shards": {}}, {"shards": None}, {"shards": {"model.dcz": "blake3:" + "0" * 64}}):
+    wrongs: list[dict[str, Any]] = [
+        {"shards": {}},
+        {"shards": None},
+        {"shards": {"model.dcz": "blake3:" + "0" * 64}},
+    ]
+    for wrong in wrongs:
         changed = config | {"quantization_config": config["quantization_config"] | wrong}
         (tmp_path / "made" / "config.json").write_text(json.dumps(changed))
         with pytest.raises(DigestMismatch, match=r"does not name the \.dcz files"):
