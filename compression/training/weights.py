@@ -299,7 +299,7 @@ def _check(weights: Sequence[Weight]) -> None:
 def _own_class(module: nn.Module) -> None:
     """torch removes the attribute from the module's class, which deep copies share: their weights would be gone, too."""
     shared = type(module)
-    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # A recurrent layer keeps a list of its weights, and reads that instead of its attributes.
