@@ -47,8 +47,8 @@ def round_parameters(
     names = {id(weight.parameter): weight.names for weight in weights}
     for name, parameter in inner.named_parameters(remove_duplicate=False):
         if ".parametrizations." not in f".{name}":
-            known = names.get(id(parameter), ())
-            names[id(parameter)] = known if name in known else (*known, name)
+            all_names = names.get(id(parameter), ())
+            names[id(parameter)] = all_names if name in all_names else (*all_names, name)
     rounded: list[tuple[str, nn.Parameter, torch.Tensor]] = []
     for parameter in inner.parameters():
         found = names.get(id(parameter))
