@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.common import Figure
+from benchmarks.common import Figure, run_python
 
 ROUNDS: Final = 5
 SIZE: Final = 500_000_000
@@ -36,6 +36,26 @@ with TestHub(Path(sys.argv[1])) as hub:
     print(json.dumps([hub.url, hub.add_user("me")]), flush=True)
     for line in sys.stdin:
         print(json.dumps(eval(line, {"hub": hub})), flush=True)
+"""
+
+_LLAMA: Final = """
+import sys, torch, transformers, dcz
+torch.manual_seed(0)
+config = transformers.LlamaConfig(
+    vocab_size=32000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, num_attention_heads=16, dtype="bfloat16"
+)
+model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+model.save_pretrained(sys.argv[1] + "/llama/plain")
+dcz.save_pretrained(sys.argv[1] + "/llama/plain", sys.argv[1] + "/llama/dcz")
+"""
+_FIRST_OUTPUT: Final = """
+import sys, time, torch, transformers, dcz.transformers
+from transformers import LlamaForCausalLM
+start = time.perf_counter()
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    assert model(torch.arange(8)[None]).logits.isfinite().all()
+print(time.perf_counter() - start)
 """
 
 
@@ -267,6 +287,35 @@ def _faults(hub: HubProcess, folder: Path) -> Figure:
     )
 
 
+def _cold(hub: HubProcess, folder: Path) -> Figure:
+    """From an empty cache to the first output of a Llama in bf16 over 100 Mbit/s; imports are not counted, which both need."""
+    run_python(_LLAMA, str(folder))
+    sizes = {}
+    for name, file in (("plain", "model.safetensors"), ("dcz", "model.dcz")):
+        sizes[name] = (folder / "llama" / name / file).stat().st_size
+        hub.run(*_hf("upload", f"me/llama-{name}", str(folder / "llama" / name), "."))
+    hub.ask("hub.limit_rate(12.5e6)")
+    times: dict[str, float] = {}
+    for name in sizes:
+        environment = hub.environment | {"HF_HOME": str(folder / f"cold-{name}")}
+        done = subprocess.run(
+            [sys.executable, "-c", _FIRST_OUTPUT, f"me/llama-{name}"],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        times[name] = float(done.stdout)
+    hub.ask("hub.limit_rate(None)")
+    took, size = times["dcz"] / times["plain"], sizes["dcz"] / sizes["plain"]
+    return Figure(
+        f"Llama of {sizes['plain'] / 1e6:.0f} MB, empty cache, 100 Mbit/s: seconds to the first output, x plain safetensors",
+        f"at most 5 % above {size:.3f}, the ratio of the sizes",
+        f"{took:.3f} ({times['dcz']:.1f} against {times['plain']:.1f} s)",
+        took <= 1.05 * size,
+    )
+
+
 def run() -> list[Figure]:
     with _hub() as (hub, folder):
         model = folder / "model.dcz"
@@ -275,4 +324,5 @@ def run() -> list[Figure]:
         figures += _ranges(hub, folder)
         figures.append(_killed(hub, folder, model))
         figures.append(_faults(hub, folder))
+        figures.append(_cold(hub, folder))
     return figures
