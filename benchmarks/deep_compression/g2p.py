@@ -55,11 +55,12 @@ if TYPE_CHECKING:
     from dcz.format.tensors import TensorData
 
 METHODS: Final = ("shared, untrained", "folded, untrained", "rate-aware")
-COMMAND: Final = "python -m benchmarks.deep_compression.g2p"
+COMMAND: Final = "python -m benchmarks.deep_compression.g2p --test words.tsv"
 BITS: Final = (5, 4, 6, 3)
 BIAS_BITS: Final = 5
 # Nats of divergence for each kilobit of the file; STEP is the first step of the grids at the first of them.
-STRENGTHS: Final = (4e-5, 2e-5, 8e-5)
+STRENGTHS: Final = (1.4e-5, 2e-5)
+_REFERENCE: Final = 4e-5  # the strength for which the first step was found
 RATE: Final = 2.5e-4
 STEP: Final = 0.06
 STEP_RATE: Final = 1.5e-3
@@ -146,7 +147,7 @@ def rate_aware(
     }
     rate = RateAware(network, chosen, refit=16)
     step = STEP * math.sqrt(
-        strength / STRENGTHS[0]
+        strength / _REFERENCE
     )  # the distortion that a bit is worth grows with the square of the step
     for weight in weights:
         if isinstance(weight.parametrization, UniformGrid):
@@ -268,7 +269,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="a file for what the dense network says")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS)
-    parser.add_argument("--epochs", type=float, default=0.4)
+    parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument(
         "--only", choices=("untrained", "trained"), help="measure a part, and keep the other results"
     )
