@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.compression.oracles import decode_affine, decode_codebook
 
 from dcz.converters import recipes
-from dcz.converters.recipes import BUILTIN_RECIPES, Prepared, Recipe, load_recipe
+from dcz.converters.recipes import BUILTIN_RECIPES, TRAINING_RECIPES, Prepared, Recipe, load_recipe
 from dcz.errors import EncodingError, RecipeError
 from dcz.format import (
     AffineTensor,
@@ -191,7 +191,7 @@ def test_the_guide_names_every_built_in_recipe_and_field() -> None:
 
 def test_every_file_is_a_recipe_that_can_be_named() -> None:
     folder = ROOT / "converters" / "builtin_recipes"
-    assert sorted(path.stem for path in folder.iterdir()) == sorted(BUILTIN_RECIPES)
+    assert sorted(path.stem for path in folder.iterdir()) == sorted({*BUILTIN_RECIPES, *TRAINING_RECIPES})
 
 
 def test_the_first_rule_that_matches_decides(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._began = False
         names = {name.lower(): value for name, value in self.headers.items()}
         self._record = Record(self.server.name, self.command or "", self.path, names)
+        self.server.log.add(self._record)  # at once: a client may be done before we are
         try:
             if self.headers.get("Expect", "").lower() == "100-continue":
                 self.send_response_only(100)
@@ -224,7 +225,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             self._record.received = body.received
-            self.server.log.add(self._record)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _serve
 
