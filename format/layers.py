@@ -7,7 +7,7 @@ in the file, and adds up to it byte by byte. The paper counts in another way; dc
 from __future__ import annotations
 
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from dcz.format import layout as spec
@@ -185,18 +185,7 @@ class FileParts:
         return sum(astuple(self))
 
     def to_dict(self) -> dict[str, int]:
-        return {
-            "weights": self.weights,
-            "indices": self.indices,
-            "codebooks": self.codebooks,
-            "tables": self.tables,
-            "assets": self.assets,
-            "manifest": self.manifest,
-            "digests": self.digests,
-            "header": self.header,
-            "padding": self.padding,
-            "footer": self.footer,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

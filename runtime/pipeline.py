@@ -254,9 +254,6 @@ class _Run:
         for number, stage in enumerate(self._plan.stages, 1):
             if self._done(number):
                 continue
-            if isinstance(stage, RoundStage):
-                self._round(number, stage)
-                continue
             weights = [
                 weight
                 for weight in find_weights(self._model)
@@ -266,8 +263,10 @@ class _Run:
                 self._prune(number, stage, weights)
             elif isinstance(stage, ShareStage):
                 self._share(number, stage, weights)
-            else:
+            elif isinstance(stage, RateStage):
                 self._rate(number, stage, weights)
+            else:
+                self._round(number, stage)
             self._save(number, {"done": True})
 
     # -- stages
@@ -389,7 +388,6 @@ class _Run:
             return {}
 
         self._step(number, "round", 1, 1, act, 0, {"step": 1})
-        self._save(number, {"done": True})
 
     def _biases(self, weights: list[Weight]) -> list[Weight]:
         """Of the same layers, those that are not among the weights already, as they are once they are quantized."""
