@@ -121,7 +121,7 @@ def histogram(
 
 
 def points(places: Sequence[tuple[str, float, float]], label: str, across: str, up: str) -> str:
-    """Named points: ``across`` on a logarithmic scale, ``up`` on a linear one."""
+    """Named points: ``across`` on a logarithmic scale, ``up`` on a linear one. Those without a name are small."""
     height, left, bottom = 240, 70, 200
     xs = [math.log10(max(x, 1.0)) for _, x, _ in places]
     ys = [y for _, _, y in places]
@@ -135,9 +135,14 @@ def points(places: Sequence[tuple[str, float, float]], label: str, across: str, 
     for (name, x, y), at in zip(places, xs, strict=True):
         px = left + 40 + (at - min(xs)) / wide * (_WIDTH - left - 260)
         py = bottom - 24 - (y - min(ys)) / tall * (bottom - 60)
-        title = f"{name}: {up} {y:g} at {x:,.0f} {across}"
+        title = f"{name or 'on the way'}: {up} {y:g} at {x:,.0f} {across}"
         lines.append(
-            f'<circle class="c0" cx="{_number(px)}" cy="{_number(py)}" r="6"><title>{escape(title)}</title></circle>'
+            f'<circle class="c0" cx="{_number(px)}" cy="{_number(py)}" r="{6 if name else 3}">'
+            f"<title>{escape(title)}</title></circle>"
+        )
+        if not name:
+            continue
+        lines.append(
             f'<text class="beside" x="{_number(px + 11)}" y="{_number(py + 4)}">'
             f"{escape(_shortened(name, 30))}: {y:.5g}</text>"
         )

@@ -6,12 +6,13 @@ lists have an end: a page of a file with a quarter of a million tensors is not l
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final
 
 from dcz.errors import FormatError
 from dcz.format.charts import escape, histogram, points, stacked_bars
 from dcz.format.layers import layer_table
-from dcz.format.report import account
+from dcz.format.report import DENSE, STEP, account
 from dcz.format.statistics import LONGEST_RUN, tensor_statistics
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ MOST_HISTOGRAMS: Final = 8
 _MOST_SEGMENTS: Final = 24  # of a layer that are decoded for its histograms
 _MOST_TEXT: Final = 300  # characters
 _MOST_FACTS: Final = 40
+_MOST_STEPS: Final = 200
 _PARTS: Final = (
     ("weights", "weights (codes, planes)"),
     ("indices", "indices (positions)"),
@@ -43,7 +45,6 @@ _PARTS: Final = (
     ("footer", "footer"),
 )
 _LAYER_PARTS: Final = tuple(words for _, words in _PARTS[:4])
-_DENSE: Final = ".dense"  # of a metric's name: measured before compression
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--text:#1b1d21;--soft:#5a6069;--line:#d5d9df;--page:#fff;--stripe:#f5f6f8;
@@ -148,19 +149,29 @@ def _quality(report: Report, table: LayerTable) -> Iterator[str]:
     metrics = {
         name: value for name, value in report.to_dict()["provenance"]["metrics"].items() if value is not None
     }
-    both = [name for name in sorted(metrics) if name + _DENSE in metrics][:_MOST_FACTS]
+    both = [name for name in sorted(metrics) if name + DENSE in metrics][:_MOST_FACTS]
     if not both or not table.layers:
         return
     yield "<section><h2>Quality against size</h2>"
     yield '<p class="soft">As recorded in the file by whoever made it; not measured here. The vertical axis does not begin at zero.</p>'
     for name in both:
         places = [
-            ("dense", float(table.total.dense), metrics[name + _DENSE]),
+            ("dense", float(table.total.dense), metrics[name + DENSE]),
+            *_steps(metrics, name),
             ("this file", float(table.size), metrics[name]),
         ]
         yield f"<h3>{_text(name)}</h3>"
         yield points(places, f"{_clipped(name)} against bytes", "bytes", _clipped(name))
     yield "</section>"
+
+
+def _steps(metrics: dict[str, float], name: str) -> Iterator[tuple[str, float, float]]:
+    """What dcz.compress recorded on the way (``quality.step.003`` and ``bytes.step.003``): points without a name."""
+    found = (key for key in sorted(metrics) if key.startswith(name + STEP))
+    for key in itertools.islice(found, _MOST_STEPS):
+        size = metrics.get("bytes" + key.removeprefix(name))
+        if size is not None and size >= 1:
+            yield "", size, metrics[key]
 
 
 def _clipped(text: str) -> str:
@@ -374,7 +385,11 @@ def _facts(report: Report) -> Iterator[str]:
     facts += [("from", f"{read.path}, {read.size:,} bytes") for read in provenance.files]
     if provenance.recipe:
         facts.append(("recipe", str(provenance.recipe.get("name", "without a name"))))
-    facts += [(f"metric {name}", f"{value:g}") for name, value in sorted(provenance.metrics.items())]
+    facts += [
+        (f"metric {name}", f"{value:g}")
+        for name, value in sorted(provenance.metrics.items())
+        if STEP not in name
+    ]
     facts += [
         (f"asset {asset.path}", f"{asset.size:,} bytes, {asset.stored:,} stored") for asset in report.assets
     ]

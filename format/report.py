@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from dcz.format.manifest import Asset, Granularity, Layout, Provenance, Tensor, Values
     from dcz.format.reader import Reader
 
-__all__ = ["AssetReport", "FileBytes", "Report", "TensorReport", "account"]
+__all__ = ["DENSE", "STEP", "AssetReport", "FileBytes", "Report", "TensorReport", "account"]
+
+DENSE: Final = ".dense"
+"""Ends the name of a metric that was measured on the dense model."""
+STEP: Final = ".step."
+"""Stands between a metric's name, or ``bytes``, and the number of the step of a compression after which it was measured."""
 
 _VARINT_BYTES: Final = 5
 _WITH_TABLES: Final = frozenset({spec.HUFFMAN, spec.CASCADE})

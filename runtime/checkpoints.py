@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dcz.compression.training.weights import Weight
 
-__all__ = ["Checkpoints", "Snapshot"]
+__all__ = ["Checkpoints", "Snapshot", "held_values"]
 
 _NAME: Final = "checkpoint.dcz"
 _KEY: Final = "dcz.compress"  # of the metadata
@@ -114,6 +114,20 @@ def _held(module: nn.Module, weights: Sequence[Weight]) -> dict[str, torch.Tenso
         for name, buffer in part.named_buffers(prefix, recurse=False):
             held.setdefault(name, buffer)
     return held
+
+
+def held_values(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer that travels with the module, once, as its owners see it now; not to be written to."""
+    weights = _all(module)
+    persistent = {
+        name for name in unwrapped(module)[0].state_dict() if ".parametrizations." not in f".{name}"
+    }
+    seen = {weight.name: weight.value() for weight in weights}
+    return seen | {
+        name: value
+        for name, value in _held(module, weights).items()
+        if name in persistent and name not in seen
+    }
 
 
 class Checkpoints:

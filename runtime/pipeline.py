@@ -42,8 +42,9 @@ from dcz.converters.recipes import load_recipe
 from dcz.errors import UsageError
 from dcz.format import Reader
 from dcz.format.layers import layer_table
-from dcz.runtime.checkpoints import Checkpoints, Snapshot
+from dcz.runtime.checkpoints import Checkpoints, Snapshot, held_values
 from dcz.runtime.folders import is_pretrained
+from dcz.runtime.loading import save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +58,7 @@ __all__ = ["Compressed", "Progress", "Step", "Train", "compress"]
 
 Train: TypeAlias = "Callable[[nn.Module], object]"
 Evaluate: TypeAlias = "Callable[[nn.Module], float]"
+Kind: TypeAlias = Literal["dense", "prune", "share", "rate", "round"]
 
 _MOST_BITS: Final = 8
 
@@ -65,15 +67,17 @@ _MOST_BITS: Final = 8
 class Step:
     """One step that was done. ``stage``: its number, from 1, 0 before the first; ``kind``: of the stage, ``dense`` before the first.
     ``density``: the part of the weights (all that can be compressed) that is not zero. ``bits``: of each weight that was shared.
-    ``quality``: what evaluate() said, None if it was not asked. ``kept``: False if the quality budget did not allow the step, and it was undone."""
+    ``quality``: what evaluate() said, None if it was not asked. ``bytes``: of the tensors as a file then (effort ``balanced``), None if there
+    was no quality to compare them with. ``kept``: False if the quality budget did not allow the step, and it was undone."""
 
     stage: int
-    kind: Literal["dense", "prune", "share", "rate", "round"]
+    kind: Kind
     step: int
     steps: int
     density: float
     bits: Mapping[str, int] = field(default_factory=dict)
     quality: float | None = None
+    bytes: int | None = None
     kept: bool = True
 
 
@@ -170,8 +174,6 @@ def compress(
         run.all_stages(None if checkpoints is None else Checkpoints(checkpoints))
     finally:
         remove_parametrizations(model)
-    metrics = {"quality": run.quality, "quality.dense": run.steps[0].quality}
-    trained = {name: value for name, value in metrics.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
         done = conversion.convert(
             _saved(inner, tokenizer, Path(scratch) / "model") if is_pretrained(inner) else model,
@@ -180,7 +182,7 @@ def compress(
             effort=effort,
             threads=threads,
             metadata=metadata,
-            trained=trained,
+            trained=run.metrics(),
         )
         with Reader(done.path) as reader:
             layers = layer_table(reader)
@@ -245,11 +247,21 @@ class _Run:
         """Of the model as it is."""
         return next((step.quality for step in reversed(self.steps) if step.kept), None)
 
+    def metrics(self) -> dict[str, float]:
+        """What the file is to record: the quality before, after, and in between, and how large the model was then."""
+        if self.quality is None or self.steps[0].quality is None:
+            return {}
+        found = {"quality": self.quality, "quality.dense": self.steps[0].quality}
+        for number, step in enumerate(self.steps):
+            if number and step.kept and step.quality is not None and step.bytes is not None:
+                found |= {f"quality.step.{number:03}": step.quality, f"bytes.step.{number:03}": float(step.bytes)}
+        return found
+
     def all_stages(self, checkpoints: Checkpoints | None) -> None:
         self._checkpoints = checkpoints
         self._resume()
         if not self.steps:
-            self._note(Step(0, "dense", 1, 1, self._density(), quality=self._measured()))
+            self._note(self._taken(0, "dense", 1, 1, {}))
             self._save(0, {})
         for number, stage in enumerate(self._plan.stages, 1):
             if self._done(number):
@@ -402,7 +414,7 @@ class _Run:
     def _step(
         self,
         stage: int,
-        kind: Literal["prune", "share", "rate", "round"],
+        kind: Kind,
         step: int,
         steps: int,
         act: Callable[[], dict[str, int]],
@@ -426,16 +438,29 @@ class _Run:
             each_epoch()
             self._train(self._model)
             self._save(stage, {**place, "epoch": epoch + 1, "shared": bits})
-        quality = self._measured()
-        kept = self._allowed(quality)
-        self._note(Step(stage, kind, step, steps, self._density(), bits, quality, kept))
-        if not kept:
+        taken = self._taken(stage, kind, step, steps, bits)
+        self._note(taken)
+        if not taken.kept:
             assert self._before is not None
             self._before.put_back(self._model)
         self._before = None
-        return kept
+        return taken.kept
 
     # -- around them
+
+    def _taken(self, stage: int, kind: Kind, step: int, steps: int, bits: dict[str, int]) -> Step:
+        """The step that was just taken, measured."""
+        quality = self._measured()
+        size = None if quality is None else self._file_bytes()
+        return Step(
+            stage, kind, step, steps, self._density(), bits, quality, size, kept=self._allowed(quality)
+        )
+
+    def _file_bytes(self) -> int:
+        with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
+            path = Path(scratch) / "step.dcz"
+            save(held_values(self._model), path)
+            return path.stat().st_size
 
     def _measured(self) -> float | None:
         if self._evaluate is None:
@@ -454,10 +479,10 @@ class _Run:
         return quality
 
     def _allowed(self, quality: float | None) -> bool:
-        dense = self.steps[0].quality
-        if self._tolerance is None or quality is None or dense is None:
+        if not self.steps or self._tolerance is None or quality is None:
             return True
-        return quality >= dense - self._tolerance
+        dense = self.steps[0].quality
+        return dense is None or quality >= dense - self._tolerance
 
     def _density(self) -> float:
         sizes = [(density_of(weight), weight.value().numel()) for weight in find_weights(self._model)]

@@ -154,6 +154,7 @@ def pruned(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
     )
     path = tmp_path / "model.dcz"
     metrics = {"accuracy": 0.875, "accuracy.dense": 0.9, "loss": float("inf")}
+    metrics |= {"accuracy.step.001": 0.89, "bytes.step.001": 50_000.0, "accuracy.step.002": 0.88}
     with Writer(path, provenance=Provenance(source="org/model", metrics=metrics)) as writer:
         writer.add_tensor("fc.weight", tensor, layout=RelativeIndex(bits=5), coding="huffman")
         writer.add_tensor("fc.bias", rng.standard_normal(60).astype(np.float32))
@@ -189,6 +190,8 @@ def test_numbers(pruned: tuple[Path, np.ndarray, np.ndarray]) -> None:
         title.startswith(f"this file: accuracy 0.875 at {path.stat().st_size:,}") for title in page.titles
     )
     assert any(title.startswith("dense: accuracy 0.9 at 120,240") for title in page.titles)
+    on_the_way = [title for title in page.titles if title.startswith("on the way")]
+    assert on_the_way == ["on the way: accuracy 0.89 at 50,000 bytes"]
 
 
 def test_text_of_strangers_is_only_text(tmp_path: Path) -> None:

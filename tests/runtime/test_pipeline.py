@@ -71,6 +71,16 @@ def test_deep_compression_without_loss(model: Net, tmp_path: Path) -> None:
     assert done.compression > 10
     assert tuple(steps) == done.steps
     assert [step.kind for step in steps if step.kept] == ["dense", *["prune"] * 5, "share", "round"]
+    # What was measured on the way is in the file; the sizes are those of the tensors alone.
+    with Reader(tmp_path / "m.dcz") as reader:
+        metrics = reader.manifest.provenance.metrics
+    for number, step in enumerate(steps):
+        if number and step.kept:
+            assert metrics[f"quality.step.{number:03}"] == step.quality
+            assert metrics[f"bytes.step.{number:03}"] == step.bytes
+    sizes = [step.bytes or 0 for step in steps if step.kept]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0.9 * done.file_bytes < sizes[-1] < 1.2 * done.file_bytes
     # The file gives back what the model holds, and so the quality that was measured.
     other = Net()
     dcz.load_into(other, tmp_path / "m.dcz")
@@ -94,7 +104,7 @@ def test_the_file_holds_few_values_at_few_places(model: Net, tmp_path: Path) -> 
         assert isinstance(values, Codebook)
         assert values.size <= 8
         assert not isinstance(entries["hidden.weight"].layout, Dense)
-    assert provenance.metrics.keys() == {"quality", "quality.dense"}
+    assert {"quality", "quality.dense", "quality.step.001"} <= provenance.metrics.keys()
     assert Recipe.model_validate(provenance.recipe) == quick()
 
 
@@ -188,7 +198,7 @@ def test_resuming_after_kill_gives_the_same_bits(tmp_path: Path) -> None:
     command = [sys.executable, digits_training.__file__]
     subprocess.run([*command, tmp_path / "whole", tmp_path / "whole.dcz"], check=True)
     kills = 0
-    while kills < 4:
+    while kills < 2:
         process = subprocess.Popen([*command, tmp_path / "killed", tmp_path / "killed.dcz"])
         checkpoint = tmp_path / "killed" / "checkpoint.dcz"
         seen = checkpoint.stat().st_ino if checkpoint.exists() else None
@@ -197,11 +207,11 @@ def test_resuming_after_kill_gives_the_same_bits(tmp_path: Path) -> None:
             time.sleep(0.002)
         if process.poll() is not None:
             break
-        time.sleep(0.02 * kills)
+        time.sleep(0.03 * kills)
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-    assert kills >= 3
+    assert kills == 2
     subprocess.run([*command, tmp_path / "killed", tmp_path / "killed.dcz"], check=True)
     assert (tmp_path / "killed.dcz").read_bytes() == (tmp_path / "whole.dcz").read_bytes()
 

@@ -81,6 +81,8 @@ def command(
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    from dcz.format.report import STEP
+
     provenance, contents = report.provenance, plural(len(report.tensors), "tensor")
     if report.aliases:
         contents += f" and {plural(len(report.aliases), 'alias')}"
@@ -102,7 +104,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if provenance.effort is not None:
         yield "effort", plain(provenance.effort)
     for name, value in sorted(provenance.metrics.items()):
-        yield "metric", f"{plain(name)} {value:g}"
+        if STEP not in name:  # dcz report draws them
+            yield "metric", f"{plain(name)} {value:g}"
     for key, text in sorted(report.metadata.items()):
         shown = plain(text)
         yield "meta", f"{plain(key)}: {shown if len(shown) <= 200 else shown[:200] + '...'}"
