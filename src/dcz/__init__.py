@@ -173,7 +173,15 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"dcz.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'dcz' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES.get(name, "dcz.errors")), name)
+    try:
+        module = importlib.import_module(_MODULES.get(name, "dcz.errors"))
+    except ModuleNotFoundError as exc:
+        if exc.name != "torch":
+            raise
+        from dcz.errors import MissingDependency
+
+        raise MissingDependency("torch", needed_for=f"dcz.{name}", extra="torch") from exc
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

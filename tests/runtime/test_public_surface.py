@@ -39,6 +39,20 @@ def test_the_folders_are_there_without_an_import() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_needs_torch_says_so() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+import dcz
+try:
+    dcz.compress
+except dcz.errors.MissingDependency as exc:
+    print(exc)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "dcz.compress needs the package 'torch'" in done.stdout
+
+
 def test_checkers_see_the_same_names() -> None:
     """The names that are imported for type checkers are those that __getattr__ gives."""
     tree = ast.parse(Path(dcz.__file__).read_text())
