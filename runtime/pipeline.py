@@ -254,7 +254,10 @@ class _Run:
         found = {"quality": self.quality, "quality.dense": self.steps[0].quality}
         for number, step in enumerate(self.steps):
             if number and step.kept and step.quality is not None and step.bytes is not None:
-                found |= {f"quality.step.{number:03}": step.quality, f"bytes.step.{number:03}": float(step.bytes)}
+                found |= {
+                    f"quality.step.{number:03}": step.quality,
+                    f"bytes.step.{number:03}": float(step.bytes),
+                }
         return found
 
     def all_stages(self, checkpoints: Checkpoints | None) -> None:
