@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from dcz.registry.artifact import ArtifactManifest, Layer
     from dcz.registry.bases import base_name, base_sources
-    from dcz.registry.checks import Progress
     from dcz.registry.client import (
         Listed,
         Located,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from dcz.registry.locking import Locked, lock, locked, write_lock
     from dcz.registry.outcomes import Pulled, Pushed
     from dcz.registry.pins import check_pinned, read_pins
+    from dcz.registry.progress import Progress
     from dcz.registry.refs import (
         HubReference,
         OciReference,
@@ -118,7 +118,7 @@ _MODULES: Final = {
     "OciReference": "refs",
     "PathReference": "refs",
     "Patience": "hub.settings",
-    "Progress": "checks",
+    "Progress": "progress",
     "Pulled": "outcomes",
     "Pushed": "outcomes",
     "Reference": "refs",

@@ -21,8 +21,8 @@ from typing import BinaryIO, Final
 from dcz.errors import DczError, RateLimited, Unreachable, UsageError
 from dcz.format import sync_folder
 from dcz.registry.artifact import OWN_PREFIX
-from dcz.registry.checks import Progress, steps
 from dcz.registry.disk import NewHash, Staging, finish_copy, hash_stream, open_regular, os_errors
+from dcz.registry.progress import Progress, steps
 from dcz.registry.together import Total, together
 
 __all__ = ["Arrival", "Arrived", "bring", "copy_to"]

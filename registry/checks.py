@@ -1,31 +1,27 @@
-"""The checks that everything goes through which leaves a store, and how their progress is told."""
+"""The checks that everything goes through which leaves a store."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from dcz.errors import FormatError, RegistryCorrupt
 from dcz.format import BaseLike, VerifyReport
 from dcz.format import verify as verify_file
 from dcz.registry.artifact import Layer
 from dcz.registry.disk import os_errors
+from dcz.registry.progress import Progress, steps
 from dcz.registry.refs import RegistryReference
 
 __all__ = [
-    "Progress",
     "about",
     "check_content",
     "check_identity",
     "dcz_errors",
-    "steps",
     "verify_layer",
     "verify_with_progress",
 ]
-
-Progress: TypeAlias = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in total
 
 
 @contextlib.contextmanager
@@ -36,11 +32,6 @@ def about(reference: RegistryReference) -> Generator[None, None, None]:
     except RegistryCorrupt as exc:
         exc.message = f"{reference}: {exc.message}"
         raise
-
-
-def steps(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
-    """``progress`` for a job that reports how many bytes are done."""
-    return None if progress is None else lambda done: progress(what, done, total)
 
 
 def check_content(layer: Layer, encoded: str, size: int) -> None:

@@ -17,18 +17,11 @@ from typing import Final, TypeAlias, cast
 from dcz.errors import InvalidReference, NotInRegistry, RegistryError, UsageError
 from dcz.format import DEFAULT_LIMITS, BaseLike, BaseReference, Limits, Reader, VerifyReport
 from dcz.registry.artifact import ArtifactManifest, Layer, decode_artifact
-from dcz.registry.checks import (
-    Progress,
-    about,
-    check_content,
-    check_identity,
-    dcz_errors,
-    steps,
-    verify_layer,
-)
+from dcz.registry.checks import about, check_content, check_identity, dcz_errors, verify_layer
 from dcz.registry.disk import hash_stream, os_errors
 from dcz.registry.hub.settings import Hub
 from dcz.registry.index import LATEST, Change, Tag, check_alias, find_tag
+from dcz.registry.progress import Progress, steps
 from dcz.registry.refs import (
     HubReference,
     PathReference,

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol, Self
 
 from dcz.errors import RegistryError
-from dcz.format.atomic import FULL
 
 __all__ = [
     "Staging",
@@ -54,6 +53,8 @@ _DENIED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 def os_hint(exc: OSError) -> str | None:
     """What to do when the operating system refuses, if there is anything."""
+    from dcz.format.atomic import FULL  # which takes long to import, and hashing does not need it
+
     if exc.errno in FULL:
         return "free some space and try again; nothing was left half-written"
     if exc.errno in _DENIED:

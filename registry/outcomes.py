@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dcz.registry.index import Change
-from dcz.registry.refs import HubReference, RegistryReference
+if TYPE_CHECKING:
+    from dcz.registry.index import Change
+    from dcz.registry.refs import HubReference, RegistryReference
 
 __all__ = ["Pulled", "Pushed"]
 

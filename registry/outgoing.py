@@ -1,4 +1,4 @@
-"""Files that are to be pushed."""
+"""Files that are to be pushed. Imports nothing that is slow to import, unless the names are to be checked."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dcz.errors import UsageError
-from dcz.format.manifest import check_asset_paths
-from dcz.registry.artifact import check_file_names
 
-__all__ = ["files_of_folder", "files_to_push", "is_dcz"]
+__all__ = ["check_names", "files_of_folder", "files_to_push", "is_dcz"]
 
 
 def is_dcz(path: Path) -> bool:
@@ -19,7 +17,7 @@ def is_dcz(path: Path) -> bool:
 
 
 def files_to_push(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> dict[Path, int]:
-    """The files and their sizes. Raises UsageError for what cannot be pushed."""
+    """The files and their sizes; ``check_names`` is still to be asked. Raises UsageError for what cannot be pushed."""
     files: dict[Path, int] = {}
     for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
         try:
@@ -32,15 +30,11 @@ def files_to_push(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str
         files[path] = info.st_size
     if not any(is_dcz(path) for path in files):
         raise UsageError("an artifact needs a .dcz file", hint="`dcz convert` makes one")
-    try:
-        check_file_names(path.name for path in files)
-    except ValueError as exc:
-        raise UsageError(f"cannot push these files: {exc}") from exc
     return files
 
 
 def files_of_folder(folder: Path) -> dict[Path, str]:
-    """The files of a folder and its sub-folders, without hidden ones, and their paths in it.
+    """The files of a folder and its sub-folders, without hidden ones, and their paths in it; ``check_names`` is still to be asked.
 
     Raises UsageError if one of them cannot be pushed, or none is a .dcz file.
     """
@@ -53,11 +47,22 @@ def files_of_folder(folder: Path) -> dict[Path, str]:
             if not path.is_file():
                 raise UsageError(f"cannot push {str(path)!r}: it is not a regular file")
             files[path] = name.as_posix()
-        check_asset_paths(list(files.values()))
     except OSError as exc:
         raise UsageError(f"cannot push {str(folder)!r}: {exc.strerror}") from exc
-    except ValueError as exc:
-        raise UsageError(f"cannot push these files: {exc}") from exc
     if not any(is_dcz(path) for path in files):
         raise UsageError(f"{str(folder)!r} has no .dcz file", hint="`dcz convert MODEL -o FOLDER/` makes one")
     return files
+
+
+def check_names(names: Iterable[str], *, nested: bool = False) -> None:
+    """Raise UsageError for names that files cannot have everywhere; only if ``nested`` they may have folders in them."""
+    from dcz.format.manifest import check_asset_paths
+    from dcz.registry.artifact import check_file_names
+
+    try:
+        if nested:
+            check_asset_paths(list(names))
+        else:
+            check_file_names(names)
+    except ValueError as exc:
+        raise UsageError(f"cannot push these files: {exc}") from exc

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Final
 
-from dcz.registry.checks import Progress
+from dcz.registry.progress import Progress
 
 __all__ = ["AT_ONCE", "Abandoned", "Total", "together"]
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from dcz.registry.arrival import Arrival, copy_to
-from dcz.registry.checks import Progress
 from dcz.registry.disk import Staging, hash_stream, open_regular, os_errors, read_bounded, write_synced
 from dcz.registry.hub.connection import Connection
 from dcz.registry.hub.snapshot import HubFile, Snapshot, is_commit, is_sha256
+from dcz.registry.progress import Progress
 from dcz.registry.refs import HubReference
 
 __all__ = ["Cache"]

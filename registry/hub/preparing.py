@@ -1,4 +1,7 @@
-"""Files that are about to be pushed: hashed and verified by threads of their own, while the Hub is asked."""
+"""Files that are about to be pushed: hashed and verified by threads of their own, while the Hub is asked.
+
+Nothing is imported here at the top that takes long: hashing begins before that.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Final, Self
 
 from dcz.errors import FormatError, UsageError
-from dcz.registry.checks import Progress, steps, verify_with_progress
 from dcz.registry.disk import hash_stream, open_regular
-from dcz.registry.hub.snapshot import Snapshot
-from dcz.registry.hub.uploading import GIT_MAX, Content
 from dcz.registry.outgoing import is_dcz
+from dcz.registry.progress import Progress, steps
 from dcz.registry.together import Total
 
-__all__ = ["Outgoing", "Preparing"]
+if TYPE_CHECKING:
+    from dcz.registry.hub.snapshot import Snapshot
+
+__all__ = ["GIT_MAX", "Content", "Outgoing", "Preparing"]
+
+GIT_MAX: Final = 16 << 20  # bytes of a file that git may hold itself; larger ones are always for Git LFS
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """An object of Git LFS: the file that has it, its name in the repository, its length, its SHA-256 (64 hex digits)."""
+
+    path: Path
+    name: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,34 +100,39 @@ class Outgoing:
         return data
 
 
+_SIZE: Final = 0
+
+
 def _state(path: Path) -> tuple[int, ...]:
     info = os.stat(path)
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+    return info.st_size, info.st_dev, info.st_ino, info.st_mtime_ns
 
 
 class Preparing:
     """The threads that hash and verify. They stop with the push, however it ends."""
 
-    def __init__(
-        self, files: Mapping[Path, int], names: Mapping[Path, str], progress: Progress | None
-    ) -> None:
-        """``files``: with their sizes; ``names``: their paths in the repository. Raises UsageError."""
+    def __init__(self, names: Mapping[Path, str], progress: Progress | None) -> None:
+        """``names``: the files, and their paths in the repository. Raises UsageError."""
+        states: dict[Path, tuple[int, ...]] = {}
+        for path in sorted(names):
+            try:
+                states[path] = _state(path)
+            except OSError as exc:
+                raise UsageError(f"cannot push {str(path)!r}: {exc.strerror}") from exc
         self._over = threading.Event()
         self._hashers, self._checkers = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        titles = {names[path]: size for path, size in files.items()}
+        titles = {names[path]: state[_SIZE] for path, state in states.items()}
         containers = {name: size for name, size in titles.items() if is_dcz(Path(name))}
         hashed = Total(progress, "hash", titles, self._over)
         checked = Total(progress, "verify", containers, self._over)
         self.files = [
-            self._begin(path, names[path], size, hashed, checked) for path, size in sorted(files.items())
+            self._begin(path, names[path], state, hashed, checked) for path, state in states.items()
         ]
 
-    def _begin(self, path: Path, name: str, size: int, hashed: Total, checked: Total) -> Outgoing:
-        try:
-            state = _state(path)
-        except OSError as exc:
-            self._stop()
-            raise UsageError(f"cannot push {str(path)!r}: {exc.strerror}") from exc
+    def _begin(
+        self, path: Path, name: str, state: tuple[int, ...], hashed: Total, checked: Total
+    ) -> Outgoing:
+        size = state[_SIZE]
 
         def digests() -> tuple[str, str | None]:
             git = None
@@ -126,6 +147,8 @@ class Preparing:
 
         def check() -> None:
             if is_dcz(path):
+                from dcz.registry.checks import verify_with_progress
+
                 verify_with_progress(path, name, size, checked.one())
 
         hashing = self._hashers.submit(digests)

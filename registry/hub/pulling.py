@@ -13,7 +13,7 @@ from dcz.converters.shards import is_shard_index
 from dcz.errors import DczError, FormatError, NotInRegistry, RegistryCorrupt, SourceError, UsageError
 from dcz.format import DEFAULT_LIMITS, BaseLike, Limits, Reader, VerifyReport
 from dcz.registry.arrival import Arrival, bring, copy_to
-from dcz.registry.checks import Progress, verify_with_progress
+from dcz.registry.checks import verify_with_progress
 from dcz.registry.disk import open_regular, os_errors, read_bounded
 from dcz.registry.hub.cache import Cache
 from dcz.registry.hub.connection import Connection
@@ -22,6 +22,7 @@ from dcz.registry.hub.settings import Hub
 from dcz.registry.hub.snapshot import DEFAULT_FILE, HubFile, Snapshot, check_paths, is_dcz, open_snapshot
 from dcz.registry.outcomes import Pulled
 from dcz.registry.pins import check_pinned
+from dcz.registry.progress import Progress
 from dcz.registry.refs import HubReference
 from dcz.registry.together import AT_ONCE, Total, together
 

@@ -13,7 +13,6 @@ import json
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 from dcz.errors import (
@@ -26,14 +25,14 @@ from dcz.errors import (
     UsageError,
     VersionExists,
 )
-from dcz.registry.checks import Progress, steps
 from dcz.registry.hub.connection import Connection
-from dcz.registry.hub.preparing import Outgoing, Preparing
+from dcz.registry.hub.preparing import Outgoing
 from dcz.registry.hub.refs import Refs, check_tag, list_refs, make_tag
 from dcz.registry.hub.settings import Hub
 from dcz.registry.hub.snapshot import Snapshot, is_commit, open_snapshot
 from dcz.registry.hub.uploading import upload, upload_modes
 from dcz.registry.outcomes import Pushed
+from dcz.registry.progress import Progress, steps
 from dcz.registry.refs import HubReference
 from dcz.registry.together import Total, together
 
@@ -43,44 +42,36 @@ _SHARD: Final = re.compile(r"(?P<stem>.+?)(-[0-9]{5}-of-[0-9]{5})?\.dcz", re.IGN
 
 
 def push(
-    files: Mapping[Path, int],
+    outgoing: Sequence[Outgoing],
     reference: HubReference,
     hub: Hub,
     progress: Progress | None,
     *,
     tags: Sequence[str],
     private: bool,
-    names: Mapping[Path, str] | None = None,
-    replaces: Mapping[str, str | None] | None = None,
+    replaces: Mapping[str, str | None],
 ) -> Pushed:
-    """``dcz.registry.push`` for the Hub. See there. ``names``: paths in the repository, where they are not the files' own
-    names."""
-    named = {path: path.name for path in files} | dict(names or {})
+    """``dcz.registry.push`` for the Hub. See there. ``outgoing``: files that are being hashed and verified already."""
     for tag in tags:
         check_tag(reference, tag)
     if reference.revision is not None and is_commit(reference.revision):
         raise InvalidReference(f"{reference}: a commit cannot be pushed to", hint="hf://org/name[@branch]")
-    with Preparing(files, named, progress) as preparing:
-        connection = Connection(hub)  # which takes a while to import
-        if connection.offline:
-            raise Unreachable(f"{reference}: nothing is pushed offline", hint="HF_HUB_OFFLINE is set")
-        outgoing = preparing.files
-        refs = _ready(connection, reference, outgoing, private=private)
-        branch = reference.revision or "main"
-        before = open_snapshot(connection, HubReference(reference.org, reference.name, branch))
-        if private and not before.private:
-            raise UsageError(
-                f"{reference} is there already, and public", hint="make it private on the Hub first"
+    connection = Connection(hub)
+    if connection.offline:
+        raise Unreachable(f"{reference}: nothing is pushed offline", hint="HF_HUB_OFFLINE is set")
+    refs = _ready(connection, reference, outgoing, private=private)
+    branch = reference.revision or "main"
+    before = open_snapshot(connection, HubReference(reference.org, reference.name, branch))
+    if private and not before.private:
+        raise UsageError(f"{reference} is there already, and public", hint="make it private on the Hub first")
+    for path, digest in replaces.items():
+        known = before.file(path)
+        if (None if known is None else known.digest) != digest:
+            raise Conflict(
+                f"{reference}: somebody else has changed {path} meanwhile", hint="look at it, and push again"
             )
-        for path, digest in (replaces or {}).items():
-            known = before.file(path)
-            if (None if known is None else known.digest) != digest:
-                raise Conflict(
-                    f"{reference}: somebody else has changed {path} meanwhile",
-                    hint="look at it, and push again",
-                )
-        _check_tags(reference, refs, tags, before, outgoing)
-        after, created = _commit(connection, before, branch, outgoing, progress)
+    _check_tags(reference, refs, tags, before, outgoing)
+    after, created = _commit(connection, before, branch, outgoing, progress)
     new = [tag for tag in tags if refs.tags.get(tag) != after.commit]
     for tag in new:
         make_tag(connection, after.reference, tag)

@@ -15,34 +15,22 @@ from __future__ import annotations
 import base64
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from dcz.errors import RegistryCorrupt, RegistryError, UsageError
 from dcz.registry.hub.connection import Connection, Garbled, Refused
+from dcz.registry.hub.preparing import GIT_MAX, Content
 
-__all__ = ["GIT_MAX", "Content", "upload", "upload_modes"]
+__all__ = ["upload", "upload_modes"]
 
-GIT_MAX: Final = 16 << 20  # bytes of a file that git may hold itself; larger ones are always for Git LFS
-
-_PIECE: Final = 64 << 10  # bytes
+_PIECE: Final = 256 << 10  # bytes
 _LFS: Final = "application/vnd.git-lfs+json"
 _SAMPLE: Final = 512  # bytes from which the Hub guesses what a file is
 _ASK_AT_ONCE: Final = 256  # files
 _MAX_PARTS: Final = 10_000  # of an object, as in S3
 _PROGRESS: Final = 1 << 20  # bytes further than ever before that count as getting further
 _HUB: Final = "https://huggingface.co"
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """An object of Git LFS: the file that has it, its name in the repository, its length, its SHA-256 (64 hex digits)."""
-
-    path: Path
-    name: str
-    size: int
-    sha256: str
 
 
 def upload_modes(
