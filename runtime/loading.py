@@ -93,12 +93,14 @@ def _open_reader(
     base: BasesLike,
     whole: bool,
 ) -> Reader:
-    from dcz.registry import PathReference, base_sources, open_reference, parse_reference
+    from dcz.registry import PathReference, base_sources, parse_reference
 
     bases = base_sources(base, registry=registry, limits=limits)
     if isinstance(source, str) and url_scheme(source) in (None, "hf", "oci"):
         reference = parse_reference(source)
         if not isinstance(reference, PathReference):
+            from dcz.registry import open_reference  # which takes a while to import
+
             return open_reference(
                 reference, registry=registry, threads=threads, limits=limits, base=bases, whole=whole
             )
@@ -140,13 +142,15 @@ def open_parts(
 
 def _index_of(source: ModelLike, registry: RegistryLike) -> Path | None:
     """The index of the .dcz files that are meant, if it is not a single one."""
-    from dcz.registry import HubReference, PathReference, fetch_shards, parse_reference
+    from dcz.registry import HubReference, PathReference, parse_reference
 
     if isinstance(source, str):
         if url_scheme(source) not in (None, "hf"):
             return None
         reference = parse_reference(source)
         if isinstance(reference, HubReference):
+            from dcz.registry import fetch_shards
+
             return fetch_shards(reference, registry=registry)
         if not isinstance(reference, PathReference):
             return None
@@ -235,13 +239,17 @@ def load(
         return {name: array for reader in readers for name, array in load_arrays(reader).items()}
 
 
+def populating_threads(reader: Reader) -> int:
+    """As ``allocate`` takes it: what a file claims gets pages before it is read only in proportion to what it brings."""
+    claimed = sum(geometry.nbytes for geometry in reader.geometry.tensors.values())
+    return reader.threads if claimed <= _MOST_EXPANDED * reader.size else 0
+
+
 def load_arrays(reader: Reader) -> dict[str, np.ndarray]:
     stored = {tensor.name: tensor for tensor in reader.manifest.tensors}
-    # What a file claims gets pages before it is read only in proportion to what the file brings.
-    claimed = sum(geometry.nbytes for geometry in reader.geometry.tensors.values())
     arrays = allocate(
         ((name, DTYPES[tensor.dtype], tensor.shape) for name, tensor in stored.items()),
-        populate=reader.threads if claimed <= _MOST_EXPANDED * reader.size else 0,
+        populate=populating_threads(reader),
     )
     reader.read_into(arrays)
     return arrays | {alias: arrays[target].view() for alias, target in reader.aliases.items()}

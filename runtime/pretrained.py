@@ -36,7 +36,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from dcz.compression.torch_tensors import to_torch
 from dcz.errors import DigestMismatch, ManifestError, ModelMismatch, UnsupportedVersion, UsageError
 from dcz.format import DTYPES, Reader
-from dcz.runtime.loading import open_reader
+from dcz.runtime.loading import open_reader, populating_threads
 from dcz.runtime.slabs import allocate
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ __all__ = ["DczConfig", "DczQuantizer"]
 
 METHOD: Final = "dcz"
 FORMAT_VERSION: Final = 1
-_AHEAD: Final = 16 << 20
+_AHEAD: Final = 64 << 20
 _HYDRATE: Final = "dcz.hydrate makes a folder of ordinary safetensors, which can"
 
 
@@ -113,6 +113,7 @@ class _Weights:
     def __init__(self, readers: Sequence[Reader]) -> None:
         """Raises ManifestError if two files hold the same tensor."""
         self._tensors = [(reader, name) for reader in readers for name in reader]
+        self._populate = min(map(populating_threads, readers), default=0)
         self.failure: Exception | None = None
         self._wanted: dict[
             int, bool
@@ -182,8 +183,11 @@ class _Weights:
         for group in groups:
             outlines = {str(number): self._tensors[number] for number in group}
             memory = allocate(
-                (key, DTYPES[reader.dtype(name)], reader.shape(name))
-                for key, (reader, name) in outlines.items()
+                (
+                    (key, DTYPES[reader.dtype(name)], reader.shape(name))
+                    for key, (reader, name) in outlines.items()
+                ),
+                populate=self._populate,
             )
             for key, (reader, name) in outlines.items():
                 arrays[int(key)] = by_reader.setdefault(reader, {})[name] = memory[key]
