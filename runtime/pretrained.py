@@ -18,6 +18,7 @@ these assumptions. Why this way: docs/decisions/0018.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -34,7 +35,16 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dcz.compression.torch_tensors import to_torch
-from dcz.errors import DigestMismatch, ManifestError, ModelMismatch, UnsupportedVersion, UsageError
+from dcz.converters.safetensors import INDEX_SUFFIX, read_weight_map
+from dcz.converters.safetensors_header import load_json
+from dcz.errors import (
+    DigestMismatch,
+    ManifestError,
+    ModelMismatch,
+    SourceError,
+    UnsupportedVersion,
+    UsageError,
+)
 from dcz.format import DTYPES, Reader
 from dcz.runtime.loading import open_reader, populating_threads
 from dcz.runtime.slabs import allocate
@@ -61,7 +71,9 @@ class DczConfig(QuantizationConfigMixin):
     def __init__(
         self, format_version: int = FORMAT_VERSION, shards: Mapping[str, str] | None = None, **_: Any
     ) -> None:
-        """Raises UnsupportedVersion for a folder that a newer dcz wrote, ManifestError for digests that are none."""
+        """Raises UnsupportedVersion for a folder that a newer dcz wrote, ManifestError for other things than digests."""
+        if type(format_version) is not int:
+            raise ManifestError("the format_version of the quantization_config is not a whole number")
         if format_version != FORMAT_VERSION:
             raise UnsupportedVersion(
                 f"the quantization_config has the version {format_version}, this dcz reads version {FORMAT_VERSION}",
@@ -231,10 +243,9 @@ def _is_dcz(path: Any) -> bool:
 class DczQuantizer(HfQuantizer):
     """Decodes .dcz files while transformers loads a model. What is loaded is a model like any other."""
 
-    requires_calibration = True  # what is not in .dcz files already is not put into them by loading it
-
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
-        super().__init__(quantization_config, **kwargs)
+        # transformers takes a configuration that was handed to from_pretrained for a wish to quantize something.
+        super().__init__(quantization_config, **kwargs | {"pre_quantized": True})
         self._weights: _Weights | None = None
         self._release: Any = None
 
@@ -248,6 +259,18 @@ class DczQuantizer(HfQuantizer):
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
         if isinstance(device_map, Mapping) and "disk" in device_map.values():
             self._refuse_disk()
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Called before transformers reads the index, in which it looks for nothing that could be wrong.
+
+        Raises SourceError if that of a folder is no index of shards.
+        """
+        index = Path(str(config.name_or_path), f"model{INDEX_SUFFIX}")
+        if index.is_file():
+            data, _ = read_weight_map(index)
+            if not isinstance(load_json(data).get("metadata"), dict):
+                raise SourceError(f"{index}: not a valid index of shards: it has no metadata")
+        return config
 
     def _refuse_disk(self) -> None:
         raise UsageError(
@@ -267,6 +290,11 @@ class DczQuantizer(HfQuantizer):
                 hint=f"{_HYDRATE} be split",
             )
         paths = [path for path in checkpoint_files if _is_dcz(path)]
+        if not paths:
+            raise UsageError(
+                f"the quantization_config asks for .dcz files, and {model.config.name_or_path!r} has none",
+                hint="dcz.save_pretrained makes them",
+            )
         config: Any = self.quantization_config
         shards = config.shards
         given = {os.path.basename(path) for path in paths}
@@ -321,3 +349,29 @@ class DczQuantizer(HfQuantizer):
         if "disk" in getattr(model, "hf_device_map", {}).values():
             self._refuse_disk()
         return model
+
+
+def _refuse_to_unpickle() -> None:
+    """Let transformers say what is missing where it would take a .dcz file for a pickle: that is, without a quantizer.
+
+    Nothing depends on it. If transformers has no function of this name any more, its own error is what one sees.
+    """
+    from transformers import modeling_utils
+
+    load: Any = getattr(modeling_utils, "load_state_dict", None)
+    if load is None:
+        return
+
+    @functools.wraps(load)
+    def load_state_dict(checkpoint_file: Any, *args: Any, **kwargs: Any) -> Any:
+        if _is_dcz(os.fspath(checkpoint_file)):
+            raise UsageError(
+                f"the configuration of the model has no quantization_config, without which {checkpoint_file!r} is not read",
+                hint="from_pretrained(..., quantization_config=dcz.transformers.DczConfig()), or no config= of your own",
+            )
+        return load(checkpoint_file, *args, **kwargs)
+
+    modeling_utils.load_state_dict = load_state_dict
+
+
+_refuse_to_unpickle()

@@ -15,8 +15,10 @@ from dcz.errors import MissingDependency
 try:
     from dcz.runtime.pretrained import DczConfig, DczQuantizer
 except ImportError as exc:
-    if (exc.name or "").partition(".")[0] not in ("torch", "transformers"):
+    missing = (exc.name or "").partition(".")[0]
+    if missing not in ("torch", "transformers"):
         raise
-    raise MissingDependency("transformers>=5", needed_for="dcz.transformers", extra="transformers") from exc
+    package = {"torch": "torch", "transformers": "transformers>=5"}[missing]
+    raise MissingDependency(package, needed_for="dcz.transformers", extra="transformers") from exc
 
 __all__ = ["DczConfig", "DczQuantizer"]

@@ -19,7 +19,7 @@ from tests.converters.test_huggingface_folders import minilm
 
 import dcz
 import dcz.transformers
-from dcz.errors import DczError, DigestMismatch, ManifestError, UnsupportedVersion, UsageError
+from dcz.errors import DczError, DigestMismatch, ManifestError, SourceError, UnsupportedVersion, UsageError
 from dcz.transformers import DczQuantizer
 
 SMALL: dict[str, Any] = {
@@ -352,6 +352,50 @@ def test_a_newer_folder(tmp_path: Path) -> None:
         load(folder, llama)
 
 
+def test_a_version_that_is_none() -> None:
+    with pytest.raises(ManifestError, match="not a whole number"):
+        dcz.transformers.DczConfig(format_version="1")  # type: ignore[arg-type]
+
+
+def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
+    """Without a quantization_config, transformers would take the .dcz files for pickles; load_state_dict is asked first."""
+    folder = made(llama, tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "plain")
+    typeless = transformers.AutoConfig.from_pretrained(tmp_path / "plain")
+    typeless.dtype = None
+    for given in (config, typeless):
+        with pytest.raises(UsageError, match=r"no quantization_config.*DczConfig"):
+            transformers.AutoModelForCausalLM.from_pretrained(folder, config=given)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, config=config, quantization_config=dcz.transformers.DczConfig()
+    )
+    plain: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    expected = plain.state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in model.state_dict().items())
+    assert getattr(model.config, "quantization_config", None) is None
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"[]",
+        b'{"metadata": {}, "weight_map": []}',
+        b'{"metadata": {}, "weight_map": {"a": 7}}',
+        b'{"weight_map": {"a": "model.dcz"}}',
+        b'{"metadata": 7, "weight_map": {"a": "model.dcz"}}',
+        b'{"metadata": {}, "weight_map": {"a": "../model.dcz"}}',
+        b'{"weight_map": ' + b"[" * 200_000,
+        b'{"metadata": {"\xff": 1}, "weight_map": {"a": "model.dcz"}}',
+    ],
+    ids=["list", "list of files", "number", "no metadata", "metadata", "elsewhere", "nested", "not UTF-8"],
+)
+def test_an_index_that_is_none(tmp_path: Path, index: bytes) -> None:
+    folder = made(llama, tmp_path)
+    (folder / "model.safetensors.index.json").write_bytes(index)
+    with pytest.raises(SourceError, match="not a valid index of shards"):
+        load(folder, llama)
+
+
 @pytest.mark.parametrize("shards", [7, ["model.dcz"], {"model.dcz": 7}])
 def test_digests_that_are_none(tmp_path: Path, shards: Any) -> None:
     folder = made(llama, tmp_path)
@@ -364,11 +408,13 @@ def test_digests_that_are_none(tmp_path: Path, shards: Any) -> None:
 
 @pytest.mark.parametrize("module", ["transformers", "transformers.core_model_loading", "torch"])
 def test_without_what_is_needed(module: str) -> None:
-    code = f"import sys; sys.modules[{module!r}] = None\nimport dcz\ntry: import dcz.transformers\nexcept dcz.MissingDependency as exc: print(exc.hint)"
+    code = f"import sys; sys.modules[{module!r}] = None\nimport dcz\ntry: import dcz.transformers\nexcept dcz.MissingDependency as exc: print(exc)"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "pip install 'dcz[transformers]'"
+    package = "torch" if module == "torch" else "transformers>=5"
+    assert f"the package {package!r}, which is not installed" in done.stdout
+    assert "(pip install 'dcz[transformers]')" in done.stdout
 
 
 def test_what_dcz_cannot_do(tmp_path: Path) -> None:
@@ -376,7 +422,7 @@ def test_what_dcz_cannot_do(tmp_path: Path) -> None:
     quantizer: Any = DczQuantizer(dcz.transformers.DczConfig(), pre_quantized=True)
     with pytest.raises(UsageError, match="hydrate"):
         quantizer.validate_environment(device_map={"": "disk"})
-    with pytest.raises(ValueError, match="pre-quantized"):
+    with pytest.raises(UsageError, match="has none"):
         transformers.AutoModel.from_pretrained(
             tmp_path / "plain", quantization_config=dcz.transformers.DczConfig()
         )
