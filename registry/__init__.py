@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Tagged,
         Verified,
         collect_garbage,
+        commits,
         default_registry,
         fetch_model,
         fetch_shards,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from dcz.registry.hub.settings import Hub, Patience
     from dcz.registry.index import Change
     from dcz.registry.locking import Locked, lock, locked, write_lock
-    from dcz.registry.outcomes import Pulled, Pushed
+    from dcz.registry.outcomes import Committed, Pulled, Pushed
     from dcz.registry.pins import check_pinned, read_pins
     from dcz.registry.progress import Progress
     from dcz.registry.refs import (
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactManifest",
     "Change",
+    "Committed",
     "Garbage",
     "Hub",
     "HubReference",
@@ -82,6 +84,7 @@ __all__ = [
     "base_sources",
     "check_pinned",
     "collect_garbage",
+    "commits",
     "default_registry",
     "fetch_model",
     "fetch_shards",
@@ -109,6 +112,7 @@ __all__ = [
 _MODULES: Final = {
     "ArtifactManifest": "artifact",
     "Change": "index",
+    "Committed": "outcomes",
     "Garbage": "stores.base",
     "Hub": "hub.settings",
     "HubReference": "refs",

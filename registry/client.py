@@ -21,6 +21,7 @@ from dcz.registry.checks import about, check_content, check_identity, dcz_errors
 from dcz.registry.disk import hash_stream, os_errors
 from dcz.registry.hub.settings import Hub
 from dcz.registry.index import LATEST, Change, Tag, check_alias, find_tag
+from dcz.registry.outcomes import Committed
 from dcz.registry.progress import Progress, steps
 from dcz.registry.refs import (
     HubReference,
@@ -532,9 +533,26 @@ def list_artifacts(name: str | None = None, *, registry: RegistryLike = None) ->
 def history(name: str | None = None, *, registry: RegistryLike = None) -> list[Change]:
     """Every version that was published and every alias that moved, oldest first.
 
-    Raises RegistryError; RegistryCorrupt if some of it was lost and nothing has changed since.
+    Raises NotInRegistry if there is no such name; RegistryError; RegistryCorrupt if some of it was lost and nothing has
+    changed since.
     """
-    return open_registry(registry).history(name)
+    store = open_registry(registry)
+    if name is not None and not store.tags(check_name(name)):
+        raise _no_such_name(store, name)
+    return store.history(name)
+
+
+def commits(ref: str | Reference, *, registry: RegistryLike = None) -> list[Committed]:
+    """The commits of a repository on the Hub that led to a branch, a tag or a commit, oldest first.
+
+    Raises InvalidReference for what is not on the Hub, NotInRegistry, AccessDenied, RegistryError.
+    """
+    from dcz.registry.hub import refs
+
+    reference = parse_reference(ref) if isinstance(ref, str) else ref
+    if not isinstance(reference, HubReference):
+        raise InvalidReference(f"{reference} is not on the Hub, and has no commits", hint="hf://org/name")
+    return refs.history(reference, hub_of(registry))
 
 
 def collect_garbage(*, registry: RegistryLike = None, grace: float = GRACE) -> Garbage:

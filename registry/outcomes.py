@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dcz.registry.index import Change
     from dcz.registry.refs import HubReference, RegistryReference
 
-__all__ = ["Pulled", "Pushed"]
+__all__ = ["Committed", "Pulled", "Pushed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,17 @@ class Pushed:
     created: bool
     changes: tuple[Change, ...] = ()
     tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A commit of a repository on the Hub: what pins it, when it was made (RFC 3339), by whom, and what its author calls it.
+    All but the first is what the Hub says."""
+
+    reference: HubReference
+    time: str
+    user: str
+    title: str
 
 
 @dataclass(frozen=True, slots=True)

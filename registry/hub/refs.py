@@ -9,10 +9,11 @@ from typing import Any
 from dcz.errors import Conflict, InvalidReference, RegistryCorrupt, VersionExists
 from dcz.registry.hub.connection import Connection
 from dcz.registry.hub.settings import Hub
-from dcz.registry.hub.snapshot import Snapshot, find_commit, is_commit, open_snapshot
+from dcz.registry.hub.snapshot import Snapshot, find_commit, is_commit, open_snapshot, pages
+from dcz.registry.outcomes import Committed
 from dcz.registry.refs import HubReference
 
-__all__ = ["Refs", "check_tag", "list_refs", "make_tag", "named_commits", "tag"]
+__all__ = ["Refs", "check_tag", "history", "list_refs", "make_tag", "named_commits", "tag"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +98,33 @@ def named_commits(reference: HubReference, hub: Hub) -> list[tuple[Snapshot, tup
         (open_snapshot(connection, HubReference(reference.org, reference.name, commit)), tuple(called))
         for commit, called in names.items()
     ]
+
+
+def history(reference: HubReference, hub: Hub) -> list[Committed]:
+    """``dcz.registry.commits``. Raises NotInRegistry, AccessDenied, RegistryError."""
+    connection = Connection(hub)
+    commit, _ = find_commit(connection, reference)
+    pinned = HubReference(reference.org, reference.name, commit)
+    url = connection.own_url(f"api/models/{reference.org}/{reference.name}/commits/{commit}")
+    found = [_committed(pinned, item) for item in pages(connection, url, pinned, "commits")]
+    found.reverse()
+    return found
+
+
+def _committed(pinned: HubReference, item: Any) -> Committed:
+    entry: dict[str, Any] = item if isinstance(item, dict) else {}
+    commit, time, title = entry.get("id"), entry.get("date"), entry.get("title")
+    if not isinstance(commit, str) or not is_commit(commit):
+        raise RegistryCorrupt(f"{pinned}: the list of commits is wrong: one of them has no name")
+    authors: Any = entry.get("authors")
+    users = (
+        [author.get("user") for author in authors if isinstance(author, dict)]
+        if isinstance(authors, list)
+        else []
+    )
+    return Committed(
+        HubReference(pinned.org, pinned.name, commit),
+        time if isinstance(time, str) else "",
+        ", ".join(user for user in users if isinstance(user, str)),
+        title if isinstance(title, str) else "",
+    )

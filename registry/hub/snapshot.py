@@ -20,7 +20,7 @@ from dcz.format.manifest import check_asset_paths
 from dcz.registry.hub.connection import Connection, Garbled, joined
 from dcz.registry.refs import HubReference
 
-__all__ = ["DEFAULT_FILE", "HubFile", "Snapshot", "find_commit", "is_dcz", "open_snapshot"]
+__all__ = ["DEFAULT_FILE", "HubFile", "Snapshot", "find_commit", "is_dcz", "open_snapshot", "pages"]
 
 DEFAULT_FILE: Final = "model.dcz"
 MAX_FILES: Final = 100_000
@@ -163,26 +163,31 @@ def open_snapshot(connection: Connection, reference: HubReference) -> Snapshot:
 def _files(connection: Connection, pinned: HubReference) -> Iterator[HubFile]:
     url = connection.own_url(f"api/models/{pinned.org}/{pinned.name}/tree/{pinned.revision}?recursive=true")
     seen: set[str] = set()
-    pages = 0
+    for item in pages(connection, url, pinned, "files"):
+        if isinstance(item, dict) and item.get("type") == "directory":
+            continue
+        file = _file(pinned, item)
+        if file.path in seen or len(seen) >= MAX_FILES:
+            raise _wrong(
+                pinned, f"{file.path[:80]!r} is there twice, or there are more than {MAX_FILES} files"
+            )
+        seen.add(file.path)
+        yield file
+
+
+def pages(connection: Connection, url: str, reference: HubReference, what: str) -> Iterator[Any]:
+    """The items of a list of ``what`` that the Hub sends in pages. Raises RegistryError."""
+    number = 0
     while url:
-        pages += 1
-        items, headers = connection.get_json(url, str(pinned))
+        number += 1
+        items, headers = connection.get_json(url, str(reference))
         if not isinstance(items, list):
-            raise _wrong(pinned, "no list of files")
-        for item in items:
-            if isinstance(item, dict) and item.get("type") == "directory":
-                continue
-            file = _file(pinned, item)
-            if file.path in seen or len(seen) >= MAX_FILES:
-                raise _wrong(
-                    pinned, f"{file.path[:80]!r} is there twice, or there are more than {MAX_FILES} files"
-                )
-            seen.add(file.path)
-            yield file
+            raise _wrong(reference, f"no list of {what}", what)
+        yield from items
         following = _NEXT.search(headers.get("link", ""))
         before, url = url, _next_page(connection, url, following[1]) if following else ""
-        if url == before or pages >= MAX_PAGES:
-            raise _wrong(pinned, f"it has no end, or more than {MAX_PAGES} pages")
+        if url == before or number >= MAX_PAGES:
+            raise _wrong(reference, f"it has no end, or more than {MAX_PAGES} pages", what)
 
 
 def _next_page(connection: Connection, url: str, location: str) -> str:
@@ -213,5 +218,5 @@ def _file(pinned: HubReference, item: Any) -> HubFile:
     return HubFile(path, size, digest)
 
 
-def _wrong(pinned: HubReference, what: str) -> RegistryCorrupt:
-    return RegistryCorrupt(f"{pinned}: the list of files is wrong: {what}")
+def _wrong(pinned: HubReference, problem: str, what: str = "files") -> RegistryCorrupt:
+    return RegistryCorrupt(f"{pinned}: the list of {what} is wrong: {problem}")

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.hub.faults import Fault
 from tests.hub.server import TestHub
+from tests.hub.wire import Answer, Request
 from tests.registry.dcz_files import MakeDcz
 
-from dcz.errors import InvalidReference, NotInRegistry, VersionExists
-from dcz.registry import Hub, list_artifacts, push, tag
+from dcz.errors import InvalidReference, NotInRegistry, RegistryCorrupt, VersionExists
+from dcz.registry import Hub, commits, list_artifacts, push, tag
 
 
 def test_tags_stay(hub: TestHub, ada: Hub, make_dcz: MakeDcz) -> None:
@@ -46,6 +48,35 @@ def test_what_has_a_name_is_listed(hub: TestHub, ada: Hub, make_dcz: MakeDcz) ->
     }
     assert listed[first].files == ("model.dcz",)
     assert listed[first].size == make_dcz(seed=1).stat().st_size
+
+
+def test_commits_are_the_history(hub: TestHub, ada: Hub, make_dcz: MakeDcz) -> None:
+    first = push(make_dcz(seed=1), "hf://ada/m", registry=ada, tags=["v1"]).reference
+    second = push(make_dcz(seed=2), "hf://ada/m", registry=ada).reference
+    hub.routes.page = 2
+    found = commits("hf://ada/m", registry=ada)
+    assert [each.reference for each in found[1:]] == [first, second]
+    assert [each.title for each in found] == ["initial commit", "Push model.dcz", "Push model.dcz"]
+    assert {each.time for each in found} == {"2026-01-01T00:00:00.000Z"}
+    assert found[1].user == "ada"
+    assert commits("hf://ada/m@v1", registry=ada) == found[:2]
+    with pytest.raises(NotInRegistry):
+        commits("hf://ada/none", registry=ada)
+    with pytest.raises(InvalidReference, match="not on the Hub"):
+        commits("m:v1", registry=ada)
+
+
+@pytest.mark.parametrize("answer", [{}, [7], [{"id": "x"}], [{"id": 7, "authors": 7}]])
+def test_a_history_that_is_none(hub: TestHub, ada: Hub, make_dcz: MakeDcz, answer: Any) -> None:
+    push(make_dcz(), "hf://ada/m", registry=ada)
+    usual = hub.routes.hub
+
+    def odd(request: Request) -> Answer:
+        return Answer.json(answer) if "/commits/" in request.target else usual(request)
+
+    hub.answer_with(odd)
+    with pytest.raises(RegistryCorrupt, match="list of commits is wrong"):
+        commits("hf://ada/m", registry=ada)
 
 
 def test_the_command_line(

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "lock": "Write down what references stand for today.",
     "tag": "Point an alias to a version.",
     "list": "List what is in a registry.",
+    "history": "Show what has changed in a registry.",
 }
 
 

@@ -25,6 +25,8 @@ __all__ = [
     "is_remote",
     "locate",
     "open_target",
+    "pin_options",
+    "pinned",
     "reference_of",
     "registry_option",
     "threads_option",
@@ -59,6 +61,31 @@ def base_option(function: _Function) -> _Function:
         help="Of a file of differences, what they are to; may be repeated.  [default: found beside it or in the registry]",
     )
     return option(function)
+
+
+def pin_options(verb: str) -> Callable[[_Function], _Function]:
+    """``verb``: what is done with what is pinned; the options are ``digests`` and ``lock``, for ``pinned``."""
+    digest = click.option(
+        "--digest",
+        "digests",
+        metavar="DIGEST",
+        multiple=True,
+        help="The identity that its .dcz must have (blake3:...); for several, repeat it.",
+    )
+    lock = click.option(
+        "--lock", metavar="FILE", help=f"{verb} what this file, made by dcz lock, says of REF, or nothing."
+    )
+    return lambda function: digest(lock(function))
+
+
+def pinned(target: str, digests: tuple[str, ...], lock: str | None) -> tuple[str, tuple[str, ...]]:
+    """The reference to take, and the identities that its files must have. Raises UsageError, RegistryError."""
+    if lock is None:
+        return target, digests
+    from dcz.registry import locked
+
+    known = locked(lock, target)
+    return str(known.reference), (*digests, *known.files.values())
 
 
 def threads_option(verb: str) -> Callable[[_Function], _Function]:

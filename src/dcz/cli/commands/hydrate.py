@@ -10,7 +10,15 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain, plural, size
 from dcz.cli.progress import bars
-from dcz.cli.targets import base_option, file_option, locate, registry_option, threads_option
+from dcz.cli.targets import (
+    base_option,
+    file_option,
+    locate,
+    pin_options,
+    pinned,
+    registry_option,
+    threads_option,
+)
 
 __all__ = ["command"]
 
@@ -21,16 +29,7 @@ __all__ = ["command"]
 @threads_option("decode")
 @file_option
 @base_option
-@click.option(
-    "--digest",
-    "digests",
-    metavar="DIGEST",
-    multiple=True,
-    help="The identity that its .dcz must have (blake3:...); for several, repeat it.",
-)
-@click.option(
-    "--lock", metavar="FILE", help="Take what this file, made by dcz lock, says of REF, or nothing."
-)
+@pin_options("Take")
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @json_option
@@ -54,12 +53,7 @@ def command(
     """
     from dcz.runtime.folders import hydrate
 
-    wanted = target
-    if lock is not None:
-        from dcz.registry import locked
-
-        known = locked(lock, target)
-        wanted, digests = str(known.reference), (*digests, *known.files.values())
+    wanted, digests = pinned(target, digests, lock)
     source = locate(wanted, registry, file) if file is not None else os.path.expanduser(wanted)
     with bars(quiet=quiet) as update:
         done = hydrate(

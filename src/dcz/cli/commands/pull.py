@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain
 from dcz.cli.progress import bars
-from dcz.cli.targets import file_hint, registry_option
-
-if TYPE_CHECKING:
-    from dcz.registry import Reference
+from dcz.cli.targets import file_hint, pin_options, pinned, registry_option
 
 __all__ = ["command"]
 
@@ -30,16 +26,7 @@ __all__ = ["command"]
     help="The folder for the files; made if need be.",
 )
 @click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file; may be repeated.")
-@click.option(
-    "--digest",
-    "digests",
-    metavar="DIGEST",
-    multiple=True,
-    help="The identity that its .dcz must have (blake3:...); for several, repeat it.",
-)
-@click.option(
-    "--lock", metavar="FILE", help="Bring what this file, made by dcz lock, says of REF, or nothing."
-)
+@pin_options("Bring")
 @click.option("--force", is_flag=True, help="Replace files that are there and different.")
 @registry_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -59,13 +46,9 @@ def command(
 
     Everything is verified before the first file appears. Files that are there already and right are kept.
     """
-    from dcz.registry import locked, pull
+    from dcz.registry import pull
 
-    wanted: Reference | str = ref
-    if lock is not None:
-        known = locked(lock, ref)
-        wanted, digests = known.reference, (*digests, *known.files.values())
-
+    wanted, digests = pinned(ref, digests, lock)
     with bars(quiet=quiet) as update, file_hint(ref):
         done = pull(
             wanted, output, files=files, digests=digests, registry=registry, progress=update, force=force
