@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         verify,
         version_with,
     )
+    from dcz.registry.hints import file_hint
     from dcz.registry.hub.settings import Hub, Patience
     from dcz.registry.index import Change
     from dcz.registry.locking import Locked, lock, locked, write_lock
@@ -88,6 +89,7 @@ __all__ = [
     "default_registry",
     "fetch_model",
     "fetch_shards",
+    "file_hint",
     "find_base",
     "history",
     "list_artifacts",
@@ -131,6 +133,7 @@ _MODULES: Final = {
     "base_name": "bases",
     "base_sources": "bases",
     "check_pinned": "pins",
+    "file_hint": "hints",
     "lock": "locking",
     "locked": "locking",
     "parse_reference": "refs",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,14 @@ __all__ = ["Committed", "Pulled", "Pushed"]
 @dataclass(frozen=True, slots=True)
 class Pushed:
     """``reference`` is pinned: to a digest, or on the Hub to a commit. ``created`` is False if all was there already.
-    ``changes`` are the versions and aliases of a registry that are new or have moved; ``tags`` the new tags on the Hub."""
+    ``changes`` are the versions and aliases of a registry that are new or have moved; ``tags`` the new tags on the Hub;
+    ``identities`` those of the .dcz files that were pushed, by their names."""
 
     reference: RegistryReference | HubReference
     created: bool
     changes: tuple[Change, ...] = ()
     tags: tuple[str, ...] = ()
+    identities: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

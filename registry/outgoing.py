@@ -59,9 +59,13 @@ def check_names(names: Iterable[str], *, nested: bool = False) -> None:
     from dcz.format.manifest import check_asset_paths
     from dcz.registry.artifact import check_file_names
 
+    names = list(names)
+    for name in names:
+        if not name.isascii() and name != name.encode(errors="replace").decode():
+            raise UsageError(f"cannot push these files: the name {name!r} is not UTF-8")
     try:
         if nested:
-            check_asset_paths(list(names))
+            check_asset_paths(names)
         else:
             check_file_names(names)
     except ValueError as exc:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
-from dcz.errors import RegistryCorrupt, UsageError
+from dcz.errors import InvalidReference, RegistryCorrupt
 
 __all__ = ["check_pinned", "read_pins"]
 
@@ -18,12 +18,15 @@ _IDENTITY: Final = re.compile(r"blake3:[0-9a-f]{64}")
 
 
 def read_pins(digests: str | Iterable[str] | None) -> tuple[str, ...]:
-    """The identities that were given, if any. Raises UsageError for what is none."""
-    given = () if digests is None else (digests,) if isinstance(digests, str) else tuple(digests)
+    """The identities that were given, if any. Raises InvalidReference for what is none."""
+    several: Any = () if digests is None else digests
+    given: tuple[Any, ...] = (
+        tuple(several) if isinstance(several, Iterable) and not isinstance(several, str) else (several,)
+    )
     for digest in given:
-        if not _IDENTITY.fullmatch(digest):
-            raise UsageError(
-                f"{digest[:100]!r} is not the identity of a .dcz file",
+        if not isinstance(digest, str) or not _IDENTITY.fullmatch(digest):
+            raise InvalidReference(
+                f"{str(digest)[:100]!r} is not the identity of a .dcz file",
                 hint="it is blake3: and 64 lower-case hexadecimal digits, as `dcz inspect` shows it",
             )
     return given

@@ -66,7 +66,8 @@ def push(
             raise UsageError(f"these files make no artifact: {describe(exc)}") from exc
         done = upload.publish(reference.name, reference.tag, manifest, aliases)
     pinned = RegistryReference(reference.name, done.version.tag, done.version.digest)
-    return Pushed(pinned, done.created, done.changes)
+    identities = {layer.title: layer.dcz_digest for layer in layers if layer.dcz_digest is not None}
+    return Pushed(pinned, done.created, done.changes, identities=identities)
 
 
 def _fail_early(

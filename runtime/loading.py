@@ -73,10 +73,11 @@ def open_reader(
     Hub is fetched if the ``whole`` of it is to be read; otherwise, only what is asked for comes over the wire. Raises
     FormatError, OSError, InvalidReference or NotInRegistry, and RegistryCorrupt if the file has not the identity ``digest``.
     """
-    from dcz.registry import check_pinned, read_pins
+    from dcz.registry import check_pinned, file_hint, read_pins
 
     pins = read_pins(digest)
-    reader = _open_reader(source, registry, limits, threads, base, whole)
+    with file_hint(source):
+        reader = _open_reader(source, registry, limits, threads, base, whole)
     try:
         check_pinned(pins, reader.digest, reader.name)
     except BaseException:
@@ -120,10 +121,11 @@ def open_parts(
 ) -> Generator[list[Reader]]:
     """As open_reader, but a folder, or a repository on the Hub, may have several .dcz files that an index makes one model of.
     ``digest`` may then be several, of which each file must have one."""
-    from dcz.registry import base_sources, check_pinned, read_pins
+    from dcz.registry import base_sources, check_pinned, file_hint, read_pins
 
     pins = read_pins(digest)
-    index = _index_of(source, registry)
+    with file_hint(source):
+        index = _index_of(source, registry)
     with ExitStack() as stack:
         if index is None:
             readers = [

@@ -84,7 +84,8 @@ class Cache:
         blob = self.blob(file)
         with os_errors("cannot write to", self.folder):
             blob.parent.mkdir(parents=True, exist_ok=True)
-            with Staging(blob.parent, _PREFIX, wanted=[file.digest]) as staging:
+            # A name of its own for each file: fetches of several at the same time take nothing from each other.
+            with Staging(blob.parent, f"{_PREFIX}{file.digest[:16]}-", wanted=[file.digest]) as staging:
                 staged = staging.path / file.digest
                 copy_to(arrival, staged, progress)
                 arrival.check_file(staged, progress)

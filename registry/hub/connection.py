@@ -230,11 +230,13 @@ class Connection:
     def _refusal(self, status: int, headers: Mapping[str, str], what: str, *, own: bool) -> Failure:
         code = headers.get("x-error-code", "")
         said = _printable(headers.get("x-error-message", "")) or f"HTTP {status}"
+        error: RegistryError
         login = None if self.token else "log in with `hf auth login`, or set HF_TOKEN"
+        if not own and status == 404:
+            error = RegistryCorrupt(f"{what}: the storage behind {self.endpoint} does not have it")
+            return Failure(error, again=True, tries=_SIGNED_TRIES)
         if not own and status in (401, 403):
-            error: RegistryError = Unreachable(
-                f"{what}: the storage refuses the URL that the Hub signed ({said})"
-            )
+            error = Unreachable(f"{what}: the place that {self.endpoint} sends us to refuses ({said})")
             return Failure(error, again=True, tries=_SIGNED_TRIES)
         if code == "GatedRepo":
             hint = login or f"accept them on {self.endpoint}"
@@ -301,6 +303,8 @@ class Connection:
             )
             with asked as response:
                 status, location = response.status_code, response.headers.get("location")
+                if status in _REDIRECTS and not location:
+                    raise Garbled("it leads nowhere")
                 if status in _REDIRECTS and location:
                     following = joined(url, location)
                     if origin(following)[0] == "http" and origin(url)[0] == "https":

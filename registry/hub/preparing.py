@@ -48,7 +48,7 @@ class Outgoing:
     size: int
     state: tuple[int, ...]
     hashing: Future[tuple[str, str | None]]
-    checking: Future[None]
+    checking: Future[str | None]
 
     @property
     def sha256(self) -> str:
@@ -75,6 +75,11 @@ class Outgoing:
             raise UsageError(f"cannot push {str(self.path)!r}: {exc.strerror}") from exc
         self._digests()
         self.check_unchanged()
+
+    @property
+    def identity(self) -> str | None:
+        """That of a .dcz that was found to be right. Raises what ``check`` does."""
+        return self.checking.result()
 
     def check_unchanged(self) -> None:
         """Raises UsageError if the file is another one now."""
@@ -145,11 +150,12 @@ class Preparing:
                 raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
             return digest, git
 
-        def check() -> None:
-            if is_dcz(path):
-                from dcz.registry.checks import verify_with_progress
+        def check() -> str | None:
+            if not is_dcz(path):
+                return None
+            from dcz.registry.checks import verify_with_progress
 
-                verify_with_progress(path, name, size, checked.one())
+            return verify_with_progress(path, name, size, checked.one()).digest
 
         hashing = self._hashers.submit(digests)
         return Outgoing(path, name, size, state, hashing, self._checkers.submit(check))

@@ -120,7 +120,10 @@ def pull(
     cache = Cache(connection, reference)
     found = _Verified()
     arrivals: list[Arrival] = []
-    for file in snapshot.wanted(files):
+    wanted = snapshot.wanted(files)
+    if not wanted:
+        raise UsageError(f"{snapshot.reference} has no files, or only hidden ones")
+    for file in wanted:
         cached = cache.find(file)
         if cached is not None and not cache.is_right(file, cached):
             cached = None

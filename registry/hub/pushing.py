@@ -58,7 +58,9 @@ def push(
         raise InvalidReference(f"{reference}: a commit cannot be pushed to", hint="hf://org/name[@branch]")
     connection = Connection(hub)
     if connection.offline:
-        raise Unreachable(f"{reference}: nothing is pushed offline", hint="HF_HUB_OFFLINE is set")
+        raise Unreachable(
+            f"{reference}: nothing is pushed offline", hint="HF_HUB_OFFLINE is set; a push needs the Hub"
+        )
     refs = _ready(connection, reference, outgoing, private=private)
     branch = reference.revision or "main"
     before = open_snapshot(connection, HubReference(reference.org, reference.name, branch))
@@ -75,7 +77,8 @@ def push(
     new = [tag for tag in tags if refs.tags.get(tag) != after.commit]
     for tag in new:
         make_tag(connection, after.reference, tag)
-    return Pushed(after.reference, created, tags=tuple(new))
+    identities = {item.name: item.identity for item in outgoing if item.identity is not None}
+    return Pushed(after.reference, created, tags=tuple(new), identities=identities)
 
 
 # -- before

@@ -187,6 +187,7 @@ class RecipeError(UsageError):
 
 class InvalidReference(UsageError):
     code = "invalid-reference"
+    exit_code = 2
 
 
 class ModelMismatch(UsageError):

@@ -37,7 +37,13 @@ def invoke(*arguments: str | Path, home: Home | None = None) -> Result:
 
 
 # docs/guides/command-line.md
-EXIT_CODES = {"not-in-registry": 3, "registry-corrupt": 5, "version-exists": 6}
+EXIT_CODES = {
+    "invalid-reference": 2,
+    "unreachable": 7,
+    "not-in-registry": 3,
+    "registry-corrupt": 5,
+    "version-exists": 6,
+}
 
 
 def error_of(home: Home, *arguments: str | Path) -> dict[str, Any]:
@@ -145,6 +151,10 @@ def test_recipes_and_references(model: Home) -> None:
         assert error_of(model, *arguments)["code"] == "not-in-registry"
     assert error_of(model, "pull", "No Name")["code"] == "invalid-reference"
     assert error_of(model, "inspect", "oci://host/name")["code"] == "registry"
+    assert error_of(model, "pull", "m", "--digest", "blake3:1")["code"] == "invalid-reference"
+    assert error_of(model, "inspect", "http://127.0.0.1:9/m.dcz")["code"] == "unreachable"
+    error = error_of(model, "inspect", "model.dcz", "--file", "x.dcz")
+    assert (error["code"], error["hint"]) == ("usage", "leave it out")
     model.run("push", "model.dcz", "m:1")
     assert error_of(model, "inspect", "m:2")["hint"] == "it has 1, latest"
     assert error_of(model, "tag", "m:1", "1")["code"] == "version-exists"

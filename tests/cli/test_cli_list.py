@@ -14,8 +14,23 @@ def test_a_name_that_is_not_there(model: Home) -> None:
         assert error["code"] == "not-in-registry"
         model.run("push", "model.dcz", "minilm:1")
     assert error["hint"] == "did you mean minilm?"
-    assert model.run("list", "minilm:1", "--json", code=1).json["error"]["code"] == "invalid-reference"
+    assert model.run("list", "minilm:1", "--json", code=2).json["error"]["code"] == "invalid-reference"
     assert len(model.run("list", "minilm", "--json").json["versions"]) == 1
+
+
+def test_history(model: Home) -> None:
+    assert "nothing yet" in model.run("history").out
+    model.run("push", "model.dcz", "m:1", "--alias", "best")
+    changes = model.run("history", "--json").json["changes"]
+    assert {(change["tag"], change["kind"], change["previous"]) for change in changes} == {
+        ("1", "version", None),
+        ("latest", "alias", None),
+        ("best", "alias", None),
+    }
+    assert len({change["digest"] for change in changes}) == 1
+    assert model.run("history", "m", "--json").json["changes"] == changes
+    assert "m:best" in model.run("history").out
+    assert model.run("history", "mm", "--json", code=3).json["error"]["hint"] == "did you mean m?"
 
 
 def test_what_is_no_time_is_not_shown(model: Home) -> None:

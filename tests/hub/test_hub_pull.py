@@ -196,7 +196,7 @@ def test_it_ends_in_one_error(hub: TestHub, ada: Hub, model: Path, tmp_path: Pat
         (Fault("status", status=403), AccessDenied, "does not allow"),
         (Fault("status", status=418), RegistryError, "refuses"),
         (Fault("stall", path="/object/", after=1000, times=999, seconds=3), Unreachable, "cannot be reached"),
-        (Fault("status", path="/object/", status=403, times=999), Unreachable, "the URL that the Hub signed"),
+        (Fault("status", path="/object/", status=403, times=999), Unreachable, "sends us to refuses"),
     ]
     patience = replace(ada.patience, give_up=0.3, stall=0.2)
     for fault, kind, words in cases:
@@ -349,5 +349,27 @@ def test_where_the_hub_leads_to_is_hostile(hub: TestHub, ada: Hub, model: Path, 
 
     hub.answer_with(paged)
     with pytest.raises(RegistryCorrupt, match="somewhere else"):
+        pull("hf://ada/m", tmp_path / "here", registry=ada)
+    assert not (tmp_path / "here").exists()
+
+
+def test_what_the_storage_has_lost(hub: TestHub, ada: Hub, tmp_path: Path) -> None:
+    hub.add_files("ada/m", {"model.bin": b"\xff" * 100}, lfs=["model.bin"])
+    for path in hub.state.objects.iterdir():
+        path.unlink()
+    with pytest.raises(RegistryCorrupt, match=r"the storage behind .* does not have it"):
+        pull("hf://ada/m", tmp_path / "here", registry=ada)
+
+
+def test_a_redirect_to_nowhere(hub: TestHub, ada: Hub, tmp_path: Path) -> None:
+    hub.add_files("ada/m", {"a": b"a"})
+    hub.answer_with(lambda _: Answer(302, b"", {"Location": ""}))
+    with pytest.raises(RegistryCorrupt, match="leads nowhere"):
+        pull("hf://ada/m", tmp_path / "here", registry=ada)
+
+
+def test_a_repository_without_files(hub: TestHub, ada: Hub, tmp_path: Path) -> None:
+    hub.add_files("ada/m", {})  # it has a .gitattributes
+    with pytest.raises(UsageError, match="has no files, or only hidden ones"):
         pull("hf://ada/m", tmp_path / "here", registry=ada)
     assert not (tmp_path / "here").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.hub.server import TestHub
 from tests.hub.wire import Answer, Request
 from tests.registry.dcz_files import MakeDcz, write_dcz
 
+import dcz
 from dcz.errors import (
     AccessDenied,
     Conflict,
@@ -293,3 +295,21 @@ def test_what_a_push_was_made_from_may_have_changed(hub: TestHub, ada: Hub, make
     with pytest.raises(Conflict, match="somebody else"):
         push(make_dcz(seed=2), "hf://ada/m", registry=ada)
     assert hub.content("ada/m", "README.md") == b"edited again"
+
+
+def test_identities_are_told(hub: TestHub, ada: Hub, make_dcz: MakeDcz, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    write_dcz(folder / "deep" / "a.dcz", 1, 100)
+    (folder / "notes.txt").write_text("x")
+    done = push(folder, "hf://ada/m", registry=ada)
+    assert done.identities == {"deep/a.dcz": dcz.verify(folder / "deep" / "a.dcz").digest}
+    local = push(make_dcz(), "m", registry=tmp_path / "registry")
+    assert local.identities == {"model.dcz": dcz.verify(make_dcz()).digest}
+
+
+def test_a_name_that_is_no_text(hub: TestHub, ada: Hub, make_dcz: MakeDcz, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.dcz"))
+    odd.write_bytes(make_dcz().read_bytes())
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        push(odd, "hf://ada/m", registry=ada)
+    assert "ada/m" not in hub.state.repositories

@@ -21,7 +21,7 @@ from tests.registry.dcz_files import MakeDcz
 
 import dcz
 from dcz.errors import AccessDenied, DigestMismatch, RegistryCorrupt, SourceError, Unreachable, UsageError
-from dcz.registry import Hub, lock, locked, pull, push, write_lock
+from dcz.registry import Hub, HubReference, lock, locked, open_reference, pull, push, write_lock
 
 Arrays = dict[str, np.ndarray]
 
@@ -78,7 +78,7 @@ def test_shards_on_the_hub_are_one_model(
 def test_one_file_that_fails_stops_all(hub: TestHub, ada: Hub, folder: Path, tmp_path: Path) -> None:
     push(folder, "hf://ada/m", registry=ada)
     hub.faults.add(Fault("status", path="/object/", status=404, times=99))
-    with pytest.raises(dcz.errors.NotInRegistry):
+    with pytest.raises(dcz.errors.RegistryCorrupt):
         pull("hf://ada/m", tmp_path / "here", registry=ada)
     assert not (tmp_path / "here").exists()
 
@@ -235,3 +235,23 @@ def test_a_token_that_is_none(ada: Hub, tmp_path: Path) -> None:
             tmp_path / "here",
             registry=replace(ada, token="hf_\N{LATIN SMALL LETTER E WITH ACUTE}"),
         )
+
+
+def test_fetches_leave_each_other_what_they_have(
+    hub: TestHub, ada: Hub, make_dcz: MakeDcz, tmp_path: Path
+) -> None:
+    """Of two fetches that were killed, the one that goes on first does not clear away what the other has."""
+    hub.add_files("ada/m", {"a.dcz": make_dcz("a.dcz", 1), "b.dcz": make_dcz("b.dcz", 2)})
+    sizes = {name: make_dcz(f"{name}.dcz", seed).stat().st_size for name, seed in (("a", 1), ("b", 2))}
+    digests = {name: hub.repository("ada/m").commit_of("main").files[f"{name}.dcz"].etag for name in sizes}
+    blobs = tmp_path / "cache" / "models--ada--m" / "blobs"
+    for name, digest in digests.items():
+        folder = blobs / f".dcz-fetch-{digest[:16]}-0123456789abcdef"
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+        (folder / digest).write_bytes(make_dcz(f"{name}.dcz", 1 + "ab".index(name)).read_bytes()[:1000])
+    for name in sizes:
+        hub.log.clear()
+        open_reference(HubReference("ada", "m"), file=f"{name}.dcz", registry=ada).close()
+        assert hub.log.sent("/object/") == sizes[name] - 1000
+    assert sorted(path.name for path in blobs.iterdir()) == sorted(digests.values())

@@ -2,7 +2,7 @@
 
     0    done
     1    the operation failed: a DczError, or the operating system said no
-    2    wrong usage (by click)
+    2    wrong usage (by click), also inside a reference or a digest
     3-7  what a registry refused, by kind: 3 it is not there, 4 access was denied, 5 it is damaged, 6 there is another
          already or somebody was quicker, 7 it cannot be reached
     130  interrupted (SIGINT); 143 and 129 for SIGTERM and SIGHUP: each time, what was half-written is removed first
@@ -19,6 +19,7 @@ import errno
 import io
 import os
 import signal
+import socket
 import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 import click
 
 from dcz.cli.output import OutputError, emit_json, plain
-from dcz.errors import DczError, FormatError, RegistryError, SourceError, UsageError
+from dcz.errors import DczError, FormatError, RegistryError, SourceError, Unreachable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,13 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 _JSON: Final = "dcz.json"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MOMENT: Final = 0.01  # seconds
+_AWAY: Final = (
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FREE: Final = "free some space and try again; nothing was left half-written"
 
@@ -51,6 +59,7 @@ _OS_ERRORS: Final[dict[int, tuple[str, str | None]]] = {
     errno.EPERM: ("permission-denied", None),
     errno.EROFS: ("permission-denied", None),
     **dict.fromkeys(_FULL, ("disk-full", _FREE)),
+    errno.ETIMEDOUT: (Unreachable.code, "is the host there, and the network?"),
 }
 
 
@@ -89,15 +98,27 @@ def boundary(ctx: click.Context) -> Generator[None, None, None]:
         _fail(ctx, str(exc), _describe(exc), exc.exit_code)
     except OSError as exc:
         code, hint = _OS_ERRORS.get(exc.errno or 0, ("os-error", None))
+        if _is_away(exc):
+            code, hint = _OS_ERRORS[errno.ETIMEDOUT]
         if isinstance(exc, OutputError):
             hint = None
             silence(sys.stdout)
         message = exc.strerror or str(exc)
         file = None if exc.filename is None else os.fsdecode(exc.filename)
         text = (f"{file}: " if file is not None else "") + message + (f" ({hint})" if hint else "")
-        _fail(ctx, text, _error(code, message, file=file, hint=hint))
+        exit_code = Unreachable.exit_code if code == Unreachable.code else 1
+        _fail(ctx, text, _error(code, message, file=file, hint=hint), exit_code)
     except MemoryError:
         _fail(ctx, "out of memory", _error("out-of-memory", "out of memory"))
+
+
+def _is_away(exc: BaseException | None) -> bool:
+    """Whether a host that was asked could not be reached: what opens URLs says so in a cause."""
+    while exc is not None:
+        if isinstance(exc, socket.gaierror | TimeoutError) or getattr(exc, "errno", None) in _AWAY:
+            return True
+        exc = exc.__cause__
+    return False
 
 
 class _Stopped(BaseException):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from dcz.errors import InvalidReference, NotInRegistry
+from dcz.errors import UsageError
+from dcz.registry.hints import file_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
     from dcz.format import BaseLike, Reader
     from dcz.registry import Reference
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "base_option",
     "bases",
-    "file_hint",
     "file_option",
     "is_remote",
     "locate",
@@ -115,20 +114,6 @@ def is_remote(target: str) -> bool:
     return url_scheme(target) not in (None, *_REFERENCE_SCHEMES)
 
 
-@contextlib.contextmanager
-def file_hint(target: str) -> Generator[None, None, None]:
-    """Improve the hint of an error inside if ``target`` was taken for a reference and a file of that name exists.
-
-    What is a file is decided by the text alone, never by what happens to lie around.
-    """
-    try:
-        yield
-    except (InvalidReference, NotInRegistry) as exc:
-        if os.path.exists(target):
-            exc.hint = f"for the file of that name write ./{target}"
-        raise
-
-
 def reference_of(target: str) -> Reference | None:
     """The reference that ``target`` says, or None if it is a file or a URL. Raises InvalidReference."""
     if is_remote(target):
@@ -138,6 +123,14 @@ def reference_of(target: str) -> Reference | None:
     with file_hint(target):
         reference = parse_reference(target)
     return None if isinstance(reference, PathReference) else reference
+
+
+def _no_file_in_a_file(target: str, file: str | None) -> None:
+    if file is not None:
+        raise UsageError(
+            f"--file {file} chooses among the files of an artifact, and {target} is a file itself",
+            hint="leave it out",
+        )
 
 
 def open_target(
@@ -155,6 +148,7 @@ def open_target(
     """
     reference = reference_of(target)
     if reference is None:
+        _no_file_in_a_file(target, file)
         from dcz.format import Reader
 
         return Reader(locate(target, registry), threads=threads, base=base)
@@ -173,6 +167,7 @@ def locate(target: str, registry: Path | None, file: str | None = None) -> str:
     """
     reference = reference_of(target)
     if reference is None:
+        _no_file_in_a_file(target, file)
         return target if is_remote(target) else os.path.expanduser(target)
     from dcz.registry import locate as locate_in_registry
 

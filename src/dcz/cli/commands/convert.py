@@ -11,7 +11,8 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, plural, ratio, size
 from dcz.cli.progress import bars
-from dcz.cli.targets import file_hint, registry_option, threads_option
+from dcz.cli.targets import registry_option, threads_option
+from dcz.registry.hints import file_hint
 
 if TYPE_CHECKING:
     from dcz.format.effort import EffortName

@@ -10,7 +10,8 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import emit, emit_json, plain
 from dcz.cli.progress import bars
-from dcz.cli.targets import file_hint, pin_options, pinned, registry_option
+from dcz.cli.targets import pin_options, pinned, registry_option
+from dcz.registry.hints import file_hint
 
 __all__ = ["command"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -68,6 +69,7 @@ def command(
                 "digest": done.reference.digest,
                 "created": done.created,
                 "tags": list(done.tags),
+                "files": dict(done.identities),
                 "changes": [
                     {"tag": change.tag, "previous": change.previous, "digest": change.digest}
                     for change in done.changes
@@ -81,3 +83,6 @@ def command(
                 emit(f"  {change.name}:{change.tag} points to it now")
         for tag in done.tags:
             emit(f"  {tag} is a new tag of it")
+        if ref.startswith("hf://") and len(files) == 1 and not os.path.isdir(files[0]):
+            emit("  a .dcz file alone is for dcz.load and dcz.load_model; transformers wants the folder")
+            emit("  that `dcz convert MODEL -o FOLDER/` writes")

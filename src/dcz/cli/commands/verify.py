@@ -10,7 +10,8 @@ import click
 from dcz.cli.boundary import json_option
 from dcz.cli.output import count, emit, emit_json, plain, plural, size
 from dcz.cli.progress import Update, bars
-from dcz.cli.targets import base_option, bases, file_hint, locate, reference_of, registry_option
+from dcz.cli.targets import base_option, bases, locate, reference_of, registry_option
+from dcz.registry.hints import file_hint
 
 if TYPE_CHECKING:
     from dcz.format import BaseLike, VerifyReport
@@ -58,6 +59,8 @@ def command(
             emit(f"{shown}: the manifest and every file have their digests")
         for name, report in reports.items():
             _print_steps(name, report)
+        if reference is not None and not reports:
+            emit("  none of them is a .dcz file")
 
 
 def _verify_file(source: str, deep: bool, base: list[BaseLike], update: Update | None) -> VerifyReport:
