@@ -250,8 +250,8 @@ def test_fetches_leave_each_other_what_they_have(
         folder.mkdir(parents=True)
         (folder / "lock").touch()
         (folder / digest).write_bytes(make_dcz(f"{name}.dcz", 1 + "ab".index(name)).read_bytes()[:1000])
-    for name in sizes:
+    for name, size in sizes.items():
         hub.log.clear()
         open_reference(HubReference("ada", "m"), file=f"{name}.dcz", registry=ada).close()
-        assert hub.log.sent("/object/") == sizes[name] - 1000
+        assert hub.log.sent("/object/") == size - 1000
     assert sorted(path.name for path in blobs.iterdir()) == sorted(digests.values())
