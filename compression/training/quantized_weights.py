@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 
+from dcz.compression.scales import ScaleDType
 from dcz.compression.training.masks import PruningMask, naming
 from dcz.compression.training.weights import Weight, WeightParametrization
 from dcz.errors import UsageError
@@ -20,11 +21,12 @@ from dcz.format.manifest import Granularity, PerChannel
 if TYPE_CHECKING:
     from dcz.format.tensors import TensorData
 
-__all__ = ["Bits", "QuantizedWeight", "bits_of", "oriented", "put_under", "quantized_tensors"]
+__all__ = ["Bits", "QuantizedWeight", "bits_of", "oriented", "put_under", "quantized_tensors", "scale_type"]
 
 Bits: TypeAlias = "int | Mapping[str, int]"
 
 _TRANSPOSED: Final = {0: 1, 1: 0}
+_TYPES: Final = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 class QuantizedWeight(WeightParametrization):
@@ -59,6 +61,11 @@ def oriented(granularity: Granularity, weight: Weight) -> Granularity:
     if weight.transposed and isinstance(granularity, PerChannel):
         return PerChannel(axis=_TRANSPOSED.get(granularity.axis, granularity.axis))
     return granularity
+
+
+def scale_type(scale_dtype: ScaleDType | None, compute: torch.dtype) -> torch.dtype:
+    """The type in which scales are kept; ``compute``: in which is computed with them."""
+    return compute if scale_dtype is None else _TYPES[scale_dtype]
 
 
 def put_under(

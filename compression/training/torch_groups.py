@@ -7,7 +7,7 @@ import torch
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
 
-__all__ = ["check_granularity", "rows_of", "spread"]
+__all__ = ["check_granularity", "group_means", "rows_of", "spread"]
 
 
 def check_granularity(granularity: Granularity, shape: tuple[int, ...]) -> None:
@@ -16,10 +16,10 @@ def check_granularity(granularity: Granularity, shape: tuple[int, ...]) -> None:
         raise EncodingError(f"axis {granularity.axis} of a tensor with {len(shape)} dimensions")
 
 
-def rows_of(tensor: torch.Tensor, granularity: Granularity) -> torch.Tensor:
+def rows_of(tensor: torch.Tensor, granularity: Granularity, fill: float | None = None) -> torch.Tensor:
     """The elements of each group: (groups, elements).
 
-    Where the last group of a row is shorter, it is filled up with the row's last element.
+    Where the last group of a row is shorter, it is filled up with ``fill``; None: with the row's last element.
     """
     match granularity:
         case PerTensor():
@@ -31,8 +31,18 @@ def rows_of(tensor: torch.Tensor, granularity: Granularity) -> torch.Tensor:
             size = min(size, length)
             rows = tensor.reshape(-1, length)
             if length % size:
-                rows = torch.cat([rows, rows[:, -1:].expand(-1, size - length % size)], dim=1)
+                last = rows[:, -1:] if fill is None else rows.new_full((len(rows), 1), fill)
+                rows = torch.cat([rows, last.expand(-1, size - length % size)], dim=1)
             return rows.reshape(-1, size)
+
+
+def group_means(
+    tensor: torch.Tensor, granularity: Granularity, counted: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The mean of each group over what is ``counted`` (bool, None: all): (groups,), float64; 0 where nothing is."""
+    counts = torch.ones_like(tensor, dtype=torch.bool) if counted is None else counted
+    sums = rows_of(torch.where(counts, tensor, 0), granularity, 0.0).sum(1, dtype=torch.float64)
+    return sums / rows_of(counts.double(), granularity, 0.0).sum(1).clamp(min=1)
 
 
 def spread(parameters: torch.Tensor, shape: tuple[int, ...], granularity: Granularity) -> torch.Tensor:

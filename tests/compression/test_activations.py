@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,14 @@ from dcz.compression.training.weights import find_weights, remove_parametrizatio
 from dcz.errors import EncodingError, UsageError
 
 SCHEMES: tuple[Scheme, ...] = ("symmetric", "symmetric-full", "asymmetric")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def network() -> nn.Sequential:
