@@ -48,6 +48,7 @@ __all__ = [
     "calibrate",
     "quantize_activations",
     "remove_activation_quantizers",
+    "run_batch",
 ]
 
 Side: TypeAlias = Literal["inputs", "outputs"]
@@ -327,7 +328,7 @@ def calibrate(
     try:
         with torch.no_grad():
             for batch in batches:
-                (run or _call)(module, batch)
+                (run or run_batch)(module, batch)
                 seen += 1
         if not seen:
             raise UsageError("there is no batch to calibrate with")
@@ -340,7 +341,8 @@ def calibrate(
             part.training = training
 
 
-def _call(module: nn.Module, batch: Any) -> object:
+def run_batch(module: nn.Module, batch: Any) -> object:
+    """Call a module with a batch of inputs: a tensor, or a tuple or mapping of arguments."""
     if isinstance(batch, Mapping):
         return module(**batch)
     return module(*batch) if isinstance(batch, tuple | list) else module(batch)

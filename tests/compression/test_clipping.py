@@ -68,33 +68,31 @@ def test_decay_is_a_term_of_the_loss() -> None:
     assert gradients[1] - gradients[0] == pytest.approx(2 * 0.3 * 0.5, rel=1e-5)
 
 
-def test_the_level_is_learned() -> None:
-    """Towards where the error of three bits is least, which a search finds."""
+def test_the_level_comes_to_where_clipping_costs_as_much_as_decay() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.ReLU(), nn.Linear(100, 100, bias=False))
     module[1].weight = nn.Parameter(torch.eye(100), requires_grad=False)
-    x = torch.randn(200, 100)
-    assert clip_activations(module, 3, layers=["1"], decay=0.0) == ["1"]
+    x, decay = torch.randn(200, 100), 0.005
+    assert clip_activations(module, 8, layers=["1"], decay=decay) == ["1"]
     calibrate(module, [x])
     (level,) = (part for part in module.parameters() if part.requires_grad)
     assert level.item() == float(x.max())
     optimizer = torch.optim.Adam([level], 0.05)
-    for _ in range(150):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    for _ in range(200):
         optimizer.zero_grad()
         (module(x) - torch.relu(x)).square().mean().backward()
         optimizer.step()
-    dense = torch.relu(x)
-
-    def error(level: float) -> float:
-        step = level / 7
-        return float(((dense / step).round().clamp(0, 7) * step - dense).square().mean())
-
-    grid = np.linspace(0.5, 4.5, 81)
-    best = min(error(level) for level in grid)
-    assert error(level.item()) < 1.2 * best
-    assert error(float(x.max())) > 1.5 * best
+        schedule.step()
+    # The derivative of mean (min(x, a) - x)^2 + decay a^2 is zero; found by bisection.
+    low, high = 0.1, 5.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        slope = -2 * float((x - middle).clamp(min=0).mean()) + 2 * decay * middle
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    assert level.item() == pytest.approx(low, rel=0.02)
     scales = activation_parameters(module)["1"].scales
-    assert math.isclose(float(scales[0]), level.item() / 7, rel_tol=1e-6)
+    assert math.isclose(float(scales[0]), level.item() / 255, rel_tol=1e-6)
     remove_activation_quantizers(module)
     assert len(list(module.parameters())) == 1
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from dcz.compression.training.distillation import Teacher, distillation_loss, divergence
-from dcz.compression.training.fake_quantization import fake_quantize
+from dcz.compression.training.learned_step import learn_steps
 from dcz.compression.training.weights import find_weights
 from dcz.errors import UsageError
 
@@ -101,8 +101,8 @@ def test_a_quantized_network_learns_from_the_dense_one() -> None:
     dense = network().eval()
     x = torch.randn(256, 6, generator=torch.Generator().manual_seed(0))
     small = copy.deepcopy(dense)
-    fake_quantize(find_weights(small), 3)
-    optimizer = torch.optim.Adam(small.parameters(), 0.01)
+    learn_steps(find_weights(small), 2)
+    optimizer = torch.optim.Adam(small.parameters(), 0.003)
     losses = []
     with Teacher(dense, features={"2": "2"}).watching(small) as watched:
         for _ in range(80):
@@ -111,9 +111,9 @@ def test_a_quantized_network_learns_from_the_dense_one() -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     agree = (small(x).argmax(1) == dense(x).argmax(1)).float().mean()
-    assert float(agree) > 0.85
+    assert float(agree) > 0.75
 
 
 def test_wrong_use() -> None:
