@@ -12,7 +12,8 @@ It does what a ReLU does, too: its place is where no value is negative, or inste
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -82,6 +83,14 @@ class ClippingQuantizer(ActivationQuantizer):
         if self._largest > 0 and math.isfinite(self._largest):
             with torch.no_grad():
                 self.level.fill_(self._largest)
+
+    def settings(self) -> dict[str, Any]:
+        return {"bits": self.bits, "decay": self.decay}
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        del state
+        return cls(**settings)
 
     def parameters_of(self) -> Parameters | None:
         with torch.no_grad():

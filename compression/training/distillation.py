@@ -98,7 +98,7 @@ class Teacher:
         hooks = []
         try:
             for which, (module, names) in enumerate(
-                ((network, self.features.keys()), (self.network, self.features.values()))
+                ((network, [*self.features]), (self.network, [*self.features.values()]))
             ):
                 for name, part in _submodules(module, names).items():
                     hooks.append(part.register_forward_hook(_keep(seen[which], name)))

@@ -18,8 +18,8 @@ which the fourth never occurs: with an entropy coder about 1 bit and under 1.6 b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Literal, TypeAlias, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -29,7 +29,13 @@ from dcz.compression.scales import nearest_scales, stored_dtype
 from dcz.compression.torch_tensors import check_tensor
 from dcz.compression.training.learned_step import LearnedSteps
 from dcz.compression.training.masks import array_of
-from dcz.compression.training.quantized_weights import QuantizedWeight, oriented, put_under, scale_type
+from dcz.compression.training.quantized_weights import (
+    QuantizedWeight,
+    granularity_of,
+    oriented,
+    put_under,
+    scale_type,
+)
 from dcz.compression.training.torch_groups import check_granularity, group_means, rows_of, spread
 from dcz.compression.training.weights import Weight
 from dcz.errors import EncodingError
@@ -85,6 +91,13 @@ class _FewValues(QuantizedWeight):
         super().__init__(mask)
         self.granularity: Granularity = granularity or PerTensor()
         self.scale_dtype: ScaleDType | None = scale_dtype
+
+    def settings(self) -> dict[str, Any]:
+        return {"granularity": self.granularity.model_dump(), "scale_dtype": self.scale_dtype}
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        return cls(granularity_of(settings["granularity"]), settings["scale_dtype"], state.get("mask"))
 
     def _rounded(self, scales: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
         """Scales, float64, as they are stored; the gradient passes straight through."""
@@ -171,6 +184,16 @@ class LearnedTernaryWeight(_FewValues):
         super().__init__(granularity, scale_dtype, mask)
         self.above = LearnedSteps(above, scale_type(scale_dtype, above.dtype))
         self.below = LearnedSteps(below, scale_type(scale_dtype, below.dtype))
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        return cls(
+            state["above.first"],
+            state["below.first"],
+            granularity_of(settings["granularity"]),
+            settings["scale_dtype"],
+            state.get("mask"),
+        )
 
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         values = _wide(self.kept(original))

@@ -16,8 +16,8 @@ gives at the beginning, and held: what grows beyond them is clipped, and gets no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from dcz.compression.training.quantized_weights import (
     Bits,
     QuantizedWeight,
     bits_of,
+    granularity_of,
     oriented,
     put_under,
 )
@@ -137,6 +138,19 @@ class FakeQuantizedWeight(QuantizedWeight):
         )
         shape = tuple(kept.shape)
         return spread(steps, shape, self.granularity), spread(zeros, shape, self.granularity)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "scheme": self.scheme,
+            "granularity": self.granularity.model_dump(),
+            "scale_dtype": self.scale_dtype,
+        }
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        known = {**settings, "granularity": granularity_of(settings["granularity"])}
+        return cls(**known, mask=state.get("mask"), held=state.get("held"))
 
     def parameters_of(self, kept: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Scales (groups,) in the type in which they are stored, and uint8 zero points or None. ``kept``: after the mask.

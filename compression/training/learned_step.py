@@ -20,8 +20,8 @@ such as Adam, changes all steps in proportion, and plain gradient descent does e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -41,6 +41,7 @@ from dcz.compression.training.quantized_weights import (
     Bits,
     QuantizedWeight,
     bits_of,
+    granularity_of,
     oriented,
     put_under,
     scale_type,
@@ -192,6 +193,19 @@ class LearnedStepWeight(QuantizedWeight):
             gradient_scale=1 / math.sqrt(kept.numel() / steps.numel() * most),
         )
 
+    def settings(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "scheme": self.scheme,
+            "granularity": self.granularity.model_dump(),
+            "scale_dtype": self.scale_dtype,
+        }
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        known = {**settings, "granularity": granularity_of(settings["granularity"])}
+        return cls(**known, first=state["steps.first"], mask=state.get("mask"))
+
     @torch.no_grad()
     def stored(self, original: torch.Tensor) -> AffineTensor:
         kept = self.kept(original.detach())
@@ -298,6 +312,14 @@ class LearnedStepQuantizer(ActivationQuantizer):
         self.steps.first.fill_(2 * total / count / math.sqrt(max(1, most)) or 1.0)
         self.steps.relative.fill_(1)
         self._seen.clear()
+
+    def settings(self) -> dict[str, Any]:
+        return {"bits": self.bits}
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        del state
+        return cls(**settings)
 
     def parameters_of(self) -> Parameters | None:
         if not bool(self.steps.first > 0):

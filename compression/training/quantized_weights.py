@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
+from pydantic import TypeAdapter
 
 from dcz.compression.scales import ScaleDType
 from dcz.compression.training.masks import PruningMask, naming
@@ -21,11 +22,21 @@ from dcz.format.manifest import Granularity, PerChannel
 if TYPE_CHECKING:
     from dcz.format.tensors import TensorData
 
-__all__ = ["Bits", "QuantizedWeight", "bits_of", "oriented", "put_under", "quantized_tensors", "scale_type"]
+__all__ = [
+    "Bits",
+    "QuantizedWeight",
+    "bits_of",
+    "granularity_of",
+    "oriented",
+    "put_under",
+    "quantized_tensors",
+    "scale_type",
+]
 
 Bits: TypeAlias = "int | Mapping[str, int]"
 
 _TRANSPOSED: Final = {0: 1, 1: 0}
+_GRANULARITY: Final[TypeAdapter[Any]] = TypeAdapter(Granularity)
 _TYPES: Final = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -49,6 +60,12 @@ class QuantizedWeight(WeightParametrization):
     @abc.abstractmethod
     def stored(self, original: torch.Tensor) -> TensorData:
         """Codes and parameters that decode to exactly what forward() gives in evaluation."""
+
+
+def granularity_of(described: Mapping[str, Any]) -> Granularity:
+    """What ``model_dump()`` of a granularity describes."""
+    found: Granularity = _GRANULARITY.validate_python(described)
+    return found
 
 
 def bits_of(bits: Bits, weight: Weight) -> int | None:

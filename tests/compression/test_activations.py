@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,10 +26,14 @@ from dcz.compression.training.activations import (
     activation_quantizers,
     add_activation_quantizers,
     calibrate,
+    describe_activations,
     quantize_activations,
     remove_activation_quantizers,
+    restore_activations,
 )
+from dcz.compression.training.clipping import clip_activations
 from dcz.compression.training.fake_quantization import fake_quantize
+from dcz.compression.training.learned_step import learn_activation_steps
 from dcz.compression.training.weights import find_weights, remove_parametrizations
 from dcz.errors import EncodingError, UsageError
 
@@ -233,6 +238,42 @@ def test_wrong_use() -> None:
     quantize_activations(module, 8, mode="dynamic", axis=7)
     with pytest.raises(EncodingError, match="axis 7"):
         module(images(0))
+
+
+def test_they_travel_as_text() -> None:
+    module = network()
+    quantize_activations(module, 4, layers=["0"], observer=lambda: MinMaxObserver(axis=1))
+    quantize_activations(module, 5, layers=["4"], mode="dynamic", scheme="symmetric")
+    learn_activation_steps(module, 3, layers=["6"])
+    clip_activations(module, 6, layers=["2"], side="outputs", level=2.0)
+    with pytest.raises(UsageError, match="range of the inputs of 0 is not known"):
+        describe_activations(module)
+    calibrate(module, [images(0)])
+    described = describe_activations(module)
+    other = network()
+    assert sorted(restore_activations(other, described)) == ["0", "2", "4", "6"]
+    assert torch.equal(other(images(3)), module(images(3)))
+    assert json.loads(describe_activations(other)) == json.loads(described)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        "",
+        "{}[",
+        "3",
+        "[3]",
+        "[{}]",
+        '[{"layer":"0","side":"inputs","bits":9,"scheme":"symmetric","axis":null}]',
+        '[{"layer":"0","side":"inputs","bits":1,"scheme":"symmetric","axis":null}]',
+        '[{"layer":"0","side":"inputs","bits":4,"scheme":"symmetric","axis":null,"scales":[NaN],"zero_points":[0]}]',
+        '[{"layer":"0","side":"inputs","bits":4,"scheme":"symmetric","axis":null,"scales":[1.0]}]',
+        '[{"layer":"9","side":"inputs","bits":4,"scheme":"symmetric","axis":null}]',
+    ],
+)
+def test_text_of_something_else(described: str) -> None:
+    with pytest.raises(UsageError):
+        restore_activations(network(), described)
 
 
 def test_a_quantizer_of_ones_own() -> None:

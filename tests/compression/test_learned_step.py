@@ -15,11 +15,13 @@ from torch import nn
 import dcz
 from dcz.compression.training.activations import (
     activation_parameters,
+    activation_quantizers,
     calibrate,
     remove_activation_quantizers,
 )
 from dcz.compression.training.fake_quantization import fake_quantize
 from dcz.compression.training.learned_step import (
+    LearnedStepQuantizer,
     LearnedStepWeight,
     learn_activation_steps,
     learn_steps,
@@ -117,16 +119,17 @@ def test_first_steps_and_gradients_by_group(bits: int, granularity: Granularity)
             ups = upstream if axis == 0 else upstream.T
         case PerGroup():
             ups = upstream.reshape(12, 8)
-    expected = []
+    expected: list[torch.Tensor] = []
     for row, up, first in zip(rows, ups, steps.first, strict=True):
         scale = first.reshape(1).clone().requires_grad_()
         fake = torch._fake_quantize_learnable_per_tensor_affine(
             row, scale, torch.zeros(1), -most - 1, most, 1 / math.sqrt(row.numel() * most)
         )
         (fake * up).sum().backward()
+        assert scale.grad is not None
         expected.append(scale.grad)
     assert steps.relative.grad is not None
-    torch.testing.assert_close(steps.relative.grad * steps.first, torch.cat(expected), rtol=1e-4, atol=1e-6)  # type: ignore[arg-type]
+    torch.testing.assert_close(steps.relative.grad * steps.first, torch.cat(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_descent_moves_the_step_as_in_the_paper() -> None:
@@ -272,7 +275,10 @@ def test_the_activations_step_has_the_papers_gradient() -> None:
     learn_activation_steps(module, 2)
     x, upstream = torch.randn(7, 5), torch.randn(7, 2)
     (module(x) * upstream).sum().backward()
-    steps = module.input_quantizer.steps  # type: ignore[union-attr]
+    ((_, _, _, quantizer),) = activation_quantizers(module)
+    assert isinstance(quantizer, LearnedStepQuantizer)
+    steps = quantizer.steps
+    assert steps.relative.grad is not None
     scale = steps.first.clone().requires_grad_()
     fake = torch._fake_quantize_learnable_per_tensor_affine(
         x, scale, torch.zeros(1), -2, 1, 1 / math.sqrt(5 * 1)

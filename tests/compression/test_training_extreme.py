@@ -170,7 +170,7 @@ def test_they_learn(method: ExtremeMethod) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
     remove_parametrizations(module)
-    assert all(len(torch.unique(row)) <= 3 for row in module[0].weight)
+    assert all(len(torch.unique(row)) <= 3 for row in find_weights(module)[0].parameter)
 
 
 def test_wrong_use() -> None:
