@@ -50,6 +50,7 @@ __all__ = [
     "add_activation_quantizers",
     "calibrate",
     "describe_activations",
+    "put_on",
     "quantize_activations",
     "remove_activation_quantizers",
     "restore_activations",
@@ -278,14 +279,28 @@ def add_activation_quantizers(
                 hint="remove_activation_quantizers(module) first",
             )
     for name, layer in chosen:
-        quantizer = make(name, layer)
-        device = next((part.device for part in layer.parameters()), torch.device("cpu"))
-        layer.add_module(_NAMES[side], quantizer.to(device))
-        if side == "inputs":
-            layer.register_forward_pre_hook(_quantize_inputs, with_kwargs=True)
-        else:
-            layer.register_forward_hook(_quantize_outputs)
+        _put(layer, side, make(name, layer))
     return [name for name, _ in chosen]
+
+
+def put_on(module: nn.Module, layer: str, side: Side, quantizer: ActivationQuantizer) -> None:
+    """Put a quantizer on the layer of this name. Raises UsageError if there is none."""
+    if side not in get_args(Side):
+        raise UsageError(f"no side {side!r}", hint=f"allowed: {', '.join(get_args(Side))}")
+    inner, _ = unwrapped(module)
+    layers = dict(inner.named_modules())
+    if layer not in layers or isinstance(layers[layer], _CONTAINERS):
+        raise UsageError(f"the {type(inner).__name__} has no layer {layer!r} whose {side} could be quantized")
+    _put(layers[layer], side, quantizer)
+
+
+def _put(layer: nn.Module, side: Side, quantizer: ActivationQuantizer) -> None:
+    device = next((part.device for part in layer.parameters()), torch.device("cpu"))
+    layer.add_module(_NAMES[side], quantizer.to(device))
+    if side == "inputs":
+        layer.register_forward_pre_hook(_quantize_inputs, with_kwargs=True)
+    else:
+        layer.register_forward_hook(_quantize_outputs)
 
 
 def _chooser(module: nn.Module, layers: Layers) -> Callable[[str, nn.Module], bool]:
@@ -408,6 +423,8 @@ def describe_activations(module: nn.Module) -> str:
             }
         elif isinstance(quantizer, DynamicQuantizer):
             one |= {"axis": quantizer.axis}
+        elif not isinstance(quantizer, StaticQuantizer):
+            continue  # what would be learned of activations that never came
         else:
             raise UsageError(
                 f"the range of the {side} of {name or 'the module'} is not known",
@@ -418,7 +435,8 @@ def describe_activations(module: nn.Module) -> str:
 
 
 def restore_activations(module: nn.Module, described: str) -> list[str]:
-    """Put in the quantizers that `describe_activations` described. Returns the names of the layers.
+    """Put in the quantizers that `describe_activations` described, in place of those that there are. Returns the names of
+    the layers.
 
     Raises UsageError if this is no such description, or the module has no such layers.
     """
@@ -427,13 +445,9 @@ def restore_activations(module: nn.Module, described: str) -> list[str]:
         makes = {(entry.layer, entry.side): entry.quantizer() for entry in entries}
     except (ValueError, TypeError) as exc:
         raise UsageError(f"not a description of quantizers of activations: {exc}") from exc
+    remove_activation_quantizers(module)
     for (name, side), quantizer in makes.items():
-        add_activation_quantizers(
-            module,
-            lambda _name, _layer, quantizer=quantizer: quantizer,
-            layers=lambda found, _, name=name: found == name,
-            side=side,
-        )
+        put_on(module, name, side, quantizer)
     return [entry.layer for entry in entries]
 
 
