@@ -122,7 +122,7 @@ class Snapshot:
             quantizer = self._restored(name, _ACTIVATIONS) if name.startswith(_ACTIVATION) else None
             if quantizer is not None:
                 side, _, layer = name.removeprefix(_ACTIVATION).partition(":")
-                put_on(module, layer, side, quantizer)
+                put_on(module, layer, "inputs" if side == "inputs" else "outputs", quantizer)
         with torch.no_grad():
             for name, value in _held(module, weights).items():
                 stored = self.tensors[_VALUE + name]
