@@ -109,6 +109,8 @@ class DynamicQuantizer(ActivationQuantizer):
         self.axis = axis
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if self.observing:
+            return values
         granularity = _along(self.axis, values.ndim)
         with torch.no_grad():
             rows = rows_of(values, granularity)
@@ -158,6 +160,7 @@ class StaticQuantizer(ActivationQuantizer):
         super().__init__(bits, scheme)
         self.observer = observer
         self.axis = None if observer is None else observer.axis
+        self._seen = False
         self.register_buffer("scales", torch.zeros(0))
         self.register_buffer("zero_points", torch.zeros(0, dtype=torch.uint8))
 
@@ -186,12 +189,13 @@ class StaticQuantizer(ActivationQuantizer):
         self.zero_points = torch.from_numpy(parameters.zero_points.copy()).to(device)
 
     def finish(self) -> None:
-        if self.observer is not None:
+        if self.observer is not None and self._seen:
             self.set(self.observer.parameters(bits=self.bits, scheme=self.scheme))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         if self.observing and self.observer is not None:
             self.observer.observe(to_numpy(values, check_tensor("activation", values)))
+            self._seen = True
             return values
         if not self.scales.numel():
             raise UsageError(

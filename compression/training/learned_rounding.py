@@ -130,12 +130,11 @@ def learn_rounding(
             layer,
             attribute,
         )
-        soft = _Soft(weight.parameter.detach(), nearest)
-        best, floor = soft.value(soft.nearest()), calls.error(soft.value(soft.nearest()))
-        error = floor
+        soft = _Soft(weight.parameter.detach(), nearest, scheme)
+        best = soft.value(soft.nearest())
+        floor = error = calls.error(best)
         if floor > 0:
-            parts = _learned(soft, calls, floor, steps, batch_size, lr, strength, generator)
-            value = soft.value(parts)
+            value = soft.value(_learned(soft, calls, floor, steps, batch_size, lr, strength, generator))
             learned = calls.error(value)
             if learned < floor:
                 best, error = value, learned
@@ -149,7 +148,7 @@ def learn_rounding(
 class _Soft:
     """A weight between its two neighbouring codes."""
 
-    def __init__(self, weight: torch.Tensor, nearest: AffineTensor) -> None:
+    def __init__(self, weight: torch.Tensor, nearest: AffineTensor, scheme: Scheme) -> None:
         self._nearest = nearest
         self._dtype = weight.dtype
         compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -167,8 +166,7 @@ class _Soft:
         exact = weight.to(compute) / torch.where(self._steps == 0, 1, self._steps)
         self._below = exact.floor()
         self.fractions = exact - self._below
-        symmetric = nearest.zero_points is None and not bool((nearest.codes == 0).any())
-        self._least = least_code("symmetric" if symmetric else "asymmetric")
+        self._least = least_code(scheme)
         self._most = (1 << nearest.bits) - 1
 
     def nearest(self) -> torch.Tensor:

@@ -305,6 +305,8 @@ class LearnedStepQuantizer(ActivationQuantizer):
 
     @torch.no_grad()
     def finish(self) -> None:
+        if not self._seen:
+            return
         total, count = sum(seen[0] for seen in self._seen), sum(seen[1] for seen in self._seen)
         signed = min(seen[2] for seen in self._seen) < 0 and self.bits > 1
         self.zero_point.fill_(1 << (self.bits - 1) if signed else 0)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizedTraining"]
 
+_ROUNDING: Final = 2.0**-20
+
 
 class _Codes:
     """The codes and scales of one weight."""
@@ -56,17 +58,23 @@ class _Codes:
         self.stored = stored
         values = weight.parameter.detach()
         self.compute = torch.float64 if values.dtype == torch.float64 else torch.float32
-        self.scales = self._covering(values)
+        self.scales = torch.zeros(len(rows_of(values, granularity)), dtype=self.compute)
         self.codes = torch.zeros(values.shape, dtype=torch.int8)
 
-    def _covering(self, values: torch.Tensor) -> torch.Tensor:
-        """Scales with which no weight is clipped: (groups,), as they are stored."""
-        reach = rows_of(values.to(self.compute), self.granularity).abs().amax(1).cpu().numpy()
-        wanted = reach.astype(np.float64) / self.most
+    def _each(self, parameters: torch.Tensor) -> torch.Tensor:
+        return spread(parameters, tuple(self.codes.shape), self.granularity)
+
+    def _cover(self, values: torch.Tensor) -> None:
+        """Let the scales grow where a weight would be clipped."""
+        reach = rows_of(values, self.granularity).abs().amax(1).to(torch.float64)
+        wanted = (reach / self.most).numpy()
         found = wanted.astype(self.stored)
         low = found.astype(np.float64) < wanted
         found[low] = np.nextafter(found[low], np.asarray(np.inf, self.stored))
-        return torch.from_numpy(found.astype(np.float64)).to(self.compute)
+        # The value of the last code may be above the last multiple of the scale, by the rounding of the product.
+        clipped = reach > self.scales.double() * self.most * (1 + _ROUNDING)
+        grown = torch.from_numpy(found.astype(np.float64)).to(self.compute)
+        self.scales = torch.where(clipped, grown, self.scales)
 
     @torch.no_grad()
     def take(self, rounding: Rounding, seed: int, step: int) -> None:
@@ -75,8 +83,11 @@ class _Codes:
         values = parameter.detach().to("cpu", self.compute)
         if not bool(torch.isfinite(values).all()):
             raise EncodingError(f"{self.weight.name} is not finite any more, after {step} steps")
-        self.scales = torch.maximum(self.scales, self._covering(values))
-        steps = spread(torch.where(self.scales == 0, 1, self.scales), tuple(values.shape), self.granularity)
+        # Half precision rounds the value of a code; that is no update.
+        before = self._each(self.scales) * self.codes.to(self.compute)
+        values = before + (values - before.to(parameter.dtype).to(self.compute))
+        self._cover(values)
+        steps = self._each(torch.where(self.scales == 0, 1, self.scales))
         exact = values / steps
         if rounding == "nearest":
             rounded = torch.round(exact)

@@ -240,6 +240,16 @@ def test_wrong_use() -> None:
         module(images(0))
 
 
+def test_layers_that_are_not_called_do_not_matter() -> None:
+    module = network()
+    module.add_module("unused", nn.Linear(3, 3))
+    quantize_activations(module, 8, layers=["0", "4"])
+    learn_activation_steps(module, 8, layers=["6"])
+    quantize_activations(module, 8, layers=["unused"])
+    calibrate(module, [images(0)], lambda net, batch: nn.Sequential(*list(net.children())[:5])(batch))
+    assert sorted(activation_parameters(module)) == ["0", "4"]
+
+
 def test_they_travel_as_text() -> None:
     module = network()
     quantize_activations(module, 4, layers=["0"], observer=lambda: MinMaxObserver(axis=1))

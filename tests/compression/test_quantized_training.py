@@ -120,6 +120,21 @@ def test_scales_grow_with_the_weights() -> None:
     assert decode_affine(tensor).tobytes() == array_of(layer.weight).tobytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_does_not_move_stays(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(50, 20).to(dtype)
+    training = QuantizedTraining(find_weights(layer), granularity=PerChannel(axis=0))
+    before, codes = layer.weight.detach().clone(), training.codes()["weight"].clone()
+    for _ in range(50):
+        training.requantize()
+    assert torch.equal(training.codes()["weight"], codes)
+    assert torch.equal(layer.weight, before)
+    tensor = training.tensors()["weight"]
+    assert isinstance(tensor, AffineTensor)
+    assert decode_affine(tensor).tobytes() == array_of(layer.weight).tobytes()
+
+
 def test_a_network(tmp_path: Path) -> None:
     """With steps of descent so small that rounding to nearest keeps it from learning."""
     x, y, _, _ = data()
