@@ -19,12 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from torch import nn
 
 from dcz.compression.torch_tensors import unwrapped
-from dcz.compression.training.activations import (
-    ACTIVATIONS,
-    activation_quantizers,
-    describe_activations,
-    remove_activation_quantizers,
-)
+from dcz.compression.training.activation_metadata import ACTIVATIONS, describe_activations
+from dcz.compression.training.activations import activation_quantizers, remove_activation_quantizers
 from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
 from dcz.compression.training.rate import RateAware, UniformGrid, find_biases
 from dcz.compression.training.rounding import round_parameters
@@ -143,7 +139,7 @@ def compress(
     were. None takes whatever comes.
 
     Activations that a stage quantizes are quantized while the model is trained and measured. The file holds how, in its
-    metadata: dcz.compression.training.activations.restore_activations puts that into a model again.
+    metadata: dcz.compression.training.activation_metadata.restore_activations puts that into a model again.
 
     ``checkpoints``: a folder. After each epoch it holds where the compression is, and a call with the same model, recipe and
     folder goes on from there: after a crash at most one epoch is lost, and the end is the same to the bit if train() does

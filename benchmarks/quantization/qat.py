@@ -26,7 +26,11 @@ from benchmarks.deep_compression.mnist import Lessons, Mnist, error_percent, les
 from benchmarks.deep_compression.plots import Line, Panel, plot
 from benchmarks.quantization.qat_networks import NETWORKS, Network, epochs_of
 from dcz.compression.quantizers import Scheme
-from dcz.compression.training.activations import ACTIVATIONS, describe_activations, restore_activations
+from dcz.compression.training.activation_metadata import (
+    ACTIVATIONS,
+    describe_activations,
+    restore_activations,
+)
 from dcz.compression.training.extreme import ExtremeMethod, use_few_values
 from dcz.compression.training.learned_step import learn_activation_steps, learn_steps
 from dcz.compression.training.weights import Weight, find_weights

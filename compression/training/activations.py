@@ -19,14 +19,12 @@ work. What is learned: dcz.compression.training.learned_step and clipping.
 from __future__ import annotations
 
 import abc
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias, get_args
+from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from dcz.compression.observers import MinMaxObserver, Observer, Parameters
@@ -39,7 +37,6 @@ from dcz.errors import EncodingError, UsageError
 from dcz.format.manifest import Granularity, PerChannel, PerTensor
 
 __all__ = [
-    "ACTIVATIONS",
     "ActivationQuantizer",
     "DynamicQuantizer",
     "Layers",
@@ -49,19 +46,14 @@ __all__ = [
     "activation_quantizers",
     "add_activation_quantizers",
     "calibrate",
-    "describe_activations",
     "put_on",
     "quantize_activations",
     "remove_activation_quantizers",
-    "restore_activations",
     "run_batch",
 ]
 
 Side: TypeAlias = Literal["inputs", "outputs"]
 Layers: TypeAlias = "Iterable[str] | Callable[[str, nn.Module], bool] | None"
-
-ACTIVATIONS: Final = "dcz.activations"
-"""Under which key of the metadata of a file `describe_activations` stands."""
 
 _NAMES: Final[dict[Side, str]] = {"inputs": "input_quantizer", "outputs": "output_quantizer"}
 _WITHOUT_INPUTS: Final = (nn.Embedding, nn.EmbeddingBag)  # their inputs are numbers of rows
@@ -408,72 +400,6 @@ def activation_parameters(module: nn.Module, side: Side = "inputs") -> dict[str,
         if its == side
     )
     return {name: parameters for name, parameters in found if parameters is not None}
-
-
-def describe_activations(module: nn.Module) -> str:
-    """The quantizers of a module as JSON, to travel with its weights (``metadata={ACTIVATIONS: ...}``). What is learned is
-    described as it is now, as static scales and zero points."""
-    described: list[dict[str, Any]] = []
-    for name, _, side, quantizer in activation_quantizers(module):
-        parameters = quantizer.parameters_of()
-        one = {"layer": name, "side": side, "bits": quantizer.bits, "scheme": quantizer.scheme}
-        if parameters is not None:
-            one |= {
-                "axis": parameters.axis,
-                "scales": parameters.scales.astype(float).tolist(),
-                "zero_points": parameters.zero_points.tolist(),
-            }
-        elif isinstance(quantizer, DynamicQuantizer):
-            one |= {"axis": quantizer.axis}
-        elif not isinstance(quantizer, StaticQuantizer):
-            continue  # what would be learned of activations that never came
-        else:
-            raise UsageError(
-                f"the range of the {side} of {name or 'the module'} is not known",
-                hint="calibrate(module, batches) observes it",
-            )
-        described.append(one)
-    return json.dumps(described, separators=(",", ":"))
-
-
-def restore_activations(module: nn.Module, described: str) -> list[str]:
-    """Put in the quantizers that `describe_activations` described, in place of those that there are. Returns the names of
-    the layers.
-
-    Raises UsageError if this is no such description, or the module has no such layers.
-    """
-    try:
-        entries = [_Described.model_validate(one, strict=True) for one in json.loads(described)]
-        makes = {(entry.layer, entry.side): entry.quantizer() for entry in entries}
-    except (ValueError, TypeError) as exc:
-        raise UsageError(f"not a description of quantizers of activations: {exc}") from exc
-    remove_activation_quantizers(module)
-    for (name, side), quantizer in makes.items():
-        put_on(module, name, side, quantizer)
-    return [entry.layer for entry in entries]
-
-
-class _Described(BaseModel):
-    """One quantizer of a description, which may come from anywhere."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    layer: str
-    side: Side
-    bits: int = Field(ge=1, le=8)
-    scheme: Scheme
-    axis: int | None
-    scales: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(None, min_length=1)
-    zero_points: list[Annotated[int, Field(ge=0, le=255)]] | None = None
-
-    def quantizer(self) -> ActivationQuantizer:
-        if self.scales is None:
-            return DynamicQuantizer(self.bits, self.scheme, axis=self.axis)
-        scales = np.array(self.scales, np.float32)
-        zero_points = np.array(self.zero_points or [], np.uint8)
-        if zero_points.shape != scales.shape:
-            raise ValueError("as many zero points as scales are needed")
-        return StaticQuantizer.of(Parameters(self.bits, self.scheme, scales, zero_points, self.axis))
 
 
 def remove_activation_quantizers(module: nn.Module) -> None:

@@ -20,16 +20,15 @@ from dcz.compression.observers import (
     dynamic_parameters,
 )
 from dcz.compression.quantizers import Scheme
+from dcz.compression.training.activation_metadata import describe_activations, restore_activations
 from dcz.compression.training.activations import (
     StaticQuantizer,
     activation_parameters,
     activation_quantizers,
     add_activation_quantizers,
     calibrate,
-    describe_activations,
     quantize_activations,
     remove_activation_quantizers,
-    restore_activations,
 )
 from dcz.compression.training.clipping import clip_activations
 from dcz.compression.training.fake_quantization import fake_quantize

@@ -14,12 +14,12 @@ from tests.runtime.digits_training import Net, evaluate, train, trained
 from torch import nn
 
 import dcz
-from dcz.compression.training.activations import (
+from dcz.compression.training.activation_metadata import (
     ACTIVATIONS,
-    activation_quantizers,
     describe_activations,
     restore_activations,
 )
+from dcz.compression.training.activations import activation_quantizers
 from dcz.compression.training.weights import find_weights
 from dcz.converters.recipes import Recipe, load_recipe
 from dcz.errors import RecipeError, UsageError
