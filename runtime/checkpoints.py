@@ -35,7 +35,7 @@ from dcz.compression.training.masks import PruningMask
 from dcz.compression.training.rate import UniformGrid, find_biases
 from dcz.compression.training.weight_sharing import SharedWeights
 from dcz.compression.training.weights import WeightParametrization, find_weights
-from dcz.errors import UsageError
+from dcz.errors import EncodingError, UsageError
 from dcz.format import Reader
 from dcz.runtime.loading import load_tensors, save
 
@@ -144,8 +144,11 @@ class Snapshot:
             for key, value in self.tensors.items()
             if key.startswith(f"{name}/")
         }
-        part = kinds[kind].restored(settings, state)
-        part.load_state_dict(state)
+        try:
+            part = kinds[kind].restored(settings, state)
+            part.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, EncodingError) as exc:
+            raise UsageError(f"the checkpoint holds a {kind} that cannot be made: {exc}") from exc
         return part
 
 
@@ -242,6 +245,10 @@ class Checkpoints:
         if found is None:
             raise UsageError(f"{self._path} is not a checkpoint of dcz.compress")
         content = json.loads(found)
+        if "parts" not in content:
+            raise UsageError(
+                f"{self._path} was written by another version of dcz", hint="take an empty folder"
+            )
         parts: dict[str, dict[str, torch.Tensor]] = {}
         generators: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():

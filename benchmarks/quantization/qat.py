@@ -91,8 +91,6 @@ METHODS: dict[str, tuple[float, Quantize | None]] = {
     "ternary, learned step": (0.5, learned(2, "symmetric")),
     "binary": (1.0, few("binary")),
     "4 bits, activations 4": (0.1, learned(4, activations=4)),
-    "3 bits, activations 3": (0.2, learned(3, activations=3)),
-    "2 bits, activations 2": (0.4, learned(2, activations=2)),
 }
 
 
@@ -233,7 +231,7 @@ counted. Made by
 Each network is trained in fp32 for {first} epochs; from there for {epochs} more, with quantized weights and, as the row `fp32`, without. Every
 weight is quantized, those of the first and the last layer too, with a scale for each output: 4, 3 and 2 bits with learned
 steps (LSQ), `ternary` as ternary weight networks and, in the row below it, as learned steps of which only -1, 0 and 1 are used, `binary`
-as XNOR-Net. In the last rows what goes into each layer is quantized with learned steps, too; the images have 8 bits. Biases,
+as XNOR-Net. In the last row what goes into each layer is quantized with learned steps, too; the images have 8 bits. Biases,
 norms and their statistics have the values of bf16. Half of the images are slightly distorted. The epoch is chosen on the last 10,000 images of the training set, on
 which nothing is trained; the test error of that epoch's file is reported, whatever it is. One seed: the test error of two
 equally good networks differs by about 0.05 points.

@@ -67,12 +67,18 @@ def restore_activations(module: nn.Module, described: str) -> list[str]:
     """
     try:
         entries = [_Described.model_validate(one, strict=True) for one in json.loads(described)]
-        makes = {(entry.layer, entry.side): entry.quantizer() for entry in entries}
+        quantizers = [(entry, entry.quantizer()) for entry in entries]
+        if len({(entry.layer, entry.side) for entry in entries}) < len(entries):
+            raise ValueError("a layer has two quantizers on one side")
     except (ValueError, TypeError) as exc:
         raise UsageError(f"not a description of quantizers of activations: {exc}") from exc
     remove_activation_quantizers(module)
-    for (name, side), quantizer in makes.items():
-        put_on(module, name, side, quantizer)
+    try:
+        for entry, quantizer in quantizers:
+            put_on(module, entry.layer, entry.side, quantizer)
+    except UsageError:
+        remove_activation_quantizers(module)
+        raise
     return [entry.layer for entry in entries]
 
 

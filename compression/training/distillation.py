@@ -141,7 +141,7 @@ class Watched:
         finally:
             for part, training in modes:
                 part.training = training
-        options = {"alpha": teacher.alpha, "temperature": teacher.temperature, **further}
+        options: dict[str, Any] = {"alpha": teacher.alpha, "temperature": teacher.temperature, **further}
         loss = distillation_loss(scores, said, targets, **options)
         for name, its in teacher.features.items():
             if name not in self._own or its not in self._its:

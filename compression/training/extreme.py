@@ -197,19 +197,20 @@ class LearnedTernaryWeight(_FewValues):
 
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         values = _wide(self.kept(original))
-        signs = self._signs(values.detach())
+        signs = self.signs(values.detach())
         above, below = self._each(self.above(), values), self._each(self.below(), values)
         value = torch.where(signs > 0, above, torch.where(signs < 0, -below, 0))
         slopes = torch.where(signs > 0, above, torch.where(signs < 0, below, 1)).detach()
         return _also(value, slopes * values).to(original.dtype)
 
-    def _signs(self, values: torch.Tensor) -> torch.Tensor:
+    def signs(self, values: torch.Tensor) -> torch.Tensor:
+        """1, -1 and 0 for what is p, -n and 0. ``values``: what is trained, after the mask."""
         thresholds = _TTQ_RATIO * rows_of(values.abs(), self.granularity).amax(1)
         return torch.where(values.abs() > self._each(thresholds, values), values.sign(), 0)
 
     @torch.no_grad()
     def stored(self, original: torch.Tensor) -> CodebookTensor:
-        signs = self._signs(_wide(self.kept(original)))
+        signs = self.signs(_wide(self.kept(original)))
         above, below = self.above().to(original.dtype), self.below().to(original.dtype)
         return CodebookTensor(
             dtype=check_tensor("weight", original).name,
@@ -260,7 +261,7 @@ def use_few_values(
         values = _wide(made.kept(original))
         ones = torch.ones(len(rows_of(values, chosen)), dtype=values.dtype, device=values.device)
         first = LearnedTernaryWeight(ones, ones, chosen, scale_dtype, mask)
-        signs, scales = first._signs(values), []
+        signs, scales = first.signs(values), []
         for side in (signs > 0, signs < 0):
             means = group_means(values.abs(), chosen, side)
             nearest_scales(means.cpu().numpy(), stored)

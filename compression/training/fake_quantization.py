@@ -149,7 +149,7 @@ class FakeQuantizedWeight(QuantizedWeight):
 
     @classmethod
     def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
-        known = {**settings, "granularity": granularity_of(settings["granularity"])}
+        known: dict[str, Any] = {**settings, "granularity": granularity_of(settings["granularity"])}
         return cls(**known, mask=state.get("mask"), held=state.get("held"))
 
     def parameters_of(self, kept: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:

@@ -268,7 +268,11 @@ def _seen(
 ) -> list[tuple[tuple[Any, ...], torch.Tensor]]:
     """Arguments and outputs of each call of the layer, in evaluation."""
     seen: list[tuple[tuple[Any, ...], torch.Tensor]] = []
-    hook = layer.register_forward_hook(lambda _, arguments, output: seen.append((arguments, output)))
+
+    def see(_: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> None:
+        seen.append((arguments, output))
+
+    hook = layer.register_forward_hook(see)
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

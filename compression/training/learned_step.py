@@ -203,7 +203,7 @@ class LearnedStepWeight(QuantizedWeight):
 
     @classmethod
     def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
-        known = {**settings, "granularity": granularity_of(settings["granularity"])}
+        known: dict[str, Any] = {**settings, "granularity": granularity_of(settings["granularity"])}
         return cls(**known, first=state["steps.first"], mask=state.get("mask"))
 
     @torch.no_grad()

@@ -165,7 +165,11 @@ class QuantizedTraining:
     @contextlib.contextmanager
     def after_each_step_of(self, optimizer: torch.optim.Optimizer) -> Generator[None]:
         """Do so by itself until the end of the block."""
-        hook = optimizer.register_step_post_hook(lambda *_: self.requantize())
+
+        def after(*_: object) -> None:
+            self.requantize()
+
+        hook = optimizer.register_step_post_hook(after)
         try:
             yield
         finally:

@@ -31,7 +31,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("work")
 
 
-@pytest.mark.parametrize("method", ["2 bits", "binary", "3 bits, activations 3"])
+@pytest.mark.parametrize("method", ["2 bits", "binary", "4 bits, activations 4"])
 def test_a_run_gives_a_file_that_is_what_the_table_says(method: str, work: Path, tmp_path: Path) -> None:
     data, settings = _digits(), NETWORKS["resnet"]
     taught = Lessons(torch.stack([data.train[0]] * 2), data.train[1])
@@ -56,7 +56,7 @@ def test_a_run_gives_a_file_that_is_what_the_table_says(method: str, work: Path,
         wrong = (module(normalized(images)).argmax(1) != labels).double().mean()
         assert row["test_error"] == pytest.approx(100 * float(wrong), abs=1e-3)
     assert row["test_error"] < 40
-    most = {"2 bits": 4, "binary": 2, "3 bits, activations 3": 8}[method]
+    most = {"2 bits": 4, "binary": 2, "4 bits, activations 4": 16}[method]
     for name, value in tensors.items():
         if value.ndim > 1:
             rows = value.reshape(len(value), -1)
@@ -68,11 +68,11 @@ def test_a_run_gives_a_file_that_is_what_the_table_says(method: str, work: Path,
 
 def test_the_images_have_eight_bits_and_what_follows_fewer() -> None:
     network = NETWORKS["lenet-5"].make()
-    _, quantize = qat.METHODS["2 bits, activations 2"]
+    _, quantize = qat.METHODS["4 bits, activations 4"]
     assert quantize is not None
     quantize(network)
     bits = {name: quantizer.bits for name, _, _, quantizer in activation_quantizers(network)}
-    assert bits == {"conv1": 8, "conv2": 2, "fc1": 2, "fc2": 2}
+    assert bits == {"conv1": 8, "conv2": 4, "fc1": 4, "fc2": 4}
 
 
 def test_what_is_too_much_is_said_so() -> None:

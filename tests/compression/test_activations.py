@@ -277,6 +277,7 @@ def test_they_travel_as_text() -> None:
         '[{"layer":"0","side":"inputs","bits":1,"scheme":"symmetric","axis":null}]',
         '[{"layer":"0","side":"inputs","bits":4,"scheme":"symmetric","axis":null,"scales":[NaN],"zero_points":[0]}]',
         '[{"layer":"0","side":"inputs","bits":4,"scheme":"symmetric","axis":null,"scales":[1.0]}]',
+        '[{"layer":"0","side":"inputs","bits":4,"scheme":"symmetric","axis":null},{"layer":"0","side":"inputs","bits":5,"scheme":"symmetric","axis":null}]',
         '[{"layer":"9","side":"inputs","bits":4,"scheme":"symmetric","axis":null}]',
     ],
 )

@@ -210,6 +210,28 @@ def test_resuming_after_each_epoch_gives_the_same_bits(
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"FakeQuantizedWeight"', '"FakeQuantizedWeights"'),
+        ('"symmetric"', '"sideways"'),
+        ('"scale_dtype": "bf16"', '"scale_type": "bf16"'),
+        ('"parts"', '"part"'),
+    ],
+)
+def test_a_checkpoint_that_is_not_ours(model: Net, old: str, new: str, tmp_path: Path) -> None:
+    plan = recipe(quantize(method="ste", bits=3, epochs=0))
+    dcz.compress(model, train=train, recipe=plan, checkpoints=tmp_path)
+    path = tmp_path / "checkpoint.dcz"
+    with dcz.open(path) as file:
+        metadata = dict(file.metadata())
+    assert old in metadata["dcz.compress"]
+    metadata["dcz.compress"] = metadata["dcz.compress"].replace(old, new)
+    dcz.save(dcz.load(path), path, metadata=metadata)
+    with pytest.raises(UsageError, match=r"another version|does not know|cannot be made"):
+        dcz.compress(copy.deepcopy(model), train=train, recipe=plan, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize(
     "activations",
     [
         {"kind": "learned", "bits": 4},
