@@ -90,7 +90,7 @@ def quantize_affine(
         percentile=percentile,
     )
     scales, zero_points = affine_parameters(low, high, bits=bits, scheme=scheme, scale_dtype=stored)
-    scales = kept_finite(scales, zero_points, bits, scheme, grouped)
+    scales = kept_finite(scales, zero_points, bits, scheme, grouped.dtype)
     coder = AffineCoder(
         grouped, scales, zero_points, bits, scheme, seed if rounding == "stochastic" else None
     )

@@ -227,17 +227,18 @@ def _round_up(values: np.ndarray, dtype: np.dtype[np.generic]) -> np.ndarray:
 
 
 def kept_finite(
-    scales: np.ndarray, zero_points: np.ndarray | None, bits: int, scheme: Scheme, grouped: GroupedTensor
+    scales: np.ndarray, zero_points: np.ndarray | None, bits: int, scheme: Scheme, dtype: DType
 ) -> np.ndarray:
-    """The scales, smaller where a code would decode to more than the weights' type can hold."""
+    """The scales, smaller where a code would decode to more than ``dtype``, the weights' type, can hold."""
+    compute = np.dtype(np.float64 if dtype.name == "f64" else np.float32)
     zeros = np.full(scales.size, 1 << (bits - 1)) if zero_points is None else zero_points.astype(np.int64)
     farthest = np.maximum(zeros - (1 if scheme == "symmetric" else 0), (1 << bits) - 1 - zeros)
     with np.errstate(over="ignore"):
-        products = scales.astype(grouped.compute) * farthest.astype(grouped.compute)
-        overflow = ~np.isfinite(products.astype(grouped.dtype.numpy).astype(np.float64))
+        products = scales.astype(compute) * farthest.astype(compute)
+        overflow = ~np.isfinite(products.astype(dtype.numpy).astype(np.float64))
     if not overflow.any():
         return scales
-    largest = float(ml_dtypes.finfo(grouped.dtype.numpy).max)  # type: ignore[no-untyped-call]
+    largest = float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
     possible = largest / farthest
     rounded = possible.astype(scales.dtype)
     above = rounded.astype(np.float64) >= possible

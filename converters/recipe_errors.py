@@ -22,14 +22,18 @@ from dcz.converters.recipe_stages import (
     BlockPattern,
     ChannelPattern,
     DescriptionLength,
+    DynamicActivations,
     FixedBits,
     GlobalThreshold,
+    LearnedActivations,
     NMPattern,
     PruneStage,
+    QuantizeStage,
     RateStage,
     RoundStage,
     SensitivityScan,
     ShareStage,
+    StaticActivations,
     StdThreshold,
     Uniform,
     UnstructuredPattern,
@@ -56,12 +60,18 @@ _FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
         "block": BlockPattern,
     },
     "bits": {"fixed": FixedBits, "description-length": DescriptionLength},
+    "activations": {
+        "learned": LearnedActivations,
+        "dynamic": DynamicActivations,
+        "static": StaticActivations,
+    },
 }
 # Lists of tables, and the kinds of their items if they have kinds.
 _STAGES: Final[Mapping[str, type[BaseModel]]] = {
     "prune": PruneStage,
     "share": ShareStage,
     "rate": RateStage,
+    "quantize": QuantizeStage,
     "round": RoundStage,
 }
 _LISTS: Final = ("rules", "stages")

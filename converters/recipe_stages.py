@@ -2,6 +2,7 @@
 
     prune       fewer weights, in steps, trained between them
     share       few values for the weights that are left, trained as well
+    quantize    uniform codes, or two or three values, trained beneath (quantization-aware training)
     rate        both at once: training against the size of the coded file
     round       half precision for what is still stored number by number
 
@@ -14,25 +15,32 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from dcz.compression.calibration import Calibration
 from dcz.compression.clustering import Init, Method
 from dcz.compression.patterns import Block, Channel, NofM, Pattern, Unstructured
+from dcz.compression.scales import Scheme
 from dcz.converters.recipe_actions import RecipeModel, kind_alone
+from dcz.format.manifest import Granularity, PerChannel
 
 __all__ = [
     "BlockPattern",
     "ChannelPattern",
     "DescriptionLength",
+    "DynamicActivations",
     "FixedBits",
     "GlobalThreshold",
+    "LearnedActivations",
     "NMPattern",
     "PruneStage",
+    "QuantizeStage",
     "RateStage",
     "RoundStage",
     "SensitivityScan",
     "ShareStage",
     "Stage",
+    "StaticActivations",
     "StdThreshold",
     "Uniform",
     "UnstructuredPattern",
@@ -208,6 +216,74 @@ class RateStage(_Stage):
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
 
 
+class LearnedActivations(RecipeModel):
+    """A learned step for what goes into each layer (dcz.compression.training.learned_step)."""
+
+    kind: Literal["learned"]
+    bits: Annotated[int, Field(ge=1, le=8)] = 8
+    layers: Names = ("*",)
+
+
+class DynamicActivations(RecipeModel):
+    """The range of each input when it comes (dcz.compression.training.activations)."""
+
+    kind: Literal["dynamic"]
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    scheme: Scheme = "asymmetric"
+    layers: Names = ("*",)
+
+
+class StaticActivations(RecipeModel):
+    """The range of what is seen while evaluate() runs, before this stage trains; ``calibration``: how it is chosen
+    (dcz.compression.observers). Needs evaluate()."""
+
+    kind: Literal["static"]
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    scheme: Scheme = "asymmetric"
+    calibration: Calibration = "min-max"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.9
+    layers: Names = ("*",)
+
+
+class QuantizeStage(_Stage):
+    """Quantization-aware training: let weights be what their codes give, and train those beneath for ``epochs``.
+
+    ``method``: ``ste`` (dcz.compression.training.fake_quantization), ``lsq`` (learned_step), ``binary``, ``twn`` or ``ttq``
+    (extreme). ``bits``, for the first two, and ``scheme``, by default symmetric-full for ``lsq`` and symmetric for
+    ``ste``. ``calibration``, for ``ste``. Channels of fewer than 16 weights share one scale."""
+
+    kind: Literal["quantize"]
+    method: Literal["ste", "lsq", "binary", "twn", "ttq"] = "lsq"
+    bits: Annotated[int, Field(ge=1, le=8)] | None = None
+    scheme: Scheme | None = None
+    granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerChannel(axis=0)
+    calibration: Calibration | None = None
+    scale_dtype: Literal["f32", "f16", "bf16"] = "bf16"
+    activations: (
+        Annotated[
+            LearnedActivations | DynamicActivations | StaticActivations,
+            Field(discriminator="kind"),
+            BeforeValidator(kind_alone),
+        ]
+        | None
+    ) = None
+    epochs: _Count = 3
+
+    @model_validator(mode="after")
+    def _fit(self) -> QuantizeStage:
+        uniform = self.method in ("ste", "lsq")
+        for name in ("bits", "scheme"):
+            if getattr(self, name) is not None and not uniform:
+                raise ValueError(f"{name} is for the methods ste and lsq, not for {self.method}")
+        if self.calibration is not None and self.method != "ste":
+            raise ValueError(f"calibration is for the method ste, not for {self.method}")
+        if self.method == "lsq" and self.scheme == "asymmetric":
+            raise ValueError("learned steps are symmetric; allowed: symmetric, symmetric-full")
+        if self.bits == 1 and self.scheme != "asymmetric":
+            raise ValueError("1 bit has no room for both signs and zero; allowed: method = 'binary'")
+        return self
+
+
 class RoundStage(RecipeModel):
     """Round what is still stored number by number, shared values, biases and norms, to ``dtype``: half of the bytes.
     ``names``: as in the other stages."""
@@ -222,4 +298,6 @@ class RoundStage(RecipeModel):
         return _fits(names, self.names)
 
 
-Stage: TypeAlias = Annotated[PruneStage | ShareStage | RateStage | RoundStage, Field(discriminator="kind")]
+Stage: TypeAlias = Annotated[
+    PruneStage | ShareStage | RateStage | QuantizeStage | RoundStage, Field(discriminator="kind")
+]

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["BUILTIN_RECIPES", "TRAINING_RECIPES", "Prepared", "Recipe", "Rule", "is_builtin", "load_recipe"]
 
 BUILTIN_RECIPES: Final = ("lossless", "int8", "int4", "codebook", "deep-compression")
-TRAINING_RECIPES: Final = ("deep-compression", "rate-aware")
+TRAINING_RECIPES: Final = ("deep-compression", "rate-aware", "qat-int4", "qat-ternary", "qat-binary")
 """Those that have stages, for dcz.compress."""
 
 # What a rule that changes weights passes over unless it says otherwise: biases, norms and other vectors; what is too

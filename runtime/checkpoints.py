@@ -9,57 +9,99 @@ from __future__ import annotations
 import json
 import os
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from dcz.compression.torch_tensors import unwrapped
+from dcz.compression.training.activations import (
+    ActivationQuantizer,
+    DynamicQuantizer,
+    StaticQuantizer,
+    activation_quantizers,
+    put_on,
+    remove_activation_quantizers,
+)
+from dcz.compression.training.clipping import ClippingQuantizer
+from dcz.compression.training.extreme import BinaryWeight, LearnedTernaryWeight, TernaryWeight
+from dcz.compression.training.fake_quantization import FakeQuantizedWeight
+from dcz.compression.training.learned_step import LearnedStepQuantizer, LearnedStepWeight
 from dcz.compression.training.masks import PruningMask
 from dcz.compression.training.rate import UniformGrid, find_biases
 from dcz.compression.training.weight_sharing import SharedWeights
-from dcz.compression.training.weights import find_weights
-from dcz.errors import UsageError
+from dcz.compression.training.weights import WeightParametrization, find_weights
+from dcz.errors import EncodingError, UsageError
 from dcz.format import Reader
 from dcz.runtime.loading import load_tensors, save
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from dcz.compression.training.weights import Weight
 
 __all__ = ["Checkpoints", "Snapshot", "held_values"]
 
+_Part = TypeVar("_Part", WeightParametrization, ActivationQuantizer)
+
 _NAME: Final = "checkpoint.dcz"
 _KEY: Final = "dcz.compress"  # of the metadata
-_VALUE, _MASK, _CODES, _STEP, _RANDOM = "value:", "mask:", "codes:", "step:", "random:"
+_VALUE, _PART, _ACTIVATION, _RANDOM = "value:", "part:", "activation:", "random:"
+
+# By their names: what a checkpoint says is looked up here, and nowhere else.
+_PARTS: Final[Mapping[str, type[WeightParametrization]]] = {
+    kind.__name__: kind
+    for kind in (
+        PruningMask,
+        SharedWeights,
+        UniformGrid,
+        FakeQuantizedWeight,
+        LearnedStepWeight,
+        BinaryWeight,
+        TernaryWeight,
+        LearnedTernaryWeight,
+    )
+}
+_ACTIVATIONS: Final[Mapping[str, type[ActivationQuantizer]]] = {
+    kind.__name__: kind
+    for kind in (StaticQuantizer, DynamicQuantizer, LearnedStepQuantizer, ClippingQuantizer)
+}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model in the middle of its compression: tensors on the CPU, by prefixed names."""
+    """A model in the middle of its compression: tensors on the CPU, by prefixed names.
+
+    ``parts``: by the same names without what is behind the last slash, what stands there: ``[kind, settings]``, plain data.
+    """
 
     tensors: Mapping[str, torch.Tensor]
+    parts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @classmethod
     def take(cls, module: nn.Module) -> Snapshot:
         """A copy of what the module holds now."""
         tensors: dict[str, torch.Tensor] = {}
+        parts: dict[str, Sequence[Any]] = {}
         weights = _all(module)
         for name, value in _held(module, weights).items():
             tensors[_VALUE + name] = value.detach().to("cpu", copy=True)
-        for weight in weights:
-            current = weight.parametrization
-            if isinstance(current, PruningMask):
-                tensors[_MASK + weight.name] = current.mask.to("cpu", copy=True)
-            elif isinstance(current, SharedWeights):
-                tensors[_CODES + weight.name] = current.codes.to("cpu", copy=True)
-            elif isinstance(current, UniformGrid):
-                tensors[_STEP + weight.name] = current.log_step.detach().to("cpu", copy=True)
-        return cls(tensors)
+        found: list[tuple[str, WeightParametrization | ActivationQuantizer]] = [
+            (_PART + weight.name, weight.parametrization)
+            for weight in weights
+            if weight.parametrization is not None
+        ]
+        found += [
+            (f"{_ACTIVATION}{side}:{name}", quantizer)
+            for name, _, side, quantizer in activation_quantizers(module)
+        ]
+        for name, part in found:
+            parts[name] = [type(part).__name__, part.settings()]
+            for key, value in part.state_dict().items():
+                tensors[f"{name}/{key}"] = value.detach().to("cpu", copy=True)
+        return cls(tensors, parts)
 
     def put_back(self, module: nn.Module) -> None:
         """Make the module what it was. Raises UsageError if it is another one."""
@@ -70,18 +112,17 @@ class Snapshot:
             strange = min(expected ^ found).removeprefix(_VALUE)
             raise UsageError(f"the checkpoint is of another model: {strange!r} is only in one of them")
         for weight in weights:
-            device = weight.parameter.device
-            original = self.tensors[_VALUE + weight.name].to(device)
+            original = self.tensors[_VALUE + weight.name].to(weight.parameter.device)
             weight.unparametrize()
-            if (mask := self.tensors.get(_MASK + weight.name)) is not None:
-                weight.parametrize(PruningMask(mask.to(device)), original)
-            elif (codes := self.tensors.get(_CODES + weight.name)) is not None:
-                weight.parametrize(SharedWeights(codes.to(device)), original)
-            elif (step := self.tensors.get(_STEP + weight.name)) is not None:
-                grid = UniformGrid(1.0, weight.parameter)
-                with torch.no_grad():
-                    grid.log_step.copy_(step)
-                weight.parametrize(grid, original)
+            part = self._restored(_PART + weight.name, _PARTS)
+            if part is not None:
+                weight.parametrize(part.to(weight.parameter.device), original)
+        remove_activation_quantizers(module)
+        for name in self.parts:
+            quantizer = self._restored(name, _ACTIVATIONS) if name.startswith(_ACTIVATION) else None
+            if quantizer is not None:
+                side, _, layer = name.removeprefix(_ACTIVATION).partition(":")
+                put_on(module, layer, "inputs" if side == "inputs" else "outputs", quantizer)
         with torch.no_grad():
             for name, value in _held(module, weights).items():
                 stored = self.tensors[_VALUE + name]
@@ -90,6 +131,25 @@ class Snapshot:
                         f"the checkpoint is of another model: {name!r} has the shape {tuple(stored.shape)} there"
                     )
                 value.copy_(stored)
+
+    def _restored(self, name: str, kinds: Mapping[str, type[_Part]]) -> _Part | None:
+        """What stood there, with the state that it had; None if there was nothing."""
+        if name not in self.parts:
+            return None
+        kind, settings = self.parts[name]
+        if kind not in kinds:
+            raise UsageError(f"the checkpoint holds a {kind}, which this version of dcz does not know")
+        state = {
+            key.removeprefix(f"{name}/"): value
+            for key, value in self.tensors.items()
+            if key.startswith(f"{name}/")
+        }
+        try:
+            part = kinds[kind].restored(settings, state)
+            part.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, EncodingError) as exc:
+            raise UsageError(f"the checkpoint holds a {kind} that cannot be made: {exc}") from exc
+        return part
 
 
 def _all(module: nn.Module) -> list[Weight]:
@@ -104,7 +164,15 @@ def _held(module: nn.Module, weights: Sequence[Weight]) -> dict[str, torch.Tenso
     module, _ = unwrapped(module)
     compressed = {id(weight.parameter): weight.name for weight in weights}
     held: dict[str, torch.Tensor] = {weight.name: weight.parameter.data for weight in weights}
-    parts = {id(weight.parametrization) for weight in weights if weight.parametrization is not None}
+    parts = {
+        id(inner)
+        for part in (
+            *(weight.parametrization for weight in weights),
+            *(quantizer for _, _, _, quantizer in activation_quantizers(module)),
+        )
+        if part is not None
+        for inner in part.modules()
+    }
     for prefix, part in module.named_modules():
         if id(part) in parts:
             continue
@@ -153,7 +221,15 @@ class Checkpoints:
             {**tensors, **{_RANDOM + name: state for name, state in generators.items()}},
             self._path,
             effort="fast",
-            metadata={_KEY: json.dumps({"place": place, "random": numbers})},
+            metadata={
+                _KEY: json.dumps(
+                    {
+                        "place": place,
+                        "random": numbers,
+                        "parts": {key: dict(shot.parts) for key, shot in snapshots.items()},
+                    }
+                )
+            },
         )
 
     def read(self) -> tuple[dict[str, Any], dict[str, Snapshot]] | None:
@@ -169,6 +245,10 @@ class Checkpoints:
         if found is None:
             raise UsageError(f"{self._path} is not a checkpoint of dcz.compress")
         content = json.loads(found)
+        if "parts" not in content:
+            raise UsageError(
+                f"{self._path} was written by another version of dcz", hint="take an empty folder"
+            )
         parts: dict[str, dict[str, torch.Tensor]] = {}
         generators: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
@@ -178,7 +258,8 @@ class Checkpoints:
                 key, _, rest = name.partition("/")
                 parts.setdefault(key, {})[rest] = tensor
         _set_random_state(generators, content["random"])
-        return content["place"], {key: Snapshot(part) for key, part in parts.items()}
+        described = content["parts"]
+        return content["place"], {key: Snapshot(part, described[key]) for key, part in parts.items()}
 
 
 def _random_state() -> tuple[dict[str, torch.Tensor], Any]:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from torch import nn
 
 from dcz.compression.torch_tensors import unwrapped
+from dcz.compression.training.activation_metadata import ACTIVATIONS, describe_activations
+from dcz.compression.training.activations import activation_quantizers, remove_activation_quantizers
 from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
 from dcz.compression.training.rate import RateAware, UniformGrid, find_biases
 from dcz.compression.training.rounding import round_parameters
@@ -31,6 +33,7 @@ from dcz.converters.recipe_stages import (
     DescriptionLength,
     GlobalThreshold,
     PruneStage,
+    QuantizeStage,
     RateStage,
     RoundStage,
     SensitivityScan,
@@ -45,6 +48,7 @@ from dcz.format.layers import layer_table
 from dcz.runtime.checkpoints import Checkpoints, Snapshot, held_values
 from dcz.runtime.folders import is_pretrained
 from dcz.runtime.loading import save
+from dcz.runtime.quantizing import bits_of_stage, quantize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +62,7 @@ __all__ = ["Compressed", "Progress", "Step", "Train", "compress"]
 
 Train: TypeAlias = "Callable[[nn.Module], object]"
 Evaluate: TypeAlias = "Callable[[nn.Module], float]"
-Kind: TypeAlias = Literal["dense", "prune", "share", "rate", "round"]
+Kind: TypeAlias = Literal["dense", "prune", "share", "quantize", "rate", "round"]
 
 _MOST_BITS: Final = 8
 
@@ -66,7 +70,8 @@ _MOST_BITS: Final = 8
 @dataclass(frozen=True)
 class Step:
     """One step that was done. ``stage``: its number, from 1, 0 before the first; ``kind``: of the stage, ``dense`` before the first.
-    ``density``: the part of the weights (all that can be compressed) that is not zero. ``bits``: of each weight that was shared.
+    ``density``: the part of the weights (all that can be compressed) that is not zero. ``bits``: of each weight that was shared or
+    quantized.
     ``quality``: what evaluate() said, None if it was not asked. ``bytes``: of the tensors as a file then (effort ``balanced``), None if there
     was no quality to compare them with. ``kept``: False if the quality budget did not allow the step, and it was undone."""
 
@@ -130,8 +135,11 @@ def compress(
     gives the quality, higher is better. ``recipe``: a recipe with stages, by name, path or as an object.
 
     ``tolerance``: how much of the quality of the dense model may be lost, in the unit of evaluate(). A step of pruning that
-    loses more is undone, and the stage ends; shared weights get more bits until it is kept, or are not shared at all. None
-    takes whatever comes.
+    loses more is undone, and the stage ends; shared and quantized weights get more bits until it is kept, or are left as they
+    were. None takes whatever comes.
+
+    Activations that a stage quantizes are quantized while the model is trained and measured. The file holds how, in its
+    metadata: dcz.compression.training.activation_metadata.restore_activations puts that into a model again.
 
     ``checkpoints``: a folder. After each epoch it holds where the compression is, and a call with the same model, recipe and
     folder goes on from there: after a crash at most one epoch is lost, and the end is the same to the bit if train() does
@@ -172,8 +180,11 @@ def compress(
     run = _Run(model, plan, train, evaluate, tolerance, progress)
     try:
         run.all_stages(None if checkpoints is None else Checkpoints(checkpoints))
+        if any(activation_quantizers(model)):
+            metadata = {**(metadata or {}), ACTIVATIONS: describe_activations(model)}
     finally:
         remove_parametrizations(model)
+        remove_activation_quantizers(model)
     with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
         done = conversion.convert(
             _saved(inner, tokenizer, Path(scratch) / "model") if is_pretrained(inner) else model,
@@ -278,6 +289,8 @@ class _Run:
                 self._prune(number, stage, weights)
             elif isinstance(stage, ShareStage):
                 self._share(number, stage, weights)
+            elif isinstance(stage, QuantizeStage):
+                self._quantize(number, stage, weights)
             elif isinstance(stage, RateStage):
                 self._rate(number, stage, weights)
             else:
@@ -342,17 +355,42 @@ class _Run:
                 bits = choose_bits(weights, stage.bits.rate * dense)
             else:
                 bits = {weight.name: stage.bits.of(weight.kind) for weight in weights}
+
+        def act(bits: Mapping[str, int]) -> None:
+            share(weights, bits, method=stage.method, init=stage.init, seed=stage.seed)
+
+        self._with_bits(number, "share", bits, act, stage.epochs)
+
+    def _quantize(self, number: int, stage: QuantizeStage, weights: list[Weight]) -> None:
+        bits = self._place(number).get("bits") or {weight.name: bits_of_stage(stage) for weight in weights}
+
+        def act(bits: Mapping[str, int]) -> None:
+            quantize(stage, self._model, weights, bits, self._evaluate)
+
+        self._with_bits(number, "quantize", bits, act, stage.epochs, more=stage.method in ("ste", "lsq"))
+
+    def _with_bits(
+        self,
+        number: int,
+        kind: Kind,
+        bits: Mapping[str, int],
+        act: Callable[[Mapping[str, int]], None],
+        epochs: int,
+        *,
+        more: bool = True,
+    ) -> None:
+        """Act with bits by the names of weights; with one ``more`` each, until the budget allows it."""
         step = self._place(number).get("step", 1)
         while True:
-            fixed = {"step": step, "bits": bits}
 
-            def act(bits: Mapping[str, int] = bits) -> dict[str, int]:
-                share(weights, bits, method=stage.method, init=stage.init, seed=stage.seed)
+            def act_and_say(bits: Mapping[str, int] = bits) -> dict[str, int]:
+                act(bits)
                 return dict(bits)
 
-            if self._step(number, "share", step, step, act, stage.epochs, fixed):
+            place = {"step": step, "bits": dict(bits)}
+            if self._step(number, kind, step, step, act_and_say, epochs, place):
                 return
-            if all(count == _MOST_BITS for count in bits.values()):
+            if not more or all(count == _MOST_BITS for count in bits.values()):
                 return
             bits = {name: min(_MOST_BITS, count + 1) for name, count in bits.items()}
             step += 1

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from benchmarks.deep_compression.g2p_network import (
@@ -22,6 +21,7 @@ from benchmarks.deep_compression.g2p_network import (
     as_letters,
     by_length,
 )
+from dcz.compression.training import distillation
 
 BATCH = 128
 
@@ -98,14 +98,8 @@ class Teacher:
 
 def divergence(network: nn.Module, batch: Batch) -> torch.Tensor:
     """Kullback and Leibler's divergence of the network from its teacher, nats for each phoneme."""
-    scores = network(batch.letters, batch.before)
     counts = batch.says != IGNORED
-    return functional.kl_div(
-        functional.log_softmax(scores[counts], 1),
-        functional.log_softmax(batch.scores[counts], 1),
-        log_target=True,
-        reduction="batchmean",
-    )
+    return distillation.divergence(network(batch.letters, batch.before)[counts], batch.scores[counts])
 
 
 def distil(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class PruningMask(WeightParametrization):
     def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
         """So that weights can be assigned while they are pruned."""
         return value
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        del settings
+        return cls(state["mask"])
 
 
 def array_of(tensor: torch.Tensor) -> np.ndarray:

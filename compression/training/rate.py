@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import ml_dtypes
 import numpy as np
@@ -73,6 +73,11 @@ class UniformGrid(WeightParametrization):
     def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
         """So that weights can be assigned while they are trained."""
         return value
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        del settings
+        return cls(1.0, state["log_step"])
 
     @torch.no_grad()
     def codes(self, original: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dcz.compression.torch_tensors import unwrapped
+from dcz.compression.training.activations import activation_quantizers
 from dcz.compression.training.masks import PruningMask
 from dcz.compression.training.weight_sharing import SharedWeights
 from dcz.compression.training.weights import find_weights
@@ -43,6 +44,12 @@ def round_parameters(
         id(weight.parameter)
         for weight in weights
         if not isinstance(weight.parametrization, PruningMask | SharedWeights | None)
+    }
+    # Nor are the scales of activations, which are not stored with the weights.
+    others |= {
+        id(parameter)
+        for _, _, _, quantizer in activation_quantizers(inner)
+        for parameter in quantizer.parameters()
     }
     names = {id(weight.parameter): weight.names for weight in weights}
     for name, parameter in inner.named_parameters(remove_duplicate=False):

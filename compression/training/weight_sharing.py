@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -74,6 +74,11 @@ class SharedWeights(WeightParametrization):
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor = _Gather.apply(original, self.codes)  # type: ignore[no-untyped-call]
         return weight
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        del settings
+        return cls(state["codes"])
 
 
 def share(

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -61,6 +61,15 @@ class WeightParametrization(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         """The weight, in its own shape and type. ``original``: what the Parameter holds."""
+
+    def settings(self) -> dict[str, Any]:
+        """What `restored` needs beside the state_dict: names to numbers, strings, None and dictionaries of them."""
+        return {}
+
+    @classmethod
+    @abc.abstractmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        """One whose ``settings()`` and ``state_dict()`` have these names and shapes; the values of the state may differ."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from tests.compression.oracles import decode_affine, decode_codebook
 
+from dcz.format import Reader
+
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "quantization.md"
 
 
@@ -32,3 +34,12 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["approximation"].shape == weights.shape
     assert names["added"].shape == (64,)
     np.testing.assert_allclose(names["second"] @ names["first"], names["following"] @ weights, atol=1e-3)
+    for one, tensor in zip(("0.weight", "2.weight"), names["codes_of_weights"].values(), strict=True):
+        with Reader(tmp_path / "ste.dcz") as reader:
+            np.testing.assert_array_equal(reader.read(one), decode_affine(tensor))
+    assert names["after"] < names["before"]
+    assert names["loss"].item() > 0
+    assert names["training"].steps == 4
+    with Reader(tmp_path / "coupled.dcz") as reader:
+        assert np.count_nonzero(reader.read("0.weight")) <= round(0.2 * 64 * 256)
+    assert names["done"].compression > 6

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from dcz.compression.training.weights import (
     remove_parametrizations,
 )
 from dcz.errors import UsageError
-from dcz.format.tensors import TensorData
 
 
 class Halves(WeightParametrization):
@@ -29,8 +29,9 @@ class Halves(WeightParametrization):
     def forward(self, original: torch.Tensor) -> torch.Tensor:
         return original / 2
 
-    def stored(self, original: torch.Tensor) -> TensorData:
-        raise NotImplementedError
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
+        return cls()
 
 
 class Tied(nn.Module):
