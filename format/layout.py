@@ -32,6 +32,8 @@ MAX_NAME_BYTES: Final = 4096
 MAX_SEGMENT_ELEMENTS: Final = 1 << 24
 MAX_SEGMENT_BYTES: Final = 1 << 24
 MAX_GROUP: Final = 1 << 24
+MAX_INDEXED_GROUPS: Final = 1 << 16
+MAX_DIMENSION: Final = 1 << 16
 
 # Section 6
 RAW: Final = 0

@@ -32,25 +32,33 @@ from dcz.format.layout import DEFAULT_LIMITS, Limits
 
 __all__ = [
     "Affine",
+    "AffineCoded",
     "Asset",
     "Base",
     "Bitmap",
     "Chunks",
     "Codebook",
+    "CodebookCoded",
     "Delta",
     "Dense",
     "Exact",
+    "ExactParameters",
     "Granularity",
     "Layout",
     "Manifest",
+    "Parameters",
     "PerChannel",
+    "PerFlat",
     "PerGroup",
+    "PerIndex",
     "PerTensor",
     "Provenance",
     "RelativeIndex",
+    "ScaledCodebook",
     "SourceFile",
     "Tensor",
     "Values",
+    "Vectors",
     "check_asset_paths",
     "check_name",
     "decode_manifest",
@@ -146,7 +154,63 @@ class PerGroup(_Model):
     size: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
 
 
-Granularity: TypeAlias = Annotated[PerTensor | PerChannel | PerGroup, Field(discriminator="kind")]
+class PerFlat(_Model):
+    """Groups of ``size`` elements in C order, across rows; the last group of the tensor may be shorter."""
+
+    kind: Literal["flat"] = "flat"
+    size: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
+
+
+class PerIndex(_Model):
+    """``groups`` groups in each row; a parameter stream says which one a column belongs to."""
+
+    kind: Literal["indexed"] = "indexed"
+    groups: Annotated[int, Field(ge=1, le=spec.MAX_INDEXED_GROUPS)]
+
+
+Granularity: TypeAlias = Annotated[
+    PerTensor | PerChannel | PerGroup | PerFlat | PerIndex, Field(discriminator="kind")
+]
+
+
+class ExactParameters(_Model):
+    """Scales or minimums are stored as they are."""
+
+    kind: Literal["exact"] = "exact"
+
+
+class AffineCoded(_Model):
+    """Scales or minimums are scales of their own times codes (docs/format.md, section 5.6)."""
+
+    kind: Literal["affine"] = "affine"
+    bits: Bits
+    group: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
+    zero_point: Annotated[int, Field(ge=0, le=255)] = 0
+    dtype: Literal["f32", "f16", "bf16"] = "f32"
+
+
+class CodebookCoded(_Model):
+    """Scales or minimums are scales of their own times shared values (docs/format.md, section 5.6)."""
+
+    kind: Literal["codebook"] = "codebook"
+    bits: Bits
+    size: Annotated[int, Field(ge=1, le=256)]
+    group: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
+    offset: bool = False
+    dtype: Literal["f32", "f16", "bf16"] = "f32"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_size(self.size, self.bits)
+        return self
+
+
+Parameters: TypeAlias = Annotated[ExactParameters | AffineCoded | CodebookCoded, Field(discriminator="kind")]
+
+
+def _check_size(size: int, bits: int) -> None:
+    if size > 1 << bits:
+        raise ValueError(f"{size} centroids do not fit in {bits} bits")
 
 
 class Delta(_Model):
@@ -179,12 +243,30 @@ class Exact(_Model):
         return self
 
 
+ScaleType: TypeAlias = Literal["f64", "f32", "f16", "bf16"]
+
+
 class Affine(_Model):
     kind: Literal["affine"] = "affine"
     bits: Bits
     granularity: Granularity = PerTensor()
     zero_points: bool = False
-    scale_dtype: Literal["f64", "f32", "f16", "bf16"] | None = None  # None: the default for the tensor's type
+    zero_point: Annotated[int, Field(ge=0, le=255)] | None = None  # None: 2^(bits-1)
+    zero_point_bits: Bits | None = None  # None: as many as a code has
+    minimums: bool = False
+    scale_dtype: ScaleType | None = None  # None: the default for the tensor's type
+    scale_values: Parameters = ExactParameters()
+    minimum_values: Parameters = ExactParameters()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.zero_points and self.zero_point is not None:
+            raise ValueError("one zero point for all, and one for each group")
+        if self.zero_point_bits is not None and not self.zero_points:
+            raise ValueError("the bits of zero points that are not there")
+        if not self.minimums and self.minimum_values != ExactParameters():
+            raise ValueError("the values of minimums that are not there")
+        return self
 
 
 class Codebook(_Model):
@@ -195,12 +277,45 @@ class Codebook(_Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.size > 1 << self.bits:
-            raise ValueError(f"{self.size} centroids do not fit in {self.bits} bits")
+        _check_size(self.size, self.bits)
         return self
 
 
-Values: TypeAlias = Annotated[Exact | Affine | Codebook, Field(discriminator="kind")]
+class ScaledCodebook(_Model):
+    """Values that all groups share, times a scale of each group (docs/format.md, section 5.3)."""
+
+    kind: Literal["scaled-codebook"] = "scaled-codebook"
+    bits: Bits
+    size: Annotated[int, Field(ge=1, le=256)]
+    granularity: Granularity = PerTensor()
+    scale_dtype: ScaleType | None = None
+    scale_values: Parameters = ExactParameters()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_size(self.size, self.bits)
+        return self
+
+
+class Vectors(_Model):
+    """``dimension`` neighbours of a row share a code (docs/format.md, section 5.3). ``per_place``: each place of a row has
+    a codebook of its own."""
+
+    kind: Literal["vectors"] = "vectors"
+    bits: Bits
+    size: Annotated[int, Field(ge=1, le=256)]
+    dimension: Annotated[int, Field(ge=1, le=spec.MAX_DIMENSION)]
+    per_place: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_size(self.size, self.bits)
+        return self
+
+
+Values: TypeAlias = Annotated[
+    Exact | Affine | Codebook | ScaledCodebook | Vectors, Field(discriminator="kind")
+]
 
 
 class Tensor(_Model):
