@@ -24,6 +24,7 @@ from dcz.format.tensors import (
     ScaledCodebookTensor,
     TensorBase,
     TensorData,
+    UniformTensor,
     VectorCodebookTensor,
 )
 from dcz.format.verify import VerifyReport, verify
@@ -59,6 +60,7 @@ __all__ = [
     "SourceFile",
     "TensorBase",
     "TensorData",
+    "UniformTensor",
     "VectorCodebookTensor",
     "VerifyReport",
     "Writer",

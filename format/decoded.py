@@ -42,11 +42,11 @@ def groups_of_elements(
             inner = int(np.prod(shape[axis + 1 :], dtype=np.int64))
             return element // inner % shape[axis]
         case PerGroup(size=size):
-            return row * -(-(shape[-1] if shape else 1) // size) + column // size
+            return np.asarray(row * -(-(shape[-1] if shape else 1) // size) + column // size)
         case PerFlat(size=size):
             return element // size
         case Indexed(index=index, groups=groups):
-            return row * groups + index[column]
+            return np.asarray(row * groups + index[column])
 
 
 def decoded(tensor: TensorData) -> np.ndarray:

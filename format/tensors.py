@@ -19,7 +19,7 @@ from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import PerChannel, PerFlat, PerGroup, PerIndex, PerTensor
 
 if TYPE_CHECKING:
-    from dcz.format.manifest import Granularity
+    from dcz.format.manifest import Granularity, StoredGranularity
 
 __all__ = [
     "AffineParameters",
@@ -37,6 +37,7 @@ __all__ = [
     "ScaledCodebookTensor",
     "TensorBase",
     "TensorData",
+    "UniformTensor",
     "VectorCodebookTensor",
     "group_count",
     "parameter_values",
@@ -67,7 +68,7 @@ class Indexed:
 GranularityLike: TypeAlias = PerTensor | PerChannel | PerGroup | PerFlat | Indexed
 
 
-def group_count(granularity: Granularity | Indexed, shape: tuple[int, ...]) -> int:
+def group_count(granularity: StoredGranularity | Indexed, shape: tuple[int, ...]) -> int:
     """How many groups a tensor of this shape has (docs/format.md, section 5.4)."""
     match granularity:
         case PerTensor():
@@ -270,6 +271,15 @@ class AffineTensor:
                 raise EncodingError(f"zero points must be {groups} uint8, not {points.shape} {points.dtype}")
         elif points is not None and not 0 <= points <= 255:
             raise EncodingError(f"a zero point of {points}: 0 to 255 are possible")
+
+
+@dataclass(frozen=True, eq=False)
+class UniformTensor(AffineTensor):
+    """An AffineTensor with an array of scales, and of zero points if it has some: what quantizers make of weights."""
+
+    scales: np.ndarray
+    granularity: Granularity
+    zero_points: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

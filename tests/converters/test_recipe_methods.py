@@ -17,11 +17,11 @@ from dcz.compression.quantizers import quantize_affine
 from dcz.compression.tables import quantize_table
 from dcz.converters.recipes import load_recipe
 from dcz.errors import RecipeError
-from dcz.format import AffineTensor, CodebookTensor, PerChannel, PerGroup, Reader, Writer
+from dcz.format import CodebookTensor, PerChannel, PerGroup, Reader, UniformTensor, Writer
 from dcz.format.dtypes import DTYPES
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Method = Callable[[Array, "Array | None"], AffineTensor | CodebookTensor]
+Method = Callable[[Array, "Array | None"], UniformTensor | CodebookTensor]
 
 METHODS: dict[str, tuple[str, Method]] = {
     "percentile": (
@@ -96,7 +96,7 @@ def test_a_method_through_a_file(name: str, dtype: str, pruned: bool, tmp_path: 
         weights[:, ::3] = 0
         weights[:, 1::3] = 0
     expected = method(weights, weights.astype(np.float64) != 0 if pruned else None)
-    decoded = decode_affine(expected) if isinstance(expected, AffineTensor) else decode_codebook(expected)
+    decoded = decode_affine(expected) if isinstance(expected, UniformTensor) else decode_codebook(expected)
     found, _ = through_a_file(f"values = {{ {text} }}", weights, tmp_path)
     assert found.dtype == decoded.dtype
     np.testing.assert_array_equal(found.view(np.uint8), np.ascontiguousarray(decoded).view(np.uint8))
