@@ -17,6 +17,7 @@ __all__ = [
     "affine",
     "codebooks",
     "f32",
+    "f64",
     "layouts",
     "numbers",
     "product",
