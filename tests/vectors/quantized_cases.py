@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from tests.reference.dcz_reference_coders import RangeCoder, cascade, huffman, raw, zstd
+from tests.reference.dcz_reference_coders import Coder, RangeCoder, cascade, huffman, raw, zstd
 from tests.reference.dcz_reference_writer import (
     Affine,
     Codebook,
@@ -288,7 +288,7 @@ def flat_groups() -> Iterator[Tensor]:
         count = -(-15 // size)
         granularity = {"kind": "flat", "size": size}
         scales = f32(*(i + 0.5 for i in range(count)))
-        values = Affine(4, numbers(15, 16), scales, numbers(count, 16), granularity=granularity)
+        values: Values = Affine(4, numbers(15, 16), scales, numbers(count, 16), granularity=granularity)
         yield tensor(f"affine {size}", "f32", [3, 5], values, segment=8)
         values = ScaledCodebook(4, 16, numbers(15, 16), NF4, scales, granularity=granularity)
         yield tensor(f"scaled {size}", "f16", [5, 3], values, segment=4)
@@ -364,7 +364,7 @@ def vector_dtypes() -> Iterator[Tensor]:
 
 
 def every_coding(codes: list[int]) -> Iterator[Tensor]:
-    coders = {
+    coders: dict[str, Coder] = {
         "raw": raw,
         "huffman": huffman(packed=True),
         "zstd": zstd,
@@ -536,7 +536,7 @@ def field_cases() -> Iterator[Case]:
         section = "3" if "without" in name else "10" if name in UNKNOWN_FIELDS else "5.6"
         yield one(f"scale-values-{name}", section, "parameter-codes", scale_values=how)
     yield one("scale-dtype-of-coded-scales", "5.6", "parameter-codes", scale_dtype="f16")
-    for name, fields in {
+    scaled: dict[str, dict[str, Any]] = {
         "size-0": {"size": 0},
         "size-257": {"size": 257, "bits": 8},
         "size-3-of-1-bits": {"size": 3},
@@ -544,10 +544,11 @@ def field_cases() -> Iterator[Case]:
         "with-zero-point": {"zero_point": 0},
         "with-minimums": {"minimums": True},
         "scales-f64-of-f32": {"scale_dtype": "f64"},
-    }.items():
+    }
+    for name, fields in scaled.items():
         section = "10" if name in UNKNOWN_FIELDS else "5.3"
         yield one(f"scaled-codebook-{name}", section, "scaled-codebook", **fields)
-    for name, fields in {
+    grouped: dict[str, dict[str, Any]] = {
         "dimension-0": {"dimension": 0},
         "dimension-65537": {"dimension": 65_537},
         "dimension-3-of-2": {"dimension": 3},
@@ -555,7 +556,8 @@ def field_cases() -> Iterator[Case]:
         "size-3-of-1-bits": {"size": 3},
         "per-place-1": {"per_place": 1},
         "with-granularity": {"granularity": {"kind": "tensor"}},
-    }.items():
+    }
+    for name, fields in grouped.items():
         yield one(f"vectors-{name}", "10" if name in UNKNOWN_FIELDS else "5.3", "vectors", **fields)
     for feature, name, granularity in (
         ("flat-groups", "flat-of-0", {"kind": "flat", "size": 0}),
