@@ -87,27 +87,27 @@ void for_each_run(const Selection& which, const Groups& groups, F&& run) {
     }
 }
 
-// Rounds a binary32 to a smaller type of `kExponent` and `kMantissa` bits, to nearest, ties to even.
+// Rounds a binary32 to a type of 8 bits, `kExponent` and `kMantissa` of them, to nearest, ties to even.
 template <int kExponent, int kMantissa, bool kInfinity>
-u16 narrow(float value) {
+u8 narrow(float value) {
     const u32 bits = std::bit_cast<u32>(value), magnitude = bits & 0x7FFFFFFF;
     constexpr u32 infinity = ((1u << kExponent) - 1) << kMantissa;
     constexpr u32 largest = kInfinity ? infinity - 1 : infinity + (1u << kMantissa) - 2;
     constexpr u32 overflow = kInfinity ? infinity : largest + 1;
     const u32 sign = bits >> 31 << (kExponent + kMantissa);
-    if (magnitude >= 0x7F800000) return static_cast<u16>(sign | overflow);
+    if (magnitude >= 0x7F800000) return static_cast<u8>(sign | overflow);
     constexpr int bias = (1 << (kExponent - 1)) - 1;
     const u32 hidden = magnitude >> 23 ? 0x800000 : 0;
     const u32 mantissa = (magnitude & 0x7FFFFF) | hidden;
     const int exponent = static_cast<int>(magnitude >> 23) - 127 + bias;
     const int shift = 23 - kMantissa + (exponent <= 0 ? 1 - exponent : 0);
-    if (shift > 25) return static_cast<u16>(sign);
+    if (shift > 25) return static_cast<u8>(sign);
     u32 rounded = mantissa >> shift;
     const u32 rest = mantissa & ((1u << shift) - 1), half = 1u << (shift - 1);
     if (rest > half || (rest == half && rounded & 1)) ++rounded;
     // The hidden bit carries into the exponent, and a rounded-up mantissa with it.
     if (exponent > 0) rounded += static_cast<u32>(exponent - 1) << kMantissa;
-    return static_cast<u16>(sign | (rounded > largest ? overflow : rounded));
+    return static_cast<u8>(sign | (rounded > largest ? overflow : rounded));
 }
 
 void expect_groups(u64 group, std::size_t runs, std::size_t groups) {
@@ -165,26 +165,33 @@ class Dequantizer {
   private:
     std::size_t size_of() const { return values_.type == FloatType::bf16 ? 2 : sizeof(T); }
 
+    template <class U>
+    static void pick(const u16* index, std::size_t count, const U* from, U* to) {
+        for (std::size_t i = 0; i < count; ++i) to[i] = from[index[i]];
+    }
+
     void gathered(const u8* codes, const T* levels, const Selection& which, u8* out) const {
         Gathered<T> found;
         const bool minimums = !scaling_.minimums.empty(), points = !values_.zero_points.empty();
-        const auto gather = [&](std::size_t i, u64 group) {
-            expect_groups(group, 1, groups_);
-            found.scales[i] = scaling_.scales[group];
-            if (minimums) found.minimums[i] = scaling_.minimums[group];
-            if (points) found.zero_points[i] = values_.zero_points[group];
-        };
         const Groups& groups = values_.groups;
         if (which.positions) {
-            for (std::size_t i = 0; i < which.count; ++i) gather(i, groups.of(which.start + which.positions[i]));
+            for (std::size_t i = 0; i < which.count; ++i) {
+                const u64 group = groups.of(which.start + which.positions[i]);
+                expect_groups(group, 1, groups_);
+                found.scales[i] = scaling_.scales[group];
+                if (minimums) found.minimums[i] = scaling_.minimums[group];
+                if (points) found.zero_points[i] = values_.zero_points[group];
+            }
         } else {
             u64 column = which.start % groups.inner, row = which.start / groups.inner * groups.extent;
-            for (std::size_t i = 0; i < which.count; ++i) {
-                gather(i, row + groups.index[column]);
-                if (++column == groups.inner) {
-                    column = 0;
-                    row += groups.extent;
-                }
+            for (std::size_t i = 0; i < which.count; column = 0, row += groups.extent) {
+                expect_groups(row, groups.extent, groups_);
+                const std::size_t n = std::min<u64>(which.count - i, groups.inner - column);
+                const u16* index = groups.index.data() + column;
+                pick(index, n, scaling_.scales.data() + row, found.scales.data() + i);
+                if (minimums) pick(index, n, scaling_.minimums.data() + row, found.minimums.data() + i);
+                if (points) pick(index, n, values_.zero_points.data() + row, found.zero_points.data() + i);
+                i += n;
             }
         }
         make(codes, levels,
@@ -209,19 +216,18 @@ class Dequantizer {
     std::size_t groups_;
 };
 
-template <class T, class F>
+template <class F>
 void narrow_all(const float* in, std::size_t count, F round, u8* out) {
-    for (std::size_t i = 0; i < count; ++i) store(out + i * sizeof(T), static_cast<T>(round(in[i])));
+    for (std::size_t i = 0; i < count; ++i) out[i] = round(in[i]);
 }
 
 void dequantize_part(const Dequantizer<float>& of, FloatType type, const u8* codes, const Selection& which, u8* out) {
     if (type == FloatType::f32 || type == FloatType::bf16) return of.dequantize(codes, which, out);
     alignas(64) std::array<float, kPart> single;
     of.dequantize(codes, which, reinterpret_cast<u8*>(single.data()));
-    if (type == FloatType::f8_e5m2) return narrow_all<u8>(single.data(), which.count, narrow<5, 2, true>, out);
-    if (type == FloatType::f8_e4m3fn) return narrow_all<u8>(single.data(), which.count, narrow<4, 3, false>, out);
-    const std::size_t done = kernels().halve(single.data(), which.count, out);
-    narrow_all<u16>(single.data() + done, which.count - done, narrow<5, 10, true>, out + 2 * done);
+    if (type == FloatType::f8_e5m2) return narrow_all(single.data(), which.count, narrow<5, 2, true>, out);
+    if (type == FloatType::f8_e4m3fn) return narrow_all(single.data(), which.count, narrow<4, 3, false>, out);
+    kernels().halve(single.data(), which.count, out);
 }
 
 std::size_t size_of(FloatType type) {

@@ -113,8 +113,8 @@ struct Kernels {
     void (*scale_f32)(const float* levels, const Runs<float>& runs, u8* out);
     void (*scale_bf16)(const float* levels, const Runs<float>& runs, u8* out);
     void (*scale_f64)(const double* levels, const Runs<double>& runs, u8* out);
-    // Binary32 to binary16, to nearest, ties to even: the first ones, as many as the instruction set takes.
-    std::size_t (*halve)(const float* in, std::size_t count, u8* out);
+    // Binary32 to binary16, to nearest, ties to even; no NaN is among them.
+    void (*halve)(const float* in, std::size_t count, u8* out);
 };
 
 extern const Kernels kPortableKernels;

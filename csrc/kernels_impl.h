@@ -572,6 +572,21 @@ struct Loops {
         runs.minimums ? scale_as<T, kNarrow, true>(levels, runs, out) : scale_as<T, kNarrow, false>(levels, runs, out);
     }
 
+    // Below the smallest normal number, an addition brings the bits to where they belong and rounds them; above it, the exponent
+    // moves, and what is dropped is rounded by an addition too.
+    static u16 half_of(float value) {
+        const u32 all = std::bit_cast<u32>(value), bits = all & 0x7FFFFFFFu;
+        const float magnitude = std::bit_cast<float>(bits < 0x38800000 ? bits : 0);
+        const u32 small = std::bit_cast<u32>(magnitude + 0.5f) - 0x3F000000u;
+        const u32 normal = (bits - 0x38000000u + 0xFFFu + (bits >> 13 & 1)) >> 13;
+        const u32 finite = pick(bits < 0x38800000, small, normal);
+        return static_cast<u16>((all >> 16 & 0x8000u) | pick(bits >= 0x47800000, u32{0x7C00}, finite));
+    }
+
+    static void halve(const float* in, std::size_t count, u8* out) {
+        for (std::size_t i = P::halve(in, count, out); i < count; ++i) store(out + 2 * i, half_of(in[i]));
+    }
+
     static constexpr Kernels table() {
         return {.takes_pairs = P::kTakesPairs,
                 .popcount = popcount,
@@ -598,7 +613,7 @@ struct Loops {
                 .scale_f32 = scale<float, false>,
                 .scale_bf16 = scale<float, true>,
                 .scale_f64 = scale<double, false>,
-                .halve = P::halve};
+                .halve = halve};
     }
 };
 
