@@ -47,15 +47,15 @@ def segment_decoder(
     """The decoder of all segments of a tensor. ``parameters``: as ``read_parameters`` gives them."""
     gap_bits = layout.bits if isinstance(layout, RelativeIndex) else 8
     itemsize = DTYPES[dtype].itemsize
-    match values:
-        case Exact(split=split, offset=offset, stored_dtype=stored):
-            widening = None if stored is None else (stored, dtype)
-            return _native.SegmentDecoder.exact(
-                layout.kind, gap_bits, itemsize, split, dtype == "bool", offset, widening
-            )
-        case Vectors(size=size, dimension=d):
-            places = (shape[-1] if shape else 1) // d if values.per_place else 1
-            return _native.SegmentDecoder.vectors(itemsize, size, d, places, parameters["codewords"])
+    if isinstance(values, Exact):
+        widening = None if values.stored_dtype is None else (values.stored_dtype, dtype)
+        return _native.SegmentDecoder.exact(
+            layout.kind, gap_bits, itemsize, values.split, dtype == "bool", values.offset, widening
+        )
+    if isinstance(values, Vectors):
+        size, d = values.size, values.dimension
+        places = (shape[-1] if shape else 1) // d if values.per_place else 1
+        return _native.SegmentDecoder.vectors(itemsize, size, d, places, parameters["codewords"])
     groups, index = groups_of(values.granularity, shape), parameters.get("index")
     match values:
         case Codebook(size=size):

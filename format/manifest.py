@@ -681,18 +681,15 @@ _FIELDS_OF_FEATURES: Final = {
 def features_of(values: Values, present: Callable[[Values], Iterable[str]]) -> set[str]:
     """The features beyond version 1.0 that values use (docs/format.md, section 10.2). ``present``: which of their fields are
     there."""
-    match values:
-        case Exact():
-            return set()
-        case Vectors():
-            return {spec.VECTORS}
-    match values.granularity:
-        case PerFlat():
-            used = {spec.FLAT_GROUPS}
-        case PerIndex():
-            used = {spec.INDEXED_GROUPS}
-        case _:
-            used = set()
+    if isinstance(values, Exact):
+        return set()
+    if isinstance(values, Vectors):
+        return {spec.VECTORS}
+    used = set[str]()
+    if isinstance(values.granularity, PerFlat):
+        used.add(spec.FLAT_GROUPS)
+    if isinstance(values.granularity, PerIndex):
+        used.add(spec.INDEXED_GROUPS)
     if isinstance(values, ScaledCodebook):
         used.add(spec.SCALED_CODEBOOK)
     if isinstance(values, Affine | ScaledCodebook):

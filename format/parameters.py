@@ -85,12 +85,12 @@ def _values(role: str, how: Parameters, dtype: str, groups: int) -> list[Paramet
 def parameter_streams(tensor: Tensor) -> list[ParameterStream]:
     """In the order of the file."""
     values, itemsize = tensor.values, DTYPES[tensor.dtype].itemsize
-    match values:
-        case Exact():
-            return []
-        case Vectors(size=size, dimension=d):
-            tables = (tensor.shape[-1] if tensor.shape else 1) // d if values.per_place else 1
-            return [ParameterStream("codewords", tables * size * d * itemsize, 8)]
+    if isinstance(values, Exact):
+        return []
+    if isinstance(values, Vectors):
+        d = values.dimension
+        tables = (tensor.shape[-1] if tensor.shape else 1) // d if values.per_place else 1
+        return [ParameterStream("codewords", tables * values.size * d * itemsize, 8)]
     groups = group_count(values.granularity, tensor.shape)
     match values:
         case Codebook(size=size):

@@ -214,14 +214,14 @@ FAULTS: list[Any] = [
     lambda: AffineParameters(CODES, 4, ONE, 0),
     lambda: AffineParameters(CODES, 4, ONE, 3),
     lambda: AffineParameters(CODES, 4, NAN, 4, 1),
-    lambda: AffineParameters(CODES, 4, np.float32([3e38]), 4, 255),
+    lambda: AffineParameters(CODES, 4, np.array([3e38], np.float32), 4, 255),
     lambda: AffineParameters(CODES, 4, ONE.astype(np.float64), 4),
-    lambda: CodebookParameters(CODES + 2, 4, np.float32([1, 2]), ONE, 4),
-    lambda: CodebookParameters(CODES, 4, np.float64([1, 2]), ONE, 4),
+    lambda: CodebookParameters(CODES + 2, 4, np.array([1, 2], np.float32), ONE, 4),
+    lambda: CodebookParameters(CODES, 4, np.array([1, 2], np.float64), ONE, 4),
     lambda: CodebookParameters(CODES, 4, NAN, ONE, 4),
     lambda: CodebookParameters(CODES, 4, ONE, ONE, 4, float("nan")),
     lambda: CodebookParameters(CODES, 4, ONE, ONE, 4, 0.1),
-    lambda: CodebookParameters(CODES, 4, np.float32([3e38]), ONE, 4, float(np.float32(3e38))),
+    lambda: CodebookParameters(CODES, 4, np.array([3e38], np.float32), ONE, 4, float(np.float32(3e38))),
     lambda: Indexed(np.zeros(3, np.int64)),
     lambda: Indexed(np.zeros(0, np.uint16)),
     lambda: Indexed(np.full(3, 4, np.uint16), groups=4),
@@ -244,7 +244,7 @@ def test_parts_that_do_not_fit(make: Any) -> None:
 
 
 def test_codes_without_a_value(tmp_path: Path) -> None:
-    three = np.float32([1, 2, 3])
+    three = np.array([1, 2, 3], np.float32)
     for tensor in (
         ScaledCodebookTensor("f32", (4,), 4, CODES + 3, three, ONE, PerTensor()),
         VectorCodebookTensor("f32", (4,), 4, CODES + 3, three.reshape(1, 3, 1)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -116,7 +117,7 @@ def test_every_binary16_is_rounded_to() -> None:
     values = np.concatenate(
         [halves, middle, np.nextafter(middle, 0), np.nextafter(middle, np.float32(np.inf))]
     )
-    values = np.concatenate([values, -values, np.float32([3e38, -3e38, 1e-45])])
+    values = np.concatenate([values, -values, np.array([3e38, -3e38, 1e-45], np.float32)])
     with np.errstate(over="ignore"):
         expected = values.astype(np.float16)
     minimums = np.asarray(values)
@@ -157,9 +158,9 @@ def test_bfloat16_ties() -> None:
     ],
     ids=str,
 )
-def test_arguments_that_do_not_fit(arguments: dict[str, object]) -> None:
-    given: dict[str, object] = {"groups": ("tensor", 1, 1), "index": None} | arguments
+def test_arguments_that_do_not_fit(arguments: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"groups": ("tensor", 1, 1), "index": None} | arguments
     with pytest.raises(ValueError):  # noqa: PT011 - the messages differ
         _native.SegmentDecoder.affine(
             "dense", 8, "f32", 4, scales=np.ones(1, np.float32), zero_points=None, **given
-        )  # type: ignore[arg-type]
+        )
