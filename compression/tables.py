@@ -73,8 +73,10 @@ def quantize_table(
     """
     unscaled = levels(table, bits)
 
+    largest = 2.0 ** (1023 if weights.dtype == np.float64 else 127)  # a power of two with a reach below it
+
     def scale_of(reach: float) -> float:
-        return _power_of_two_near(reach) if table == "power-of-two" else reach
+        return min(_power_of_two_near(reach), largest) if table == "power-of-two" else reach
 
     def centroids(values: np.ndarray) -> np.ndarray:
         return unscaled * scale_of(float(np.abs(values.astype(np.float64)).max(initial=0.0)))
@@ -93,7 +95,7 @@ def quantize_table(
         dtype=grouped.dtype.name,
         shape=weights.shape,
         bits=max(1, (stored.size - 1).bit_length()),
-        codes=_nearest(grouped, scales, stored),
+        codes=_nearest(grouped, scales, stored).reshape(weights.shape),
         table=stored,
         scales=scales,
         granularity=granularity or PerTensor(),
