@@ -100,8 +100,9 @@ def test_every_weight_takes_the_nearest_level(
         reach = np.abs(chosen).max()
         if table == "power-of-two":
             reach = 2.0 ** np.floor(np.log2(4 * reach / 3))
-        wide = np.float64 if dtype == "f64" or isinstance(tensor, CodebookTensor) else np.float32
-        products = levels(table, bits).astype(wide) * wide(reach)
+        products: Array = levels(table, bits) * reach
+        if dtype != "f64" and isinstance(tensor, ScaledCodebookTensor):
+            products = levels(table, bits).astype(np.float32) * np.float32(reach)
         scaled = products.astype(weights.dtype).astype(np.float64)
         distances = np.abs(chosen[:, None] - scaled)
         np.testing.assert_array_equal(np.abs(chosen - found[numbers == group]), distances.min(axis=1))
@@ -149,7 +150,7 @@ def test_zeros_and_masks() -> None:
 def test_groups_of_a_few_dozen_share_a_table(dtype: str, masked: bool, tmp_path: Path) -> None:
     """NF4 in groups of 64: 4 bits and a scale of 32 for each 64 weights. (QLoRA: 4.5 bits without double quantization.)"""
     weights = gaussian((64, 256), dtype=dtype)
-    mask = np.random.default_rng(2).random(weights.shape) < 0.5 if masked else None
+    mask = np.asarray(np.random.default_rng(2).random(weights.shape) < 0.5) if masked else None
     tensor = quantize_table(weights, table="normal-float", granularity=PerGroup(size=64), mask=mask)
     assert isinstance(tensor, ScaledCodebookTensor)
     with Writer(tmp_path / "m.dcz") as writer:
