@@ -21,7 +21,7 @@ from dcz.compression.groups import GroupedTensor, not_finite
 from dcz.compression.scales import ScaleDType, nearest_scales, stored_dtype
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerTensor
-from dcz.format.tensors import AffineTensor, CodebookTensor
+from dcz.format.tensors import CodebookTensor, UniformTensor
 
 __all__ = ["TernaryMethod", "quantize_binary", "quantize_ternary"]
 
@@ -59,7 +59,7 @@ def quantize_ternary(
     scales: Literal[1, 2] = 1,
     scale_dtype: ScaleDType | None = None,
     mask: np.ndarray | None = None,
-) -> AffineTensor | CodebookTensor:
+) -> UniformTensor | CodebookTensor:
     """Replace weights by -a, 0 or a; with two ``scales`` by -a, 0 or b.
 
     ``weights``, ``granularity``: as in `quantize_binary`. ``scale_dtype``: how a single scale is stored, as in
@@ -99,7 +99,7 @@ def quantize_ternary(
         grouped.scatter(number, (_ZERO + signs).astype(np.uint8), codes)
     kept = None if mask is None else mask.reshape(weights.shape) & (codes != _ZERO)
     if scales == 1:
-        return AffineTensor(
+        return UniformTensor(
             dtype=grouped.dtype.name,
             shape=weights.shape,
             bits=2,

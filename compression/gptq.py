@@ -9,7 +9,7 @@ after the other, and each time the error is made up for, as well as it can be, b
 All rows of the inverses that this takes are those of the upper Cholesky factor of H^-1. With H = I nothing is made up for, and
 the result is that of rounding to nearest.
 
-What the matrix becomes is an AffineTensor like any other; how it was rounded is not to be seen. The sums are those of the
+What the matrix becomes is an UniformTensor like any other; how it was rounded is not to be seen. The sums are those of the
 machine's BLAS, so another machine may round a weight differently.
 """
 
@@ -24,7 +24,7 @@ from dcz.compression.quantizers import Calibration, ScaleDType, Scheme, quantize
 from dcz.compression.scales import least_code
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 __all__ = ["Order", "output_error", "quantize_gptq"]
 
@@ -47,7 +47,7 @@ def quantize_gptq(
     scale_dtype: ScaleDType | None = None,
     damping: float = 0.01,
     order: Order = "given",
-) -> AffineTensor:
+) -> UniformTensor:
     """Quantize a weight matrix so that its outputs change little.
 
     ``weights``: f64, f32, f16, bf16 or fp8 (out, in), finite. A convolution's are (out, in x height x width), with the Hessian
@@ -88,7 +88,7 @@ def quantize_gptq(
     rounder = _Rounder(nearest, scheme)
     codes = np.empty(weights.shape, np.uint8)
     codes[:, chosen] = _round_columns(weights.astype(np.float64)[:, chosen], factor, chosen, rounder)
-    return AffineTensor(
+    return UniformTensor(
         dtype=nearest.dtype,
         shape=nearest.shape,
         bits=bits,
@@ -108,7 +108,7 @@ def output_error(change: np.ndarray, hessian: np.ndarray) -> float:
 class _Rounder:
     """Codes and values of one column, given the scales of all groups."""
 
-    def __init__(self, nearest: AffineTensor, scheme: Scheme) -> None:
+    def __init__(self, nearest: UniformTensor, scheme: Scheme) -> None:
         rows, columns = nearest.shape
         scales = nearest.scales.astype(np.float64)
         if nearest.zero_points is None:

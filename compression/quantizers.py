@@ -1,4 +1,4 @@
-"""Uniform (affine) quantization: weights -> AffineTensor.
+"""Uniform (affine) quantization: weights -> UniformTensor.
 
 The value of a code is ``scale x (code - zero point)`` (docs/format.md, section 5.3). In the notation of Gholami et al.,
 "A Survey of Quantization Methods for Efficient Neural Network Inference" (2021), section III, with b bits:
@@ -42,7 +42,7 @@ from dcz.compression.scales import (
 from dcz.compression.stochastic import check_seed
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 __all__ = ["Calibration", "Rounding", "ScaleDType", "Scheme", "affine_parameters", "quantize_affine"]
 
@@ -59,7 +59,7 @@ def quantize_affine(
     seed: int = 0,
     scale_dtype: ScaleDType | None = None,
     mask: np.ndarray | None = None,
-) -> AffineTensor:
+) -> UniformTensor:
     """Quantize weights uniformly.
 
     ``weights``: f64, f32, f16, bf16 or fp8, any shape, not empty. ``bits``: 1 to 8; the symmetric schemes need 2.
@@ -102,7 +102,7 @@ def quantize_affine(
         if kept is not None:
             # Masked weights read as 0, so this drops them along with those that were rounded to it.
             grouped.store(block, values != coder.zeros(block), kept)
-    return AffineTensor(
+    return UniformTensor(
         dtype=grouped.dtype.name,
         shape=weights.shape,
         bits=bits,

@@ -7,9 +7,9 @@
                    using Logarithmic Data Representation", 2016)
     float          the numbers of a float of b bits: e1m1, e2m1 (OCP MX, 4 bits), e2m2, e3m2     max|w|
 
-Every weight takes the nearest level; rounding the logarithm instead would have the greater error. The levels are stored as
-a codebook for each group, in the tensor's type: a scale of its own for each few dozen weights is not possible without a
-whole codebook of its own.
+Every weight takes the nearest level; rounding the logarithm instead would have the greater error. What is stored is the
+smaller of two: one table and a scale for each group (NF4 in groups of 64: 4.5 bits a weight), or a codebook of each group in the
+tensor's type, which needs no version 1.1 of the format.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Final, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from dcz.compression.calibration import full_ranges
 from dcz.compression.codebooks import share_weights
+from dcz.compression.groups import GroupedTensor, not_finite
 from dcz.errors import EncodingError
-from dcz.format.manifest import Granularity
-from dcz.format.tensors import CodebookTensor
+from dcz.format.manifest import Granularity, PerTensor
+from dcz.format.tensors import CodebookTensor, ScaledCodebookTensor
 
 __all__ = ["Table", "levels", "quantize_table", "table_bits"]
 
@@ -61,7 +63,7 @@ def quantize_table(
     bits: int = 4,
     granularity: Granularity | None = None,
     mask: np.ndarray | None = None,
-) -> CodebookTensor:
+) -> CodebookTensor | ScaledCodebookTensor:
     """Replace weights by the nearest level of a table, times their group's scale.
 
     ``weights``: f64, f32, f16, bf16 or fp8, any shape, not empty. ``granularity``: what shares a scale; None is the whole
@@ -71,11 +73,49 @@ def quantize_table(
     """
     unscaled = levels(table, bits)
 
-    def centroids(values: np.ndarray) -> np.ndarray:
-        reach = float(np.abs(values.astype(np.float64)).max(initial=0.0))
-        return unscaled * (_power_of_two_near(reach) if table == "power-of-two" else reach)
+    largest = 2.0 ** (1023 if weights.dtype == np.float64 else 127)  # a power of two with a reach below it
 
-    return share_weights(weights, centroids, granularity=granularity, mask=mask)
+    def scale_of(reach: float) -> float:
+        return min(_power_of_two_near(reach), largest) if table == "power-of-two" else reach
+
+    def centroids(values: np.ndarray) -> np.ndarray:
+        return unscaled * scale_of(float(np.abs(values.astype(np.float64)).max(initial=0.0)))
+
+    grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
+    wide, groups = grouped.compute.itemsize, grouped.count
+    if (groups + unscaled.size) * wide >= groups * unscaled.size * grouped.dtype.itemsize:
+        return share_weights(weights, centroids, granularity=granularity, mask=mask)
+    low, high = full_ranges(grouped)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise not_finite(weights, mask)
+    reaches = np.maximum(np.abs(low), np.abs(high))
+    scales = np.array([scale_of(float(reach)) for reach in reaches], grouped.compute)
+    stored = unscaled.astype(grouped.compute)
+    return ScaledCodebookTensor(
+        dtype=grouped.dtype.name,
+        shape=weights.shape,
+        bits=max(1, (stored.size - 1).bit_length()),
+        codes=_nearest(grouped, scales, stored).reshape(weights.shape),
+        table=stored,
+        scales=scales,
+        granularity=granularity or PerTensor(),
+        mask=None if mask is None else mask.reshape(weights.shape),
+    )
+
+
+def _nearest(grouped: GroupedTensor, scales: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The codes of the elements that are nearest to the weights, of equally near ones the lower. An element is what a reader
+    makes of scale and table: rounded to the type of the arithmetic, and to that of the weights."""
+    codes = np.empty(grouped.view, np.uint8)
+    for block in grouped.blocks():
+        values = grouped.load(block).astype(np.float64)
+        products = (scales[block.groups, None] * table).astype(grouped.dtype.numpy).astype(np.float64)
+        between = (products[:, :-1] + products[:, 1:]) / 2
+        found = np.zeros(values.shape, np.uint8)
+        for bound in between.T:
+            found += values > bound[:, None]
+        grouped.store(block, found, codes)
+    return codes
 
 
 def _power_of_two_near(reach: float) -> float:

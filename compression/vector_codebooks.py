@@ -5,8 +5,7 @@ dimensions (Lloyd's iterations from k-means++; Stock et al., "And the Bit Goes D
 codewords for all pieces; a product codebook has its own for each place in the row (Jegou, Douze and Schmid 2011). That is
 log2(k) / d bits a weight, and the codewords.
 
-The container's version 1.0 has one code for each element and cannot hold one for d of them, so this is for what is decoded
-in memory.
+With up to 256 codewords a table, a file holds it as it is (version 1.1 of the format, values of the kind `vectors`).
 """
 
 from __future__ import annotations
@@ -20,12 +19,14 @@ import numpy.typing as npt
 from dcz.compression.groups import float_dtype_of, not_finite
 from dcz.compression.stochastic import check_seed
 from dcz.errors import EncodingError
+from dcz.format.tensors import VectorCodebookTensor
 
 __all__ = ["VectorCodebook", "nearest_codewords", "quantize_vectors"]
 
 _Doubles = npt.NDArray[np.float64]
 
 _MAX_SIZE: Final = 1 << 16
+_MAX_STORED: Final = 1 << 8
 _CHUNK: Final = 1 << 20  # distances at once
 
 
@@ -45,6 +46,20 @@ class VectorCodebook:
         """The codewords in place of the codes."""
         places = np.arange(self.codes.shape[1]) % self.codewords.shape[0]
         return np.asarray(self.codewords[places, self.codes].reshape(self.shape))
+
+    def tensor(self) -> VectorCodebookTensor:
+        """The same to be stored in a file. Raises EncodingError if there are more than 256 codewords."""
+        size = self.codewords.shape[1]
+        if size > _MAX_STORED:
+            raise EncodingError(f"{size} codewords: a file holds up to {_MAX_STORED} in a table")
+        return VectorCodebookTensor(
+            dtype=float_dtype_of(self.codewords).name,
+            shape=self.shape,
+            bits=max(1, (size - 1).bit_length()),
+            codes=self.codes.reshape(-1).astype(np.uint8),
+            codewords=self.codewords,
+            per_place=self.codewords.shape[0] > 1,
+        )
 
 
 def quantize_vectors(

@@ -23,7 +23,7 @@ from dcz.format import Reader
 from dcz.format.coding import encode_zstd
 from dcz.format.effort import EFFORTS, Effort, effort_of
 from dcz.format.encoder import TensorEncoder
-from dcz.format.manifest import Exact, PerChannel, PerTensor
+from dcz.format.manifest import Exact, PerChannel, PerTensor, Vectors
 
 if TYPE_CHECKING:
     from dcz.converters.base import AssetData, TensorOutline, TensorSource
@@ -151,7 +151,7 @@ def _stored(
     parameters = sum(len(data) for _, data in encoder.parameter_streams()) if encoder.elements else 0
     described, share = encoder.values, sample.share
     narrow = described.stored_dtype if isinstance(described, Exact) else described.kind
-    granularity = PerTensor() if isinstance(described, Exact) else described.granularity
+    granularity = PerTensor() if isinstance(described, Exact | Vectors) else described.granularity
     if granularity == PerTensor() or (isinstance(granularity, PerChannel) and granularity.axis > 0):
         return values * share + parameters, narrow
     return (values + parameters) * share, narrow

@@ -9,8 +9,18 @@ import numpy as np
 
 from dcz.compression.pruning import nonzero_mask
 from dcz.converters.recipes import is_builtin
+from dcz.format.decoded import decoded
 from dcz.format.dtypes import dtype_of
-from dcz.format.tensors import AffineTensor, CodebookTensor, PerChannel, PerGroup
+from dcz.format.tensors import (
+    AffineTensor,
+    CodebookTensor,
+    PerChannel,
+    PerGroup,
+    ScaledCodebookTensor,
+    UniformTensor,
+    VectorCodebookTensor,
+    parameter_values,
+)
 
 if TYPE_CHECKING:
     from dcz.converters.recipes import Prepared, Recipe
@@ -100,17 +110,24 @@ class RecipeTally:
 def _is_zero(tensor: TensorData) -> bool:
     """Whether every element that comes back is zero."""
     match tensor:
-        case AffineTensor():
+        case UniformTensor():
             # Of a tensor with a mask only what is not zero is stored.
             return _has_only_zero_points(tensor) if tensor.mask is None else not tensor.mask.any()
         case CodebookTensor():
             nothing = tensor.mask is not None and not tensor.mask.any()
             return nothing or not tensor.centroids.astype(np.float64).any()
+        case ScaledCodebookTensor():
+            nothing = tensor.mask is not None and not tensor.mask.any()
+            return nothing or not (parameter_values(tensor.scales).any() and tensor.table[tensor.codes].any())
+        case VectorCodebookTensor():
+            return not tensor.codewords.astype(np.float64).any()
+        case AffineTensor():
+            return not nonzero_mask(decoded(tensor)).any()
         case _:
             return not nonzero_mask(tensor).any()
 
 
-def _has_only_zero_points(tensor: AffineTensor) -> bool:
+def _has_only_zero_points(tensor: UniformTensor) -> bool:
     codes = tensor.codes.reshape(tensor.shape)
     if tensor.zero_points is None:
         return not (codes != 1 << (tensor.bits - 1)).any()

@@ -285,13 +285,24 @@ nb::list py_count_gaps(nb::handle mask) {
 
 using GroupTuple = std::tuple<std::string, u64, u64>;  // kind, inner, extent
 
-Groups make_groups(const GroupTuple& groups) {
+Groups make_groups(const GroupTuple& groups, nb::handle index) {
     const auto& [kind, inner, extent] = groups;
-    require(inner > 0 && extent > 0 && extent < u64{1} << 62, "groups have at least one element");
-    if (kind == "tensor") return {Groups::Kind::tensor, inner, extent};
-    if (kind == "channel") return {Groups::Kind::channel, inner, extent};
-    require(kind == "group", "a group is of kind tensor, channel or group");
-    return {Groups::Kind::group, inner, extent};
+    require(inner > 0 && extent > 0 && extent < u64{1} << 62 && inner < u64{1} << 62, "groups have at least one element");
+    require((kind == "indexed") == !index.is_none(), "an index is for indexed groups");
+    if (kind == "tensor") return {Groups::Kind::tensor, inner, extent, {}};
+    if (kind == "channel") {
+        require(inner < (u64{1} << 62) / extent, "a tensor has fewer than 2^62 elements");
+        return {Groups::Kind::channel, inner, extent, {}};
+    }
+    if (kind == "indexed") {
+        const Buffer columns(index);
+        const auto numbers = columns.as<const u16>("an index has 16-bit integers");
+        require(numbers.size() == inner, "one group for each column");
+        require(std::all_of(numbers.begin(), numbers.end(), [&](u16 group) { return group < extent; }), "a column belongs to no group");
+        return {Groups::Kind::indexed, inner, extent, {numbers.begin(), numbers.end()}};
+    }
+    require(kind == "group", "a group is of kind tensor, channel, group or indexed");
+    return {Groups::Kind::group, inner, extent, {}};
 }
 
 struct FloatRow {
@@ -335,27 +346,65 @@ SegmentDecoder exact_decoder(std::string_view layout, unsigned bits, std::size_t
 }
 
 SegmentDecoder codebook_decoder(std::string_view layout, unsigned bits, std::size_t itemsize, std::size_t size, const GroupTuple& groups,
-                                nb::handle centroids) {
+                                nb::handle centroids, nb::handle index) {
     check_itemsize(itemsize);
     require(size >= 1 && size <= 256, "a codebook has 1 to 256 centroids");
-    return {itemsize, make_layout(layout, bits), CodebookValues{size, make_groups(groups), copy_of(centroids)}};
+    return {itemsize, make_layout(layout, bits), CodebookValues{size, make_groups(groups, index), copy_of(centroids)}};
+}
+
+template <class T>
+void take(nb::handle object, std::vector<T>& out, const char* what) {
+    if (object.is_none()) return;
+    const Buffer buffer(object);
+    const auto values = buffer.as<const T>(what);
+    out.assign(values.begin(), values.end());
+}
+
+template <class T>
+void take_scaling(nb::handle scales, nb::handle minimums, nb::handle table, Scaling<T>& out) {
+    const char* const what = sizeof(T) == 8 ? "scales, minimums and tables are 64-bit floats" : "scales, minimums and tables are 32-bit floats";
+    take(scales, out.scales, what);
+    take(minimums, out.minimums, what);
+    take(table, out.table, what);
+    require(minimums.is_none() || out.minimums.size() == out.scales.size(), "one minimum for each scale");
+    require(table.is_none() || (!out.table.empty() && out.table.size() <= 256), "a table has 1 to 256 values");
+}
+
+SegmentDecoder scaled_decoder(std::string_view layout, unsigned bits, const std::string& dtype, unsigned code_bits, const GroupTuple& groups,
+                              nb::handle scales, nb::handle minimums, nb::handle table, nb::handle zero_points, int zero, nb::handle index) {
+    check_width(code_bits);
+    require(zero >= 0 && zero <= 255, "a zero point is 0 to 255");
+    const FloatRow row = float_row(dtype);
+    ScaledValues values{code_bits, make_groups(groups, index), row.type, {}, {}, {}, zero};
+    if (row.type == FloatType::f64)
+        take_scaling(scales, minimums, table, values.wide);
+    else
+        take_scaling(scales, minimums, table, values.single);
+    if (!zero_points.is_none()) {
+        values.zero_points = copy_of(zero_points);
+        require(!values.zero_points.empty(), "one zero point for each group");
+    }
+    return {row.itemsize, make_layout(layout, bits), std::move(values)};
 }
 
 SegmentDecoder affine_decoder(std::string_view layout, unsigned bits, const std::string& dtype, unsigned code_bits, const GroupTuple& groups,
-                              nb::handle scales, nb::handle zero_points) {
+                              nb::handle scales, nb::handle zero_points, nb::handle minimums, std::optional<int> zero, nb::handle index) {
     check_width(code_bits);
-    const FloatRow row = float_row(dtype);
-    const Buffer factors(scales);
-    AffineValues values{code_bits, make_groups(groups), row.type, {}, {}, {}};
-    if (row.type == FloatType::f64) {
-        const auto wide = factors.as<const double>("scales are 64-bit floats");
-        values.wide_scales.assign(wide.begin(), wide.end());
-    } else {
-        const auto single = factors.as<const float>("scales are 32-bit floats");
-        values.scales.assign(single.begin(), single.end());
-    }
-    if (!zero_points.is_none()) values.zero_points = copy_of(zero_points);
-    return {row.itemsize, make_layout(layout, bits), std::move(values)};
+    return scaled_decoder(layout, bits, dtype, code_bits, groups, scales, minimums, nb::none(), zero_points, zero.value_or(1 << (code_bits - 1)), index);
+}
+
+SegmentDecoder scaled_codebook_decoder(std::string_view layout, unsigned bits, const std::string& dtype, const GroupTuple& groups, nb::handle scales,
+                                       nb::handle table, nb::handle minimums, nb::handle index) {
+    require(!table.is_none(), "a table has 1 to 256 values");
+    return scaled_decoder(layout, bits, dtype, 8, groups, scales, minimums, table, nb::none(), 0, index);
+}
+
+SegmentDecoder vector_decoder(std::size_t itemsize, std::size_t size, std::size_t dimension, u64 places, nb::handle codewords) {
+    check_itemsize(itemsize);
+    require(size >= 1 && size <= 256, "a codebook has 1 to 256 codewords");
+    require(dimension >= 1 && dimension <= 65536, "a codeword has 1 to 65536 elements");
+    require(places >= 1 && places < u64{1} << 40, "there are 1 to 2^40 tables");
+    return {itemsize, {}, VectorValues{size, dimension, places, copy_of(codewords)}};
 }
 
 using StreamTuple = std::tuple<unsigned, std::size_t, std::size_t, unsigned>;  // coding, stored bytes, symbols, width
@@ -630,9 +679,13 @@ NB_MODULE(_native, m) {
         .def_static("exact", &exact_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("itemsize"), nb::arg("split"), nb::arg("boolean"),
                     nb::arg("offset") = 0, nb::arg("widening") = nb::none())
         .def_static("codebook", &codebook_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("itemsize"), nb::arg("size"),
-                    nb::arg("groups"), nb::arg("centroids"))
+                    nb::arg("groups"), nb::arg("centroids"), nb::arg("index") = nb::none())
         .def_static("affine", &affine_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("dtype"), nb::arg("bits"), nb::arg("groups"),
-                    nb::arg("scales"), nb::arg("zero_points").none())
+                    nb::arg("scales"), nb::arg("zero_points").none(), nb::arg("minimums") = nb::none(), nb::arg("zero_point") = nb::none(),
+                    nb::arg("index") = nb::none())
+        .def_static("scaled_codebook", &scaled_codebook_decoder, nb::arg("layout"), nb::arg("gap_bits"), nb::arg("dtype"), nb::arg("groups"),
+                    nb::arg("scales"), nb::arg("table"), nb::arg("minimums") = nb::none(), nb::arg("index") = nb::none())
+        .def_static("vectors", &vector_decoder, nb::arg("itemsize"), nb::arg("size"), nb::arg("dimension"), nb::arg("places"), nb::arg("codewords"))
         .def("decode", &py_decode, nb::arg("part"), nb::arg("start"), nb::arg("streams"), nb::arg("decoded"), nb::arg("first"),
              nb::arg("entries"), nb::arg("streaming"), nb::arg("out"))
         .def("decode_entries", &py_decode_entries, nb::arg("part"), nb::arg("start"), nb::arg("streams"), nb::arg("decoded"),

@@ -18,7 +18,7 @@ bool has(Isa isa) {
                    has(Isa::avx2);
         case Isa::avx2:
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                   __builtin_cpu_supports("popcnt");
+                   __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("f16c");
         case Isa::portable:
             return true;
     }

@@ -47,6 +47,16 @@ struct GapEnd {
     std::size_t entries;
 };
 
+// Runs of `size` neighbours that share parameters, one behind the other.
+template <class T>
+struct Runs {
+    std::size_t count, size;
+    const T* scales;        // of each run
+    const T* minimums;      // null: none
+    const u8* zero_points;  // null: `zero` for all
+    int zero;
+};
+
 struct Kernels {
     // Does `merge` take pairs, or is it quicker to decode their symbols first?
     bool takes_pairs;
@@ -95,9 +105,16 @@ struct Kernels {
     void (*place)(const u32* positions, const u8* values, std::size_t entries, std::size_t count, std::size_t itemsize, bool streaming, u8* out);
     // memcpy, around the caches where the instruction set can, whatever the alignment.
     void (*copy)(const u8* in, std::size_t size, u8* out);
-    // out[i] = scale * (codes[i] - zero) in binary32; the same, rounded to bfloat16.
-    void (*dequantize_f32)(const u8* codes, std::size_t count, float scale, int zero, u8* out);
-    void (*dequantize_bf16)(const u8* codes, std::size_t count, float scale, int zero, u8* out);
+    // Runs of elements: scale * level + minimum, each step rounded to binary32, or to binary64; the last one to bfloat16, too. A
+    // level is code - zero point, or it is given.
+    void (*dequantize_f32)(const u8* codes, const Runs<float>& runs, u8* out);
+    void (*dequantize_bf16)(const u8* codes, const Runs<float>& runs, u8* out);
+    void (*dequantize_f64)(const u8* codes, const Runs<double>& runs, u8* out);
+    void (*scale_f32)(const float* levels, const Runs<float>& runs, u8* out);
+    void (*scale_bf16)(const float* levels, const Runs<float>& runs, u8* out);
+    void (*scale_f64)(const double* levels, const Runs<double>& runs, u8* out);
+    // Binary32 to binary16, to nearest, ties to even; no NaN is among them.
+    void (*halve)(const float* in, std::size_t count, u8* out);
 };
 
 extern const Kernels kPortableKernels;

@@ -197,9 +197,25 @@ struct Avx2 {
         return i;
     }
 
+    // Tables of four bytes that two registers hold.
     template <class T>
-    static std::size_t look_up(const u8*, std::size_t, const u8*, std::size_t, u8*) {
-        return 0;
+    static std::size_t look_up(const u8* codes, std::size_t count, const u8* table, std::size_t size, u8* out) {
+        std::size_t i = 0;
+        if constexpr (sizeof(T) == 4) {
+            if (size > 16 || count < 16) return 0;
+            alignas(32) u8 padded[64] = {};
+            std::memcpy(padded, table, size * sizeof(T));
+            const __m256 low = _mm256_load_ps(reinterpret_cast<const float*>(padded));
+            const __m256 high = _mm256_load_ps(reinterpret_cast<const float*>(padded + 32));
+            for (; i + 8 <= count; i += 8) {
+                const __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i)));
+                const __m256 a = _mm256_permutevar8x32_ps(low, code), b = _mm256_permutevar8x32_ps(high, code);
+                // The fourth bit of a code, where a blend looks for it.
+                const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
+                _mm256_storeu_ps(reinterpret_cast<float*>(out + 4 * i), _mm256_blendv_ps(a, b, upper));
+            }
+        }
+        return i;
     }
 
     template <class T, bool kStreaming>
@@ -256,6 +272,13 @@ struct Avx2 {
 
     static void translate(const u8* in, const u8 table[256], u8* out) {
         for (unsigned i = 0; i < 64; ++i) out[i] = table[in[i]];
+    }
+
+    static std::size_t halve(const float* in, std::size_t count, u8* out) {
+        std::size_t i = 0;
+        for (; i + 8 <= count; i += 8)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        return i;
     }
 
     static void unpack8(u64 bits, unsigned width, u8* out) {

@@ -309,6 +309,13 @@ struct Avx512 {
         _mm512_storeu_si512(out, _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high));
     }
 
+    static std::size_t halve(const float* in, std::size_t count, u8* out) {
+        std::size_t i = 0;
+        for (; i + 16 <= count; i += 16)
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i), _mm512_cvtps_ph(_mm512_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        return i;
+    }
+
     static void unpack8(u64 bits, unsigned width, u8* out) {
         store(out, _pdep_u64(bits, low_bits(width) * 0x0101010101010101u));
     }

@@ -17,12 +17,14 @@
 //   static std::size_t gap_positions(gaps, count, filler, positions, GapEnd& end)    how many symbols it has read; advances
 //   static std::size_t copy(const u8* in, std::size_t size, u8* out)               how many bytes it has copied
 //   static std::size_t drain(u8* in, std::size_t size, u8* out)     the same to whole lines, and leaves zeros
+//   static std::size_t halve(const float* in, std::size_t count, u8* out)          how many numbers it has rounded to binary16
 //   static void unpack8(u64 bits, unsigned width, u8* out)        8 symbols
 //   kWindow: so many neighbours are counted at once by, if it is not 0,
 //   static void count_window(const u8* in, std::size_t groups, u8 first, u64 counts[256])
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -482,16 +484,107 @@ struct Loops {
         std::memcpy(out + done, in + done, size - done);
     }
 
-    static void dequantize_f32(const u8* codes, std::size_t count, float scale, int zero, u8* out) {
-        for (std::size_t i = 0; i < count; ++i) store(out + 4 * i, scale * static_cast<float>(static_cast<int>(codes[i]) - zero));
+    // One run. Finite parameters make no NaN, so rounding to bfloat16 is an addition to the bits.
+    template <class T, bool kNarrow, bool kMinimum, class Level>
+    static void scale_run(std::size_t count, T scale, T minimum, Level level, u8* out) {
+        for (std::size_t i = 0; i < count; ++i) {
+            T x = scale * level(i);
+            if constexpr (kMinimum) x = x + minimum;
+            if constexpr (kNarrow) {
+                const u32 bits = std::bit_cast<u32>(x);
+                store(out + 2 * i, static_cast<u16>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16));
+            } else {
+                store(out + sizeof(T) * i, x);
+            }
+        }
     }
 
-    static void dequantize_bf16(const u8* codes, std::size_t count, float scale, int zero, u8* out) {
-        for (std::size_t i = 0; i < count; ++i) {
-            // Finite scales make no NaN, so rounding is an addition to the bits.
-            const u32 bits = std::bit_cast<u32>(scale * static_cast<float>(static_cast<int>(codes[i]) - zero));
-            store(out + 2 * i, static_cast<u16>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16));
+    // In runs of a few sizes that are in use, the compiler knows how many elements there are.
+    template <class T, bool kNarrow, bool kMinimum, class Levels>
+    static void scale_runs_of(const Runs<T>& runs, Levels levels, u8* out) {
+        constexpr std::size_t kSize = kNarrow ? 2 : sizeof(T);
+        const std::size_t size = runs.size;
+        const T *scales = runs.scales, *minimums = runs.minimums;
+        const auto all = [&](auto fixed) {
+            constexpr std::size_t kFixed = decltype(fixed)::value;
+            for (std::size_t r = 0; r < runs.count; ++r) {
+                const std::size_t n = kFixed ? kFixed : size;
+                scale_run<T, kNarrow, kMinimum>(n, scales[r], kMinimum ? minimums[r] : T{}, levels(r, r * n), out + r * n * kSize);
+            }
+        };
+        switch (size) {
+            case 16: return all(std::integral_constant<std::size_t, 16>{});
+            case 32: return all(std::integral_constant<std::size_t, 32>{});
+            case 64: return all(std::integral_constant<std::size_t, 64>{});
+            default: return all(std::integral_constant<std::size_t, 0>{});
         }
+    }
+
+    // Runs of one element each: then what changes with each element is its parameters.
+    template <class T, bool kNarrow, bool kMinimum, class Level>
+    static void scale_each(const Runs<T>& runs, Level level, u8* out) {
+        const T *scales = runs.scales, *minimums = runs.minimums;
+        for (std::size_t i = 0; i < runs.count; ++i) {
+            T x = scales[i] * level(i);
+            if constexpr (kMinimum) x = x + minimums[i];
+            if constexpr (kNarrow) {
+                const u32 bits = std::bit_cast<u32>(x);
+                store(out + 2 * i, static_cast<u16>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16));
+            } else {
+                store(out + sizeof(T) * i, x);
+            }
+        }
+    }
+
+    template <class T, bool kNarrow, bool kMinimum>
+    static void dequantize_as(const u8* codes, const Runs<T>& runs, u8* out) {
+        const u8* points = runs.zero_points;
+        const int zero = runs.zero;
+        if (runs.size == 1) {
+            const auto level = [=](std::size_t i) { return static_cast<T>(static_cast<int>(codes[i]) - (points ? points[i] : zero)); };
+            return scale_each<T, kNarrow, kMinimum>(runs, level, out);
+        }
+        const auto levels = [=](std::size_t run, std::size_t first) {
+            const u8* in = codes + first;
+            const int taken = points ? points[run] : zero;
+            return [=](std::size_t i) { return static_cast<T>(static_cast<int>(in[i]) - taken); };
+        };
+        scale_runs_of<T, kNarrow, kMinimum>(runs, levels, out);
+    }
+
+    template <class T, bool kNarrow>
+    static void dequantize(const u8* codes, const Runs<T>& runs, u8* out) {
+        runs.minimums ? dequantize_as<T, kNarrow, true>(codes, runs, out) : dequantize_as<T, kNarrow, false>(codes, runs, out);
+    }
+
+    template <class T, bool kNarrow, bool kMinimum>
+    static void scale_as(const T* given, const Runs<T>& runs, u8* out) {
+        if (runs.size == 1) return scale_each<T, kNarrow, kMinimum>(runs, [=](std::size_t i) { return given[i]; }, out);
+        const auto levels = [=](std::size_t, std::size_t first) {
+            const T* in = given + first;
+            return [=](std::size_t i) { return in[i]; };
+        };
+        scale_runs_of<T, kNarrow, kMinimum>(runs, levels, out);
+    }
+
+    template <class T, bool kNarrow>
+    static void scale(const T* levels, const Runs<T>& runs, u8* out) {
+        runs.minimums ? scale_as<T, kNarrow, true>(levels, runs, out) : scale_as<T, kNarrow, false>(levels, runs, out);
+    }
+
+    // Below the smallest normal number, an addition brings the bits to where they belong and rounds them; above it, the exponent
+    // moves, and what is dropped is rounded by an addition too.
+    static u16 half_of(float value) {
+        const u32 all = std::bit_cast<u32>(value), bits = all & 0x7FFFFFFFu;
+        const float magnitude = std::bit_cast<float>(bits < 0x38800000 ? bits : 0);
+        const u32 small = std::bit_cast<u32>(magnitude + 0.5f) - 0x3F000000u;
+        const u32 normal = (bits - 0x38000000u + 0xFFFu + (bits >> 13 & 1)) >> 13;
+        const u32 finite = pick(bits < 0x38800000, small, normal);
+        return static_cast<u16>((all >> 16 & 0x8000u) | pick(bits >= 0x47800000, u32{0x7C00}, finite));
+    }
+
+    static void halve(const float* in, std::size_t count, u8* out) {
+        for (std::size_t i = P::halve(in, count, out); i < count; ++i) store(out + 2 * i, half_of(in[i]));
     }
 
     static constexpr Kernels table() {
@@ -514,8 +607,13 @@ struct Loops {
                 .gap_positions = gap_positions,
                 .place = place,
                 .copy = copy,
-                .dequantize_f32 = dequantize_f32,
-                .dequantize_bf16 = dequantize_bf16};
+                .dequantize_f32 = dequantize<float, false>,
+                .dequantize_bf16 = dequantize<float, true>,
+                .dequantize_f64 = dequantize<double, false>,
+                .scale_f32 = scale<float, false>,
+                .scale_bf16 = scale<float, true>,
+                .scale_f64 = scale<double, false>,
+                .halve = halve};
     }
 };
 

@@ -134,6 +134,8 @@ struct Portable {
         for (unsigned i = 0; i < 64; ++i) out[i] = table[in[i]];
     }
 
+    static std::size_t halve(const float*, std::size_t, u8*) { return 0; }
+
     static void unpack8(u64 bits, unsigned width, u8* out) {
         for (unsigned i = 0; i < 8; ++i) out[i] = static_cast<u8>((bits >> (i * width)) & low_bits(width));
     }

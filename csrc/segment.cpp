@@ -188,6 +188,7 @@ void SegmentDecoder::decode_values(std::span<const CodedStream> streams, const S
         if (exact->boolean) expect_booleans(out, count);
         return;
     }
+    if (std::holds_alternative<VectorValues>(values_)) return decode_vectors(streams[0], which.start, out);
     SymbolReader reader(streams[0]);
     if (which.positions) {
         u8* codes = scratch(code_scratch, count);
@@ -206,16 +207,26 @@ void SegmentDecoder::decode_values(std::span<const CodedStream> streams, const S
 void SegmentDecoder::decode_codes(const u8* codes, const Selection& which, u8* out) const {
     if (const auto* book = std::get_if<CodebookValues>(&values_))
         look_up(codes, which, book->groups, book->centroids, book->size, itemsize_, out);
-    else if (const auto& affine = std::get<AffineValues>(values_); affine.type == FloatType::f64)
-        dequantize(codes, which, affine.groups, std::span(affine.wide_scales), affine.zero_points, affine.bits, out);
     else
-        dequantize(codes, which, affine.groups, std::span(affine.scales), affine.zero_points, affine.bits, affine.type, out);
+        dequantize(codes, which, std::get<ScaledValues>(values_), out);
 }
 
-bool SegmentDecoder::has_groups() const {
-    if (const auto* book = std::get_if<CodebookValues>(&values_)) return book->groups.kind != Groups::Kind::tensor;
-    if (const auto* affine = std::get_if<AffineValues>(&values_)) return affine->groups.kind != Groups::Kind::tensor;
-    return false;
+void SegmentDecoder::decode_vectors(const CodedStream& stream, u64 first, u8* out) const {
+    const auto& vectors = std::get<VectorValues>(values_);
+    const std::size_t bytes = vectors.dimension * itemsize_;
+    SymbolReader reader(stream);
+    alignas(64) std::array<u8, kStrip + kSlack> codes;
+    for (std::size_t start = 0; start < stream.count; start += kStrip) {
+        const std::size_t n = std::min(kStrip, stream.count - start);
+        look_up_vectors(reader.next(codes.data(), n), first / vectors.dimension + start, n, vectors.codewords, vectors.size, bytes, vectors.places,
+                        out + start * bytes);
+    }
+}
+
+const Groups* SegmentDecoder::groups() const {
+    if (const auto* book = std::get_if<CodebookValues>(&values_)) return &book->groups;
+    if (const auto* scaled = std::get_if<ScaledValues>(&values_)) return &scaled->groups;
+    return nullptr;
 }
 
 std::size_t SegmentDecoder::value_streams() const {
@@ -224,6 +235,7 @@ std::size_t SegmentDecoder::value_streams() const {
 }
 
 std::size_t SegmentDecoder::value_symbols(std::size_t entries) const {
+    if (const auto* vectors = std::get_if<VectorValues>(&values_)) return entries / vectors->dimension;
     const auto* exact = std::get_if<ExactValues>(&values_);
     return exact && !exact->split ? entries * entry_size() : entries;
 }
@@ -243,6 +255,8 @@ void SegmentDecoder::expect_streams(const Segment& segment) const {
     const std::size_t positions = position_streams(), symbols = value_symbols(segment.entries);
     bool fit = segment.streams.size() == segment_streams() && segment.entries <= segment.elements;
     if (is_dense()) fit = fit && segment.entries == segment.elements;
+    if (const auto* vectors = std::get_if<VectorValues>(&values_))
+        fit = fit && is_dense() && segment.first % vectors->dimension == 0 && segment.elements % vectors->dimension == 0;
     if (fit && layout_.kind == Layout::Kind::bitmap) fit = segment.streams[0].count == (segment.elements + 7) / 8;
     for (std::size_t i = positions; fit && i < segment.streams.size(); ++i) fit = segment.streams[i].count == symbols;
     if (!fit) throw std::invalid_argument("the streams are not those of such a segment");

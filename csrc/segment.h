@@ -75,16 +75,14 @@ struct CodebookValues {
     std::vector<u8> centroids;
 };
 
-struct AffineValues {
-    unsigned bits;
-    Groups groups;
-    FloatType type;
-    std::vector<float> scales;         // unless type is f64
-    std::vector<double> wide_scales;   // if it is
-    std::vector<u8> zero_points;       // empty: 2^(bits-1) for all
+struct VectorValues {
+    std::size_t size;       // codewords of a table
+    std::size_t dimension;  // elements of a codeword
+    u64 places;             // tables, which the codes of a row have in turn
+    std::vector<u8> codewords;
 };
 
-using Values = std::variant<ExactValues, CodebookValues, AffineValues>;
+using Values = std::variant<ExactValues, CodebookValues, ScaledValues, VectorValues>;
 
 // All segments of one tensor are decoded alike.
 class SegmentDecoder {
@@ -120,13 +118,15 @@ class SegmentDecoder {
     std::size_t position_streams() const { return is_dense() ? 0 : 1; }
     std::size_t value_streams() const;
     std::size_t value_symbols(std::size_t entries) const;  // of each of these
-    bool has_groups() const;
+    const Groups* groups() const;  // null: none
+    bool has_groups() const { return groups() && groups()->kind != Groups::Kind::tensor; }
     std::size_t entry_size() const;  // bytes of an exact entry in the streams
     void expect_streams(const Segment& segment) const;
     // In memory of the thread's, until it decodes the next one.
     const u8* decode_bitmap(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
     const u32* decode_gaps(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
     void decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const;
+    void decode_vectors(const CodedStream& stream, u64 first, u8* out) const;
     void decode_codes(const u8* codes, const Selection& which, u8* out) const;
 
     std::size_t itemsize_;

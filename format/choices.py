@@ -21,7 +21,7 @@ from dcz.format.dtypes import DType
 from dcz.format.geometry import packed_bytes
 from dcz.format.manifest import Bitmap, Dense, Exact, Layout, PerTensor, RelativeIndex
 from dcz.format.recognition import Grouping
-from dcz.format.tensors import AffineTensor, CodebookTensor
+from dcz.format.tensors import CodebookTensor, UniformTensor
 
 if TYPE_CHECKING:
     from dcz.format.coding import CodingChoice
@@ -64,7 +64,7 @@ class ExactChoice:
 
     layout: Layout
     values: Values | None
-    codes: AffineTensor | CodebookTensor | None = None
+    codes: UniformTensor | CodebookTensor | None = None
     cost: float = 0.0
 
 
@@ -298,7 +298,7 @@ def _weighed(cost: float, mask: np.ndarray | None) -> float:
     return cost if mask is None else cost / _WORTH
 
 
-def _parameter_bytes(codes: AffineTensor | CodebookTensor) -> float:
+def _parameter_bytes(codes: UniformTensor | CodebookTensor) -> float:
     if isinstance(codes, CodebookTensor):
         return codes.centroids.nbytes + _STREAM_COST
     points = 0 if codes.zero_points is None else packed_bytes(codes.zero_points.size, codes.bits)

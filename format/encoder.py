@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -11,22 +12,47 @@ import numpy as np
 
 from dcz import _native
 from dcz.errors import EncodingError
-from dcz.format import layout as spec
 from dcz.format.choices import LayoutChoice, SplitChoice, choose_exact, choose_positions, gaps_of
 from dcz.format.coding import BALANCED, Coded, CodingChoice, encode_stream, tries_range
 from dcz.format.differences import Differences, choose_differences
 from dcz.format.dtypes import DTYPES, DType, dtype_of
 from dcz.format.encodings import segment_decoder
-from dcz.format.geometry import Stream
 from dcz.format.layout import MAX_SEGMENT_ELEMENTS
-from dcz.format.manifest import Affine, Bitmap, Codebook, Dense, Exact, RelativeIndex
+from dcz.format.manifest import (
+    Affine,
+    AffineCoded,
+    Bitmap,
+    Codebook,
+    CodebookCoded,
+    Dense,
+    Exact,
+    ExactParameters,
+    PerIndex,
+    RelativeIndex,
+    ScaledCodebook,
+    Vectors,
+)
+from dcz.format.parameters import decode_codes
 from dcz.format.range_models import NOTHING, Beside, RangeContext
 from dcz.format.recognition import narrowed
-from dcz.format.tensors import AffineTensor, CodebookTensor, TensorBase, TensorData
+from dcz.format.tensors import (
+    AffineParameters,
+    AffineTensor,
+    CodebookParameters,
+    CodebookTensor,
+    CodedTensor,
+    Indexed,
+    ScaledCodebookTensor,
+    TensorBase,
+    TensorData,
+    VectorCodebookTensor,
+    parameter_values,
+)
 
 if TYPE_CHECKING:
     from dcz.format.effort import Effort
-    from dcz.format.manifest import Layout, Values
+    from dcz.format.manifest import Layout, Parameters, StoredGranularity, Values
+    from dcz.format.tensors import GranularityLike, ParameterValues
 
 __all__ = ["BufferPool", "EncodedSegment", "LayoutChoice", "SplitChoice", "TensorEncoder"]
 
@@ -68,28 +94,78 @@ class BufferPool:
 
 
 def _expect_tensor(tensor: object) -> None:
-    if not isinstance(tensor, np.ndarray | AffineTensor | CodebookTensor):
+    if not isinstance(tensor, np.ndarray | CodedTensor):
         raise EncodingError(
-            f"a tensor is an array, an AffineTensor or a CodebookTensor, not {type(tensor).__name__}"
+            "a tensor is an array, an AffineTensor, a CodebookTensor, a ScaledCodebookTensor or a VectorCodebookTensor, "
+            f"not {type(tensor).__name__}"
         )
 
 
-def _describe(tensor: AffineTensor | CodebookTensor) -> Values:
+def _granularity(granularity: GranularityLike) -> StoredGranularity:
+    return PerIndex(groups=granularity.groups) if isinstance(granularity, Indexed) else granularity
+
+
+def _name_of(array: np.ndarray) -> str:
+    return next(row.name for row in DTYPES.values() if row.numpy == array.dtype)
+
+
+def _how(parameters: ParameterValues | None) -> Parameters:
+    """How scales or minimums are stored."""
+    match parameters:
+        case AffineParameters(bits=bits, group=group, zero_point=zero):
+            dtype = _name_of(parameters.scales)
+            return AffineCoded(bits=bits, group=group, zero_point=zero, dtype=dtype)  # type: ignore[arg-type]
+        case CodebookParameters(bits=bits, group=group, table=table):
+            return CodebookCoded(
+                bits=bits,
+                size=table.size,
+                group=group,
+                offset=parameters.offset is not None,
+                dtype=_name_of(parameters.scales),  # type: ignore[arg-type]
+            )
+        case _:
+            return ExactParameters()
+
+
+def _describe(tensor: CodedTensor) -> Values:
+    if isinstance(tensor, VectorCodebookTensor):
+        _, size, d = tensor.codewords.shape
+        return Vectors(bits=tensor.bits, size=size, dimension=d, per_place=tensor.per_place)
+    granularity = _granularity(tensor.granularity)
     if isinstance(tensor, CodebookTensor):
-        return Codebook(bits=tensor.bits, size=tensor.centroids.shape[1], granularity=tensor.granularity)
-    scale = next(row.name for row in DTYPES.values() if row.numpy == tensor.scales.dtype)
+        return Codebook(bits=tensor.bits, size=tensor.centroids.shape[1], granularity=granularity)
+    minimums = tensor.minimums if isinstance(tensor, AffineTensor) else None
+    exact = [each for each in (tensor.scales, minimums) if isinstance(each, np.ndarray)]
+    scale = _name_of(exact[0]) if exact else "f32"
+    scale_dtype = None if scale in ("f32", "f64") else scale
+    if isinstance(tensor, ScaledCodebookTensor):
+        return ScaledCodebook(
+            bits=tensor.bits,
+            size=tensor.table.size,
+            granularity=granularity,
+            scale_dtype=scale_dtype,  # type: ignore[arg-type]
+            scale_values=_how(tensor.scales),
+        )
+    points = tensor.zero_points
+    constant = int(points) if points is not None and not isinstance(points, np.ndarray) else None
+    width = int(points.max(initial=0)).bit_length() if isinstance(points, np.ndarray) else 0
     return Affine(
         bits=tensor.bits,
-        granularity=tensor.granularity,
-        zero_points=tensor.zero_points is not None,
-        scale_dtype=None if scale in ("f32", "f64") else scale,  # type: ignore[arg-type]
+        granularity=granularity,
+        zero_points=isinstance(points, np.ndarray),
+        zero_point=None if constant == 1 << (tensor.bits - 1) else constant,
+        zero_point_bits=width if width > tensor.bits else None,
+        minimums=minimums is not None,
+        scale_dtype=scale_dtype,  # type: ignore[arg-type]
+        scale_values=_how(tensor.scales),
+        minimum_values=_how(minimums),
     )
 
 
 class TensorEncoder:
     """One tensor, and how it is going to be stored.
 
-    ``tensor``: a numpy array (exact values), AffineTensor or CodebookTensor. ``layout``, ``split`` and ``coding``:
+    ``tensor``: a numpy array (exact values), or codes and their parameters. ``layout``, ``split`` and ``coding``:
     ``auto`` lets the smallest be chosen, as the effort weighs it. ``base``: a tensor to which an array may be stored as
     differences, if that is smaller. Raises EncodingError if the tensor cannot be stored so.
     """
@@ -128,10 +204,13 @@ class TensorEncoder:
         sized_as: CodingChoice = "range" if self._ranged else coding
         self.layout: Layout = Dense()
         self.values: Values = Exact(split="whole")
-        self._tensor: AffineTensor | CodebookTensor | None = None
+        self._tensor: CodedTensor | None = None
+        self._dimension = 1
         self._codes: np.ndarray | None = None
         self._mask: np.ndarray | None = None
         self._differences: Differences | None = None
+        self._decoder: _native.SegmentDecoder | None = None
+        self._lock = threading.Lock()
         self._cut(SEGMENT_BYTES)
         if self.elements == 0:
             return
@@ -152,7 +231,8 @@ class TensorEncoder:
                 )
             if self._differences is not None:
                 choice = self._differences.choice
-            self.layout, codes = choice.layout, choice.codes
+            self.layout = choice.layout
+            codes: CodedTensor | None = choice.codes
             self.values = choice.values or self.values
         elif base is not None:
             raise EncodingError("only exact values can be stored as differences")
@@ -166,18 +246,22 @@ class TensorEncoder:
 
     def _cut(self, segment_bytes: int) -> None:
         self.segment = max(1, min(self.elements, segment_bytes // self.dtype.itemsize, MAX_SEGMENT_ELEMENTS))
+        self.segment = max(1, self.segment // self._dimension) * self._dimension
         self.segments = -(-self.elements // self.segment)
 
-    def _take_codes(
-        self, codes: AffineTensor | CodebookTensor, layout: LayoutChoice, sized_as: CodingChoice
-    ) -> None:
+    def _take_codes(self, codes: CodedTensor, layout: LayoutChoice, sized_as: CodingChoice) -> None:
         self._tensor = codes
         self._codes = np.ascontiguousarray(codes.codes).reshape(-1)
-        if codes.mask is not None:
+        if isinstance(codes, VectorCodebookTensor):
+            self._dimension = codes.codewords.shape[2]
+            if layout not in ("auto", "dense", Dense()):
+                raise EncodingError("vectors are stored dense")
+        elif codes.mask is not None:
             self._mask = np.ascontiguousarray(codes.mask).reshape(-1)
         elif layout not in ("auto", "dense", Dense()):
             self._mask = np.ones(self.elements, np.bool_)
         self.values = _describe(codes)
+        self._cut(SEGMENT_BYTES)
         if self._mask is None:
             self.layout = Dense()
             return
@@ -193,7 +277,7 @@ class TensorEncoder:
             if columns > 1 and columns * size > self.segment // _FEWEST_ROWS:
                 break
             columns *= size
-        return columns if len(self.shape) > 1 else self.elements
+        return (columns if len(self.shape) > 1 else self.elements) // self._dimension
 
     def _encode(
         self,
@@ -207,19 +291,46 @@ class TensorEncoder:
         context = RangeContext(beside, columns, signs)
         return encode_stream(symbols, width, self._coding, self._effort, context)
 
+    def _encode_numbers(self, numbers: np.ndarray) -> Coded:
+        return self._encode(
+            np.ascontiguousarray(numbers).reshape(-1).view(np.uint8), 8, columns=numbers.itemsize
+        )
+
+    def _encode_values(self, parameters: ParameterValues) -> list[Coded]:
+        """The streams of scales or minimums."""
+        if isinstance(parameters, np.ndarray):
+            return [self._encode_numbers(parameters)]
+        streams = [self._encode(np.ascontiguousarray(parameters.codes), parameters.bits)]
+        if isinstance(parameters, CodebookParameters):
+            streams.append(self._encode_numbers(parameters.table))
+        streams.append(self._encode_numbers(parameters.scales))
+        if isinstance(parameters, CodebookParameters) and parameters.offset is not None:
+            streams.append(self._encode_numbers(np.array([parameters.offset], "<f4")))
+        return streams
+
     def parameter_streams(self) -> list[Coded]:
-        """The streams of the parameter part."""
-        tensor = self._tensor
-        if isinstance(tensor, AffineTensor):
-            scales = np.ascontiguousarray(tensor.scales)
-            streams = [self._encode(scales.view(np.uint8), 8, columns=scales.itemsize)]
-            if tensor.zero_points is not None:
-                streams.append(self._encode(np.ascontiguousarray(tensor.zero_points), tensor.bits))
-            return streams
-        if isinstance(tensor, CodebookTensor):
-            centroids = np.ascontiguousarray(tensor.centroids).reshape(-1).view(np.uint8)
-            return [self._encode(centroids, 8, columns=self.dtype.itemsize)]
-        return []
+        """The streams of the parameter part (dcz.format.parameters says which)."""
+        tensor, values = self._tensor, self.values
+        match tensor:
+            case None:
+                return []
+            case VectorCodebookTensor():
+                return [self._encode_numbers(tensor.codewords)]
+            case CodebookTensor():
+                streams = [self._encode_numbers(tensor.centroids)]
+            case ScaledCodebookTensor():
+                streams = [*self._encode_values(tensor.scales), self._encode_numbers(tensor.table)]
+            case AffineTensor():
+                assert isinstance(values, Affine)
+                streams = self._encode_values(tensor.scales)
+                if isinstance(tensor.zero_points, np.ndarray):
+                    points = np.ascontiguousarray(tensor.zero_points)
+                    streams.append(self._encode(points, values.zero_point_bits or values.bits))
+                if tensor.minimums is not None:
+                    streams += self._encode_values(tensor.minimums)
+        if isinstance(tensor.granularity, Indexed):
+            streams.append(self._encode_numbers(tensor.granularity.index))
+        return streams
 
     def encode(self, segment: int) -> EncodedSegment:
         """The streams of one segment. Safe to call from several threads."""
@@ -246,7 +357,9 @@ class TensorEncoder:
         if mask is not None and self._ranged:
             beside = Beside(first, np.flatnonzero(mask).astype(np.uint32))
         if self._codes is not None:
-            codes = self._codes[first : first + count]
+            d = self._dimension
+            codes = self._codes[first // d : (first + count) // d]
+            beside = beside._replace(start=first // d)
             if mask is not None:
                 codes = codes[mask]
             bits = self.values.bits  # type: ignore[union-attr]
@@ -297,30 +410,44 @@ class TensorEncoder:
         nonzero: np.ndarray = content.view(f"<u{self.dtype.itemsize}") != 0
         return nonzero
 
+    def _parameters(self) -> dict[str, np.ndarray]:
+        """As ``read_parameters`` will give them."""
+        tensor = self._tensor
+        assert tensor is not None
+        if isinstance(tensor, VectorCodebookTensor):
+            return {"codewords": np.ascontiguousarray(tensor.codewords).view(np.uint8)}
+        found: dict[str, np.ndarray] = {}
+        if isinstance(tensor.granularity, Indexed):
+            found["index"] = np.ascontiguousarray(tensor.granularity.index)
+        if isinstance(tensor, CodebookTensor):
+            return found | {"centroids": np.ascontiguousarray(tensor.centroids).view(np.uint8)}
+        found["scales"] = np.ascontiguousarray(parameter_values(tensor.scales))
+        if isinstance(tensor, ScaledCodebookTensor):
+            return found | {"table": np.ascontiguousarray(tensor.table)}
+        if isinstance(tensor.zero_points, np.ndarray):
+            found["zero points"] = np.ascontiguousarray(tensor.zero_points)
+        if tensor.minimums is not None:
+            found["minimums"] = np.ascontiguousarray(parameter_values(tensor.minimums))
+        return found
+
+    def _size(self) -> int:
+        """Codes are below that."""
+        values = self.values
+        assert not isinstance(values, Exact)
+        return 1 << values.bits if isinstance(values, Affine) else values.size
+
     def _decoded(self, codes: np.ndarray, first: int, count: int, mask: np.ndarray | None) -> np.ndarray:
         """What a reader will make of the codes of a segment, as bytes."""
-        tensor = self._tensor
-        if isinstance(tensor, CodebookTensor):
-            if codes.size and int(codes.max()) >= tensor.centroids.shape[1]:
-                raise EncodingError(f"a code has no centroid: there are {tensor.centroids.shape[1]}")
-            parameters = [np.ascontiguousarray(tensor.centroids)]
-        else:
-            assert isinstance(tensor, AffineTensor)
-            parameters = [tensor.scales.astype(np.float64 if self.dtype.name == "f64" else np.float32)]
-            if tensor.zero_points is not None:
-                parameters.append(np.ascontiguousarray(tensor.zero_points))
+        if codes.size and int(codes.max()) >= self._size():
+            raise EncodingError(f"a code is above the last one, {self._size() - 1}")
         layout = Dense() if mask is None else Bitmap()
         streams = [] if mask is None else [np.packbits(mask, bitorder="little")]
         streams.append(codes)
         out = np.empty(count * self.dtype.itemsize, np.uint8)
-        segment_decoder(self.dtype.name, self.shape, layout, self.values, parameters).decode(
-            b"",
-            0,
-            [Stream(spec.RAW, 0, stream.size, 8) for stream in streams],
-            dict(enumerate(streams)),
-            first,
-            codes.size,
-            False,
-            out,
-        )
+        with self._lock:
+            if self._decoder is None:
+                self._decoder = segment_decoder(
+                    self.dtype.name, self.shape, layout, self.values, self._parameters()
+                )
+        decode_codes(self._decoder, streams, first, codes.size * self._dimension, out)
         return out

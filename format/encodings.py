@@ -5,7 +5,6 @@ The work is native. What is here says what a tensor's segments are, and decodes 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,30 +14,21 @@ from dcz.errors import CorruptStream
 from dcz.format import layout as spec
 from dcz.format.coding import decode_stream
 from dcz.format.dtypes import DTYPES
-from dcz.format.manifest import (
-    Affine,
-    Bitmap,
-    Codebook,
-    Exact,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    RelativeIndex,
-)
+from dcz.format.manifest import Affine, Bitmap, Codebook, Exact, RelativeIndex, ScaledCodebook, Vectors
+from dcz.format.parameters import groups_of, read_parameters
 from dcz.format.range_models import NOTHING, Beside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from dcz.format.geometry import Geometry, Stream, TensorGeometry
-    from dcz.format.manifest import Granularity, Layout, Values
+    from dcz.format.manifest import Layout, Values
 
 __all__ = [
     "STREAMED",
     "TensorBatch",
     "decode_entries",
     "decode_segment",
-    "groups_of",
     "positions_of",
     "segment_decoder",
     "segment_symbols",
@@ -51,55 +41,54 @@ _NATIVE: Final = frozenset((spec.RAW, spec.HUFFMAN, spec.CASCADE))
 STREAMED: Final = 256 << 10
 
 
-def groups_of(granularity: Granularity, shape: tuple[int, ...]) -> tuple[str, int, int]:
-    """The granularity as the kernels want it: kind, elements of an inner run or row, and channels or group size."""
-    match granularity:
-        case PerTensor():
-            return ("tensor", 1, 1)
-        case PerChannel(axis=axis):
-            return ("channel", math.prod(shape[axis + 1 :]), shape[axis])
-        case PerGroup(size=size):
-            return ("group", shape[-1] if shape else 1, size)
-
-
 def segment_decoder(
-    dtype: str, shape: tuple[int, ...], layout: Layout, values: Values, parameters: Sequence[np.ndarray]
+    dtype: str, shape: tuple[int, ...], layout: Layout, values: Values, parameters: Mapping[str, np.ndarray]
 ) -> _native.SegmentDecoder:
-    """The decoder of all segments of a tensor. ``parameters``: of a codebook its centroids; of affine values the scales
-    (float32, or float64 for f64 tensors) and, if it has some, the zero points (uint8)."""
+    """The decoder of all segments of a tensor. ``parameters``: as ``read_parameters`` gives them."""
     gap_bits = layout.bits if isinstance(layout, RelativeIndex) else 8
     itemsize = DTYPES[dtype].itemsize
+    if isinstance(values, Exact):
+        widening = None if values.stored_dtype is None else (values.stored_dtype, dtype)
+        return _native.SegmentDecoder.exact(
+            layout.kind, gap_bits, itemsize, values.split, dtype == "bool", values.offset, widening
+        )
+    if isinstance(values, Vectors):
+        size, d = values.size, values.dimension
+        places = (shape[-1] if shape else 1) // d if values.per_place else 1
+        return _native.SegmentDecoder.vectors(itemsize, size, d, places, parameters["codewords"])
+    groups, index = groups_of(values.granularity, shape), parameters.get("index")
     match values:
-        case Exact(split=split, offset=offset, stored_dtype=stored):
-            widening = None if stored is None else (stored, dtype)
-            return _native.SegmentDecoder.exact(
-                layout.kind, gap_bits, itemsize, split, dtype == "bool", offset, widening
-            )
         case Codebook(size=size):
-            groups = groups_of(values.granularity, shape)
             return _native.SegmentDecoder.codebook(
-                layout.kind, gap_bits, itemsize, size, groups, parameters[0]
+                layout.kind, gap_bits, itemsize, size, groups, parameters["centroids"], index
             )
-        case Affine(bits=bits):
-            groups = groups_of(values.granularity, shape)
-            scales, points = parameters[0], parameters[1] if values.zero_points else None
-            return _native.SegmentDecoder.affine(layout.kind, gap_bits, dtype, bits, groups, scales, points)
+        case ScaledCodebook():
+            return _native.SegmentDecoder.scaled_codebook(
+                layout.kind, gap_bits, dtype, groups, parameters["scales"], parameters["table"], None, index
+            )
+        case Affine(bits=bits, zero_point=zero):
+            return _native.SegmentDecoder.affine(
+                layout.kind,
+                gap_bits,
+                dtype,
+                bits,
+                groups,
+                parameters["scales"],
+                parameters.get("zero points"),
+                parameters.get("minimums"),
+                zero,
+                index,
+            )
 
 
 def tensor_decoder(geometry: TensorGeometry, part: memoryview) -> _native.SegmentDecoder:
     """The decoder of a stored tensor, from its parameter part, which may be empty. Raises CorruptStream."""
-    tensor, decoded, at = geometry.tensor, [], 0
-    for stream in geometry.parameter_part():
-        decoded.append(decode_stream(part[at : at + stream.length], stream))
+    tensor, symbols, at = geometry.tensor, {}, 0
+    for named, stream in zip(geometry.parameters, geometry.parameter_part(), strict=True):
+        symbols[named.role] = decode_stream(part[at : at + stream.length], stream)
         at += stream.length
-    if isinstance(tensor.values, Codebook) and tensor.dtype == "bool" and int(decoded[0].max(initial=0)) > 1:
-        raise CorruptStream("a bool is neither 0 nor 1")
-    if isinstance(tensor.values, Affine):
-        wide = np.float64 if tensor.scale_dtype == "f64" else np.float32
-        decoded[0] = decoded[0].view(DTYPES[tensor.scale_dtype].numpy).astype(wide)
-        if not np.isfinite(decoded[0]).all():
-            raise CorruptStream("a scale is not finite")
-    return segment_decoder(tensor.dtype, tensor.shape, tensor.layout, tensor.values, decoded)
+    parameters = read_parameters(tensor, symbols)
+    return segment_decoder(tensor.dtype, tensor.shape, tensor.layout, tensor.values, parameters)
 
 
 def _decoded(
@@ -128,6 +117,7 @@ def _decode_ranged(
     """Adds the symbols of the range coded streams to ``found``, and of those that their models look at: the positions,
     and the planes above, for which the planes are decoded from the last to the first."""
     first, elements = segment * geometry.tensor.segment, geometry.segment_elements(segment)
+    first //= geometry.dimension
     values = geometry.position_streams
     ranged = [i for i, stream in enumerate(streams) if stream.coding == spec.RANGE]
     beside = Beside(first)

@@ -15,8 +15,8 @@ import numpy as np
 from dcz.errors import FormatError, LimitExceeded, ManifestError
 from dcz.format import layout as spec
 from dcz.format.dtypes import DTYPES, DType
-from dcz.format.manifest import Affine, Bitmap, Codebook, Dense, Exact, RelativeIndex
-from dcz.format.tensors import group_count
+from dcz.format.manifest import Bitmap, Dense, Exact, RelativeIndex, Vectors
+from dcz.format.parameters import ParameterStream, expanded_bytes, parameter_streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,11 +70,15 @@ class TensorGeometry:
         if self.segments > limits.streams:
             raise LimitExceeded(f"{self.segments} segments, at most {limits.streams} are allowed")
         self._check_entries()
-        self.parameters = self._parameter_streams()
+        self.parameters: list[ParameterStream] = parameter_streams(tensor) if self.elements else []
+        self.dimension = tensor.values.dimension if isinstance(tensor.values, Vectors) else 1
+        if tensor.segment % self.dimension:
+            raise ManifestError(f"segments of {tensor.segment} elements, and vectors of {self.dimension}")
         self.position_streams = 0 if isinstance(tensor.layout, Dense) else 1
         planes = isinstance(tensor.values, Exact) and tensor.values.split != "whole"
         self.segment_streams = self.position_streams + (self.entry_size if planes else 1)
-        parameter_bytes = sum(packed_bytes(count, width) for count, width in self.parameters)
+        parameter_bytes = expanded_bytes(tensor)
+        parameter_bytes += sum(packed_bytes(stream.symbols, stream.width) for stream in self.parameters)
         if parameter_bytes > limits.parameter_bytes:
             raise LimitExceeded(
                 f"{parameter_bytes} bytes of parameters, at most {limits.parameter_bytes} are allowed"
@@ -102,16 +106,6 @@ class TensorGeometry:
             if not tensor.entries[segment] <= gaps <= self.segment_elements(segment):
                 raise ManifestError(f"{gaps} gaps for {tensor.entries[segment]} entries")
 
-    def _parameter_streams(self) -> list[tuple[int, int]]:
-        values = self.tensor.values
-        if self.elements == 0 or isinstance(values, Exact):
-            return []
-        groups = group_count(values.granularity, self.tensor.shape)
-        if isinstance(values, Codebook):
-            return [(groups * values.size * self.dtype.itemsize, 8)]
-        scales = (groups * DTYPES[self.tensor.scale_dtype].itemsize, 8)
-        return [scales, (groups, values.bits)] if values.zero_points else [scales]
-
     @property
     def delta(self) -> Delta | None:
         """Of what the stored entries are differences; None where they are elements."""
@@ -125,8 +119,8 @@ class TensorGeometry:
 
     def parameter_part(self) -> list[Stream]:
         return [
-            Stream(self.tensor.codings[i], self.tensor.lengths[i], count, width)
-            for i, (count, width) in enumerate(self.parameters)
+            Stream(self.tensor.codings[i], self.tensor.lengths[i], stream.symbols, stream.width)
+            for i, stream in enumerate(self.parameters)
         ]
 
     def segment_part(self, segment: int) -> list[Stream]:
@@ -153,8 +147,8 @@ class TensorGeometry:
                 symbols.append((entries * self.entry_size, 8))
             case Exact():
                 symbols += [(entries, 8)] * self.entry_size
-            case Affine() | Codebook():
-                symbols.append((entries, tensor.values.bits))
+            case _:
+                symbols.append((entries // self.dimension, tensor.values.bits))
         return symbols
 
     def part_lengths(self) -> list[int]:

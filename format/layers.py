@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from dcz.format import layout as spec
 from dcz.format.dtypes import DTYPES
 from dcz.format.geometry import packed_bytes
-from dcz.format.manifest import Affine, Bitmap, Codebook, RelativeIndex
+from dcz.format.manifest import Bitmap, Exact, RelativeIndex
 from dcz.format.report import account
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class LayerCounts:
     ``weights``: its elements, zeros included. ``entries``: how many of them are stored. ``dense``: bytes of all elements in
     the tensor's own type. Before entropy coding (P+Q, "pruned and quantized"): ``packed_weights`` and ``packed_indices``
     are the bits of all codes and of all positions, ``packed_codebooks`` the bytes of the parameters. On disk (P+Q+H,
-    "Huffman-coded" in the paper; here by any coding): bytes of ``coded_weights``, ``coded_indices``, ``codebooks`` (shared
-    values, or scales and zero points) and ``tables``. The code tables of Huffman and cascade streams stand apart, as far as
+    "Huffman-coded" in the paper; here by any coding): bytes of ``coded_weights``, ``coded_indices``, ``codebooks`` (all
+    parameters) and ``tables``. The code tables of Huffman and cascade streams stand apart, as far as
     they were looked at; range and zstd streams are counted with whatever they begin with.
 
     The columns make sense for all layouts and values:
@@ -43,7 +43,8 @@ class LayerCounts:
     - a bitmap has one bit for each element, that is weights / entries for each stored one;
     - a relative index has its width for each gap symbol, fillers included: their cost is the stored entries', so before
       coding the index bits are a little above the width;
-    - affine values have the bits of their codes, and their scales and zero points count as codebooks;
+    - codes have their bits, of vectors each element its part of them; scales, minimums, zero points and tables count as
+      codebooks;
     - exact values have the bits of their type as it is stored (f32 as bf16 has 16), and no codebook; so have differences to
       a base.
 
@@ -349,7 +350,8 @@ def _distinct_digests(reader: Reader) -> int:
 def _counts(geometry: TensorGeometry, tensor: TensorReport) -> LayerCounts:
     entries = sum(geometry.tensor.entries) if geometry.position_streams else geometry.elements
     values = tensor.encoding
-    width = values.bits if isinstance(values, Codebook | Affine) else 8 * geometry.entry_size
+    codes = entries // geometry.dimension
+    packed = 8 * geometry.entry_size * entries if isinstance(values, Exact) else values.bits * codes
     match tensor.layout:
         case RelativeIndex(bits=bits):
             indices = bits * sum(geometry.tensor.gaps)
@@ -361,9 +363,9 @@ def _counts(geometry: TensorGeometry, tensor: TensorReport) -> LayerCounts:
         weights=geometry.elements,
         entries=entries,
         dense=geometry.nbytes,
-        packed_weights=width * entries,
+        packed_weights=packed,
         packed_indices=indices,
-        packed_codebooks=sum(packed_bytes(count, bits) for count, bits in geometry.parameters),
+        packed_codebooks=sum(packed_bytes(each.symbols, each.width) for each in geometry.parameters),
         coded_weights=tensor.values,
         coded_indices=tensor.positions,
         codebooks=tensor.parameters,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAJOR: Final = 1
-MINOR: Final = 0
-FEATURES: Final[frozenset[str]] = frozenset()  # names that `requires` may hold
+MINOR: Final = 1  # the highest that is known; what a file has follows from the features that it uses
 
 # Section 2
 MAGIC: Final = b"\x89DCZ\x00\r\n\x1a"
@@ -21,6 +20,18 @@ MAX_DEPTH: Final = 32
 MAX_BASES: Final = 16
 MAX_HINT_BYTES: Final = 1024
 
+# Section 10.2: names that `requires` may hold
+ZERO_POINTS: Final = "zero-points"
+MINIMUMS: Final = "minimums"
+PARAMETER_CODES: Final = "parameter-codes"
+SCALED_CODEBOOK: Final = "scaled-codebook"
+VECTORS: Final = "vectors"
+FLAT_GROUPS: Final = "flat-groups"
+INDEXED_GROUPS: Final = "indexed-groups"
+FEATURES: Final = frozenset(
+    {ZERO_POINTS, MINIMUMS, PARAMETER_CODES, SCALED_CODEBOOK, VECTORS, FLAT_GROUPS, INDEXED_GROUPS}
+)
+
 # Section 4
 DIGEST_BYTES: Final = 32
 ALIGNMENT: Final = 64
@@ -32,6 +43,8 @@ MAX_NAME_BYTES: Final = 4096
 MAX_SEGMENT_ELEMENTS: Final = 1 << 24
 MAX_SEGMENT_BYTES: Final = 1 << 24
 MAX_GROUP: Final = 1 << 24
+MAX_INDEXED_GROUPS: Final = 1 << 16
+MAX_DIMENSION: Final = 1 << 16
 
 # Section 6
 RAW: Final = 0

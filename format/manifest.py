@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar, cast
 
 import msgpack
@@ -27,35 +27,46 @@ from pydantic import (
 from dcz import _native
 from dcz.errors import CorruptStream, EncodingError, LimitExceeded, ManifestError, UnsupportedVersion
 from dcz.format import layout as spec
-from dcz.format.dtypes import DTYPES, NARROWER
+from dcz.format.dtypes import DTYPES, NARROWER, DType
 from dcz.format.layout import DEFAULT_LIMITS, Limits
 
 __all__ = [
     "Affine",
+    "AffineCoded",
     "Asset",
     "Base",
     "Bitmap",
     "Chunks",
     "Codebook",
+    "CodebookCoded",
     "Delta",
     "Dense",
     "Exact",
+    "ExactParameters",
     "Granularity",
     "Layout",
     "Manifest",
+    "Parameters",
     "PerChannel",
+    "PerFlat",
     "PerGroup",
+    "PerIndex",
     "PerTensor",
     "Provenance",
     "RelativeIndex",
+    "ScaledCodebook",
     "SourceFile",
+    "StoredGranularity",
     "Tensor",
     "Values",
+    "Vectors",
     "check_asset_paths",
     "check_name",
     "decode_manifest",
     "describe",
     "encode_manifest",
+    "features_of",
+    "needed_features",
 ]
 
 Uint = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -146,7 +157,67 @@ class PerGroup(_Model):
     size: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
 
 
+class PerFlat(_Model):
+    """Groups of ``size`` elements in C order, across rows; the last group of the tensor may be shorter."""
+
+    kind: Literal["flat"] = "flat"
+    size: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
+
+
+class PerIndex(_Model):
+    """``groups`` groups in each row; a parameter stream says which one a column belongs to."""
+
+    kind: Literal["indexed"] = "indexed"
+    groups: Annotated[int, Field(ge=1, le=spec.MAX_INDEXED_GROUPS)]
+
+
 Granularity: TypeAlias = Annotated[PerTensor | PerChannel | PerGroup, Field(discriminator="kind")]
+"""How weights are quantized here."""
+
+StoredGranularity: TypeAlias = Annotated[
+    PerTensor | PerChannel | PerGroup | PerFlat | PerIndex, Field(discriminator="kind")
+]
+"""How whatever is stored may have been quantized."""
+
+
+class ExactParameters(_Model):
+    """Scales or minimums are stored as they are."""
+
+    kind: Literal["exact"] = "exact"
+
+
+class AffineCoded(_Model):
+    """Scales or minimums are scales of their own times codes (docs/format.md, section 5.6)."""
+
+    kind: Literal["affine"] = "affine"
+    bits: Bits
+    group: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
+    zero_point: Annotated[int, Field(ge=0, le=255)] = 0
+    dtype: Literal["f32", "f16", "bf16"] = "f32"
+
+
+class CodebookCoded(_Model):
+    """Scales or minimums are scales of their own times shared values (docs/format.md, section 5.6)."""
+
+    kind: Literal["codebook"] = "codebook"
+    bits: Bits
+    size: Annotated[int, Field(ge=1, le=256)]
+    group: Annotated[int, Field(ge=1, le=spec.MAX_GROUP)]
+    offset: bool = False
+    dtype: Literal["f32", "f16", "bf16"] = "f32"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_size(self.size, self.bits)
+        return self
+
+
+Parameters: TypeAlias = Annotated[ExactParameters | AffineCoded | CodebookCoded, Field(discriminator="kind")]
+
+
+def _check_size(size: int, bits: int) -> None:
+    if size > 1 << bits:
+        raise ValueError(f"{size} centroids do not fit in {bits} bits")
 
 
 class Delta(_Model):
@@ -179,28 +250,79 @@ class Exact(_Model):
         return self
 
 
+ScaleType: TypeAlias = Literal["f64", "f32", "f16", "bf16"]
+
+
 class Affine(_Model):
     kind: Literal["affine"] = "affine"
     bits: Bits
-    granularity: Granularity = PerTensor()
+    granularity: StoredGranularity = PerTensor()
     zero_points: bool = False
-    scale_dtype: Literal["f64", "f32", "f16", "bf16"] | None = None  # None: the default for the tensor's type
+    zero_point: Annotated[int, Field(ge=0, le=255)] | None = None  # None: 2^(bits-1)
+    zero_point_bits: Bits | None = None  # None: as many as a code has
+    minimums: bool = False
+    scale_dtype: ScaleType | None = None  # None: the default for the tensor's type
+    scale_values: Parameters = ExactParameters()
+    minimum_values: Parameters = ExactParameters()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.zero_points and self.zero_point is not None:
+            raise ValueError("one zero point for all, and one for each group")
+        if self.zero_point_bits is not None and not self.zero_points:
+            raise ValueError("the bits of zero points that are not there")
+        if not self.minimums and self.minimum_values != ExactParameters():
+            raise ValueError("the values of minimums that are not there")
+        return self
 
 
 class Codebook(_Model):
     kind: Literal["codebook"] = "codebook"
     bits: Bits
     size: Annotated[int, Field(ge=1, le=256)]
-    granularity: Granularity = PerTensor()
+    granularity: StoredGranularity = PerTensor()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.size > 1 << self.bits:
-            raise ValueError(f"{self.size} centroids do not fit in {self.bits} bits")
+        _check_size(self.size, self.bits)
         return self
 
 
-Values: TypeAlias = Annotated[Exact | Affine | Codebook, Field(discriminator="kind")]
+class ScaledCodebook(_Model):
+    """Values that all groups share, times a scale of each group (docs/format.md, section 5.3)."""
+
+    kind: Literal["scaled-codebook"] = "scaled-codebook"
+    bits: Bits
+    size: Annotated[int, Field(ge=1, le=256)]
+    granularity: StoredGranularity = PerTensor()
+    scale_dtype: ScaleType | None = None
+    scale_values: Parameters = ExactParameters()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_size(self.size, self.bits)
+        return self
+
+
+class Vectors(_Model):
+    """``dimension`` neighbours of a row share a code (docs/format.md, section 5.3). ``per_place``: each place of a row has
+    a codebook of its own."""
+
+    kind: Literal["vectors"] = "vectors"
+    bits: Bits
+    size: Annotated[int, Field(ge=1, le=256)]
+    dimension: Annotated[int, Field(ge=1, le=spec.MAX_DIMENSION)]
+    per_place: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_size(self.size, self.bits)
+        return self
+
+
+Values: TypeAlias = Annotated[
+    Exact | Affine | Codebook | ScaledCodebook | Vectors, Field(discriminator="kind")
+]
 
 
 class Tensor(_Model):
@@ -236,16 +358,31 @@ class Tensor(_Model):
                 raise ValueError(f"elements of {self.dtype} are not stored as {values.stored_dtype}")
             if values.delta is not None and values.delta.operation == "difference" and self.dtype == "bool":
                 raise ValueError("the operation 'difference' is not for bool")
+        elif isinstance(values, Vectors):
+            if not isinstance(self.layout, Dense):
+                raise ValueError(f"vectors are stored dense, not as {self.layout.kind}")  # noqa: TRY004 - pydantic takes no other
+            if (self.shape[-1] if self.shape else 1) % values.dimension:
+                raise ValueError(f"vectors of {values.dimension} elements in a tensor of shape {self.shape}")
         else:
             granularity = values.granularity
             if isinstance(granularity, PerChannel) and granularity.axis >= len(self.shape):
                 raise ValueError(f"axis {granularity.axis} of a tensor with {len(self.shape)} dimensions")
-        if isinstance(values, Affine):
-            if not row.is_float:
-                raise ValueError(f"affine values are for floating-point types, not for {self.dtype}")
-            if values.scale_dtype is not None and (values.scale_dtype == "f64") != (self.dtype == "f64"):
-                raise ValueError(f"scales of {values.scale_dtype} for a tensor of {self.dtype}")
+        if isinstance(values, Affine | ScaledCodebook):
+            self._check_scales(values, row)
         return self
+
+    def _check_scales(self, values: Affine | ScaledCodebook, row: DType) -> None:
+        if not row.is_float:
+            raise ValueError(f"{values.kind} values are for floating-point types, not for {self.dtype}")
+        if values.scale_dtype is not None and (values.scale_dtype == "f64") != (self.dtype == "f64"):
+            raise ValueError(f"scales of {values.scale_dtype} for a tensor of {self.dtype}")
+        exact = [isinstance(values.scale_values, ExactParameters)]
+        if isinstance(values, Affine) and values.minimums:
+            exact.append(isinstance(values.minimum_values, ExactParameters))
+        if values.scale_dtype is not None and not any(exact):
+            raise ValueError("the type of scales and minimums, of which none are stored as they are")
+        if self.dtype == "f64" and not all(exact):
+            raise ValueError("scales and minimums of f64 tensors are stored as they are")
 
     @property
     def stored_dtype(self) -> str:
@@ -254,8 +391,8 @@ class Tensor(_Model):
 
     @property
     def scale_dtype(self) -> str:
-        """The stored type of the scales of affine values."""
-        given = self.values.scale_dtype if isinstance(self.values, Affine) else None
+        """The type of scales and minimums that are stored as they are."""
+        given = self.values.scale_dtype if isinstance(self.values, Affine | ScaledCodebook) else None
         return given or ("f64" if self.dtype == "f64" else "f32")
 
 
@@ -318,7 +455,7 @@ class Base(_Model):
 class Manifest(_Model):
     """Everything that a reader knows of a file before it touches its data."""
 
-    version: tuple[Uint, Uint] = (spec.MAJOR, spec.MINOR)
+    version: tuple[Uint, Uint] = (spec.MAJOR, 0)
     requires: Array[str] = ()
     producer: str
     tensors: Array[Tensor] = ()
@@ -511,7 +648,7 @@ def _validate(tree: dict[str, Any], version: tuple[int, int], limits: Limits) ->
     if tree.get("version") != version:
         said = _printable(str(tree.get("version")))
         raise ManifestError(f"the manifest's version is {said}, the footer's {version}")
-    unknown = set(_strings(tree.get("requires"))) - spec.FEATURES
+    unknown = set(_strings(tree.get("requires"))) - (spec.FEATURES if version[1] else frozenset())
     if unknown:
         raise UnsupportedVersion(
             f"the file needs {_printable(', '.join(sorted(unknown)))}, which this version of dcz does not have",
@@ -522,10 +659,66 @@ def _validate(tree: dict[str, Any], version: tuple[int, int], limits: Limits) ->
         raise LimitExceeded(f"{tensors} tensors and aliases, at most {limits.tensors} are allowed")
     if assets > limits.assets:
         raise LimitExceeded(f"{assets} assets, at most {limits.assets} are allowed")
+    # A file of a later minor version that requires nothing may hold fields that nobody needs to know, whoever defined them.
+    known = version[1] == 0 or (version[1] <= spec.MINOR and bool(tree.get("requires")))
     try:
-        return Manifest.model_validate(tree, extra="ignore" if version[1] > spec.MINOR else "forbid")
+        manifest = Manifest.model_validate(tree, extra="forbid" if known else "ignore")
     except ValidationError as exc:
         raise _fault(exc, tree) from exc
+    _check_features(manifest)
+    return manifest
+
+
+_FIELDS_OF_FEATURES: Final = {
+    "zero_point": spec.ZERO_POINTS,
+    "zero_point_bits": spec.ZERO_POINTS,
+    "minimums": spec.MINIMUMS,
+    "scale_values": spec.PARAMETER_CODES,
+    "minimum_values": spec.PARAMETER_CODES,
+}
+
+
+def features_of(values: Values, present: Callable[[Values], Iterable[str]]) -> set[str]:
+    """The features beyond version 1.0 that values use (docs/format.md, section 10.2). ``present``: which of their fields are
+    there."""
+    if isinstance(values, Exact):
+        return set()
+    if isinstance(values, Vectors):
+        return {spec.VECTORS}
+    used = set[str]()
+    if isinstance(values.granularity, PerFlat):
+        used.add(spec.FLAT_GROUPS)
+    if isinstance(values.granularity, PerIndex):
+        used.add(spec.INDEXED_GROUPS)
+    if isinstance(values, ScaledCodebook):
+        used.add(spec.SCALED_CODEBOOK)
+    if isinstance(values, Affine | ScaledCodebook):
+        used |= {_FIELDS_OF_FEATURES[name] for name in present(values) if name in _FIELDS_OF_FEATURES}
+    return used
+
+
+def needed_features(values: Values) -> set[str]:
+    """The features of values that are going to be written, where fields with their default are left out."""
+
+    def present(values: Values) -> Iterable[str]:
+        return (name for name, default in _fields_of(type(values)) if getattr(values, name) != default)
+
+    return features_of(values, present)
+
+
+def _check_features(manifest: Manifest) -> None:
+    """Each feature that a tensor uses is required, so that a reader that does not know it need not find out; and no other is."""
+    required, used = set(manifest.requires), set[str]()
+    for tensor in manifest.tensors:
+        found = features_of(tensor.values, lambda values: values.model_fields_set)
+        if not found <= required:
+            raise ManifestError(
+                f"it uses {min(found - required)}, which the file does not say it requires",
+                tensor=tensor.name,
+            )
+        used |= found
+    if required != used:
+        raise ManifestError(f"the file requires {min(required - used)}, which no tensor uses")
 
 
 def _count(tree: dict[str, Any], field: str) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dcz.errors import UsageError
 from dcz.format.geometry import packed_bytes
 from dcz.format.layers import printable, text_table
-from dcz.format.manifest import Affine, Codebook
+from dcz.format.manifest import Codebook, Exact, Vectors
 from dcz.format.statistics import WIDTHS, tensor_statistics
 from dcz.format.tensors import group_count
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from dcz.format.geometry import TensorGeometry
+    from dcz.format.manifest import Values
     from dcz.format.reader import Reader
 
 __all__ = ["PaperRow", "PaperTable", "huffman_bits", "paper_table"]
@@ -114,7 +115,7 @@ class PaperRow:
 
 @dataclass(frozen=True, slots=True)
 class PaperTable:
-    """The rows, and the names of the tensors that the paper has no row for: those without codes."""
+    """The rows, and the names of the tensors that the paper has no row for: those without a code for each weight."""
 
     rows: tuple[PaperRow, ...]
     left_out: tuple[str, ...]
@@ -181,7 +182,7 @@ class PaperTable:
             "Counted as in the paper: filler zeros are entries; biases, code tables and the file are not counted.",
         ]
         if self.left_out:
-            lines.append(f"Without a row, because they have no codes: {len(self.left_out)}.")
+            lines.append(f"Without a row, because they have no code for each weight: {len(self.left_out)}.")
         return "\n".join(lines)
 
 
@@ -211,7 +212,7 @@ def paper_table(reader: Reader, index_bits: int) -> PaperTable:
     AlexNet), whichever way the positions are stored.
 
     All codes and positions are decoded. One of the 2^bits shared values is taken to be the zero of the fillers, as in the
-    paper's own files. Dense tensors have no index. Scales and zero points count as the codebook of affine values.
+    paper's own files. Dense tensors have no index. Scales and whatever else the codes are multiplied by or added to count as a codebook.
 
     Raises UsageError, FormatError, OSError.
     """
@@ -221,7 +222,7 @@ def paper_table(reader: Reader, index_bits: int) -> PaperTable:
     left_out: list[str] = []
     for name, geometry in reader.geometry.tensors.items():
         values = geometry.tensor.values
-        if not isinstance(values, Codebook | Affine) or not geometry.elements:
+        if isinstance(values, Exact | Vectors) or not geometry.elements:
             left_out.append(name)
             continue
         statistics = tensor_statistics(reader, name)
@@ -244,7 +245,7 @@ def paper_table(reader: Reader, index_bits: int) -> PaperTable:
     return PaperTable(tuple(rows), tuple(left_out))
 
 
-def _codebook_bits(geometry: TensorGeometry, values: Codebook | Affine) -> int:
-    if isinstance(values, Affine):
-        return 8 * sum(packed_bytes(count, width) for count, width in geometry.parameters)
-    return _WEIGHT_BITS * group_count(values.granularity, geometry.tensor.shape) << values.bits
+def _codebook_bits(geometry: TensorGeometry, values: Values) -> int:
+    if isinstance(values, Codebook):
+        return _WEIGHT_BITS * group_count(values.granularity, geometry.tensor.shape) << values.bits
+    return 8 * sum(packed_bytes(each.symbols, each.width) for each in geometry.parameters)

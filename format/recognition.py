@@ -16,7 +16,7 @@ import numpy as np
 from dcz import _native
 from dcz.format.dtypes import DTYPES, NARROWER, DType
 from dcz.format.manifest import PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import AffineTensor, CodebookTensor
+from dcz.format.tensors import CodebookTensor, UniformTensor
 
 if TYPE_CHECKING:
     from dcz.format.manifest import Granularity
@@ -35,7 +35,7 @@ __all__ = [
     "uniform",
 ]
 
-Recognizer: TypeAlias = "Callable[[np.ndarray, DType, tuple[int, ...], Grouping, np.ndarray | None], AffineTensor | CodebookTensor | None]"
+Recognizer: TypeAlias = "Callable[[np.ndarray, DType, tuple[int, ...], Grouping, np.ndarray | None], UniformTensor | CodebookTensor | None]"
 
 _UNIFORM: Final = ("f32", "f16", "bf16")
 _GROUP_SIZES: Final = (128, 64, 32)  # of the quantizers that are in use
@@ -104,7 +104,7 @@ def shared(
 
 def uniform(
     data: np.ndarray, dtype: DType, shape: tuple[int, ...], grouping: Grouping, mask: np.ndarray | None
-) -> AffineTensor | None:
+) -> UniformTensor | None:
     """Codes and scales whose products are the elements, as ``shared``; None if none are found, or for another type."""
     if dtype.name not in _UNIFORM:
         return None
@@ -113,7 +113,7 @@ def uniform(
     if found is None:
         return None
     scales, scale_dtype, points, bits = found
-    return AffineTensor(
+    return UniformTensor(
         dtype=dtype.name,
         shape=shape,
         bits=bits,

@@ -10,14 +10,28 @@ from typing import TYPE_CHECKING, Any, Final
 from dcz.errors import CorruptStream
 from dcz.format import layout as spec
 from dcz.format.digests import digest_name
-from dcz.format.manifest import Bitmap, Codebook, Exact, PerChannel, PerGroup, PerTensor, RelativeIndex
+from dcz.format.manifest import (
+    Affine,
+    AffineCoded,
+    Bitmap,
+    CodebookCoded,
+    Exact,
+    PerChannel,
+    PerFlat,
+    PerGroup,
+    PerIndex,
+    PerTensor,
+    RelativeIndex,
+    ScaledCodebook,
+    Vectors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from dcz.format.bases import BaseReference
     from dcz.format.geometry import PartPlace, Stream, TensorGeometry
-    from dcz.format.manifest import Asset, Granularity, Layout, Provenance, Tensor, Values
+    from dcz.format.manifest import Asset, Layout, Parameters, Provenance, StoredGranularity, Tensor, Values
     from dcz.format.reader import Reader
 
 __all__ = ["DENSE", "STEP", "AssetReport", "FileBytes", "Report", "TensorReport", "account"]
@@ -317,7 +331,7 @@ def _layout_words(layout: Layout) -> str:
             return "dense"
 
 
-def _granularity_words(granularity: Granularity) -> Iterable[str]:
+def _granularity_words(granularity: StoredGranularity) -> Iterable[str]:
     match granularity:
         case PerTensor():
             return ()
@@ -325,6 +339,14 @@ def _granularity_words(granularity: Granularity) -> Iterable[str]:
             return (f"axis {axis}",)
         case PerGroup(size=size):
             return (f"groups of {size}",)
+        case PerFlat(size=size):
+            return (f"groups of {size} across rows",)
+        case PerIndex(groups=groups):
+            return (f"{groups} groups by an index",)
+
+
+def _parameter_words(what: str, how: Parameters) -> Iterable[str]:
+    return (f"{what} of {how.bits} bits",) if isinstance(how, AffineCoded | CodebookCoded) else ()
 
 
 def _values_words(values: Values) -> str:
@@ -333,8 +355,15 @@ def _values_words(values: Values) -> str:
         details += [] if values.stored_dtype is None else [values.stored_dtype]
         details += [] if values.split == "whole" else [values.split]
         return f"exact ({', '.join(details)})" if details else "exact"
-    details = [f"{values.size} shared" if isinstance(values, Codebook) else f"{values.bits} bits"]
+    details = [f"{values.bits} bits" if isinstance(values, Affine) else f"{values.size} shared"]
+    if isinstance(values, Vectors):
+        details.append(f"{values.dimension} at a time")
+        return f"{values.kind} ({', '.join(details)})"
     details += _granularity_words(values.granularity)
+    if isinstance(values, Affine | ScaledCodebook):
+        details += _parameter_words("scales", values.scale_values)
+    if isinstance(values, Affine) and values.minimums:
+        details += _parameter_words("minimums", values.minimum_values) or ("minimums",)
     return f"{values.kind} ({', '.join(details)})"
 
 

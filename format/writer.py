@@ -34,6 +34,7 @@ from dcz.format.manifest import (
     check_asset_paths,
     describe,
     encode_manifest,
+    needed_features,
 )
 from dcz.format.parallel import thread_count
 
@@ -97,7 +98,7 @@ class Writer:
         """The identity of the artifact, once it is written."""
         self.size: int | None = None
         """Bytes of the file, once it is written."""
-        self._file.write(spec.HEADER.pack(spec.MAGIC, spec.MAJOR, spec.MINOR, 0))
+        self._file.write(spec.HEADER.pack(spec.MAGIC, spec.MAJOR, 0, 0))
 
     # -- what goes in
 
@@ -112,7 +113,7 @@ class Writer:
         base: TensorBase | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Store a tensor: a numpy array bit for bit, an AffineTensor or CodebookTensor as it describes itself.
+        """Store a tensor: a numpy array bit for bit, codes and their parameters as they describe themselves.
 
         ``layout``, ``split`` and ``coding`` are chosen by size unless they are given. ``base``: the tensor of a base that
         was added, to which an array is stored as differences if that is smaller. ``progress`` is called with the number
@@ -292,7 +293,11 @@ class Writer:
             assets = tuple(self._write_asset(path, role, data()) for path, role, data in self._assets)
             self._flush()
             tensors, bases = _only_used(self._tensors, self._bases)
+            features = set[str]().union(*(needed_features(tensor.values) for tensor in tensors))
+            minor = spec.MINOR if features else 0
             manifest = Manifest(
+                version=(spec.MAJOR, minor),
+                requires=tuple(sorted(features)),
                 producer=f"dcz {__version__}",
                 tensors=tuple(tensors),
                 aliases=self._aliases,
@@ -309,9 +314,12 @@ class Writer:
         self._file.write(stored)
         self._file.write(
             spec.FOOTER.pack(
-                self._offset, len(stored), decoded_length, identity, spec.MAJOR, spec.MINOR, 0, spec.END_MAGIC
+                self._offset, len(stored), decoded_length, identity, spec.MAJOR, minor, 0, spec.END_MAGIC
             )
         )
+        if minor:  # as nobody knew when the file was begun
+            self._file.seek(0)
+            self._file.write(spec.HEADER.pack(spec.MAGIC, spec.MAJOR, minor, 0))
         self.digest = digest_name(identity)
         self.size = self._offset + len(stored) + spec.FOOTER.size
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from benchmarks.common import Figure, figures_table, median_ratio, one_core
 from dcz.compression.quantizers import quantize_affine
-from dcz.format import AffineTensor, PerGroup, Reader, Writer
+from dcz.format import PerGroup, Reader, UniformTensor, Writer
 from dcz.format.memory import aligned_bytes
 
 ROWS, COLUMNS, GROUP = 24_576, 4_096, 64
@@ -45,7 +45,7 @@ def synthetic(rows: int, columns: int) -> Weights:
     return weights
 
 
-def quantize(weights: Weights, method: str) -> AffineTensor:
+def quantize(weights: Weights, method: str) -> UniformTensor:
     return quantize_affine(weights, bits=4, granularity=PerGroup(size=GROUP), **METHODS[method])
 
 
@@ -71,7 +71,7 @@ def check(weights: Weights) -> None:
         )
 
 
-def decoded(tensor: AffineTensor) -> Weights:
+def decoded(tensor: UniformTensor) -> Weights:
     scales = np.repeat(tensor.scales.astype(np.float32).reshape(len(tensor.codes), -1), GROUP, axis=1)
     zeros = 8 if tensor.zero_points is None else tensor.zero_points.reshape(len(tensor.codes), -1)
     shifts = np.repeat(np.broadcast_to(zeros, (len(tensor.codes), scales.shape[1] // GROUP)), GROUP, axis=1)

@@ -36,7 +36,7 @@ from dcz.compression.training.code_length import CodeLengthModel
 from dcz.compression.training.weights import Weight, WeightParametrization, find_weights
 from dcz.errors import UsageError
 from dcz.format.manifest import PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 if TYPE_CHECKING:
     from dcz.format.tensors import TensorData
@@ -84,14 +84,14 @@ class UniformGrid(WeightParametrization):
         """The multiples of the step, integers as float32."""
         return self.steps(original).round()
 
-    def stored(self, original: torch.Tensor) -> AffineTensor:
+    def stored(self, original: torch.Tensor) -> UniformTensor:
         codes = self.codes(original).to("cpu").numpy().astype(np.int16)
         bits = 1
         while codes.min() < -(1 << (bits - 1)) or codes.max() >= 1 << (bits - 1):
             bits += 1
         dtype = check_tensor("weight", original).name
         scale = np.float64 if dtype == "f64" else np.dtype(ml_dtypes.bfloat16)
-        return AffineTensor(
+        return UniformTensor(
             dtype=dtype,
             shape=tuple(original.shape),
             bits=bits,

@@ -31,7 +31,7 @@ using namespace dcz;
 
 namespace {
 
-enum Kernel : u8 { kHuffman, kCascade, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kRange, kKernels };
+enum Kernel : u8 { kHuffman, kCascade, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kRange, kVectors, kKernels };
 
 // What a reader has checked before it calls a kernel: sizes and widths are in range, but agree with nothing.
 struct Input {
@@ -136,19 +136,45 @@ std::vector<u8> run(const Input& input) {
         case kLookUp: {
             const std::size_t size = input.parameter + std::size_t{1};
             Exact table(size * itemsize * 3), out(input.stream.size() * itemsize);
-            const Groups groups{Groups::Kind::group, 40, input.width * u64{7}};
+            const Groups groups{Groups::Kind::group, 40, input.width * u64{7}, {}};
             look_up(stream.bytes().data(), {input.count % 64, input.stream.size(), nullptr}, groups, table.bytes(), size,
                     itemsize, out.data());
             return out.copy();
         }
         case kDequantize: {
-            std::vector<float> scales(input.count % 16 + 1, 0.37f);
-            for (std::size_t i = 0; i < scales.size(); ++i) scales[i] *= static_cast<float>(i) * 1e38f - 1.0f;
-            const auto type = static_cast<FloatType>(1 + input.parameter % 5);
-            Exact out(input.stream.size() * 4);
-            const Groups groups{Groups::Kind::channel, input.width * u64{5}, scales.size() + input.parameter % 2};
-            dequantize(stream.bytes().data(), {input.count, input.stream.size(), nullptr}, groups, scales, {}, input.width,
-                       type, out.data());
+            ScaledValues values{input.width, {Groups::Kind::channel, input.width * u64{5}, 0, {}}, FloatType::f32, {}, {}, {}, static_cast<int>(input.width)};
+            values.type = static_cast<FloatType>(input.parameter % 6);
+            const std::size_t groups = input.count % 16 + 1;
+            for (std::size_t i = 0; i < groups; ++i) {
+                const float scale = 0.37f * (static_cast<float>(i) * 1e38f - 1.0f);
+                values.single.scales.push_back(scale);
+                values.wide.scales.push_back(scale);
+                if (input.count & 16) {
+                    values.single.minimums.push_back(-scale);
+                    values.wide.minimums.push_back(-scale);
+                }
+            }
+            if (input.count & 32) {
+                for (std::size_t i = 0; i < std::size_t{1} << input.width; ++i) {
+                    values.single.table.push_back(static_cast<float>(i) * 0.7f - 3.0f);
+                    values.wide.table.push_back(static_cast<double>(i) * 0.7 - 3.0);
+                }
+            }
+            values.groups.extent = groups + input.parameter % 2;
+            if (input.parameter & 64) values.groups.kind = Groups::Kind::group;
+            if (input.parameter & 128) {
+                values.groups.kind = Groups::Kind::indexed;
+                for (std::size_t i = 0; i < values.groups.inner; ++i) values.groups.index.push_back(static_cast<u16>(i * 7 % groups));
+            }
+            Exact out(input.stream.size() * 8);
+            dequantize(stream.bytes().data(), {input.count, input.stream.size(), nullptr}, values, out.data());
+            return out.copy();
+        }
+        case kVectors: {
+            const std::size_t size = input.parameter + std::size_t{1}, bytes = itemsize * input.width;
+            Exact table(size * bytes * 3), out(input.stream.size() * bytes);
+            for (std::size_t i = 0; i < size * bytes * 3; ++i) table.data()[i] = static_cast<u8>(i * 5);
+            look_up_vectors(stream.bytes().data(), input.count, input.stream.size(), table.bytes(), size, bytes, 1 + input.count % 4, out.data());
             return out.copy();
         }
         case kTableBytes: {
@@ -319,6 +345,7 @@ Case valid(Random& random) {
             break;
         }
         case kLookUp:
+        case kVectors:
         case kDequantize:
             input.stream = symbols(random, count % 500 + 1, input.width);
             break;
@@ -394,7 +421,7 @@ int main(int argc, char** argv) {
         const auto result = check(c.input);
         refused += !result;
         if (!mutated && (!result || (c.decoded && *result != *c.decoded)) && c.input.kernel != kLookUp &&
-            c.input.kernel != kDequantize)
+            c.input.kernel != kDequantize && c.input.kernel != kVectors)
             fail(c.input, "a valid stream does not decode to what was encoded");
     }
     std::string isas;

@@ -78,7 +78,13 @@ class SegmentDecoder:
     ) -> SegmentDecoder: ...
     @staticmethod
     def codebook(
-        layout: str, gap_bits: int, itemsize: int, size: int, groups: _Groups, centroids: Buffer
+        layout: str,
+        gap_bits: int,
+        itemsize: int,
+        size: int,
+        groups: _Groups,
+        centroids: Buffer,
+        index: Buffer | None = None,
     ) -> SegmentDecoder: ...
     @staticmethod
     def affine(
@@ -89,6 +95,24 @@ class SegmentDecoder:
         groups: _Groups,
         scales: Buffer,
         zero_points: Buffer | None,
+        minimums: Buffer | None = None,
+        zero_point: int | None = None,
+        index: Buffer | None = None,
+    ) -> SegmentDecoder: ...
+    @staticmethod
+    def scaled_codebook(
+        layout: str,
+        gap_bits: int,
+        dtype: str,
+        groups: _Groups,
+        scales: Buffer,
+        table: Buffer,
+        minimums: Buffer | None = None,
+        index: Buffer | None = None,
+    ) -> SegmentDecoder: ...
+    @staticmethod
+    def vectors(
+        itemsize: int, size: int, dimension: int, places: int, codewords: Buffer
     ) -> SegmentDecoder: ...
     def decode(
         self,

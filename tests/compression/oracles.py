@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from dcz.format.dtypes import DTYPES
-from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import AffineTensor, CodebookTensor
+from dcz.format.manifest import PerChannel, PerGroup, PerTensor
+from dcz.format.tensors import CodebookTensor, GranularityLike, UniformTensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def group_numbers(shape: tuple[int, ...], granularity: Granularity) -> Array:
+def group_numbers(shape: tuple[int, ...], granularity: GranularityLike) -> Array:
     """The group of each element, by the formulas of section 5.4, from the index of the element."""
     match granularity:
         case PerTensor():
@@ -25,14 +25,16 @@ def group_numbers(shape: tuple[int, ...], granularity: Granularity) -> Array:
             element = np.arange(int(np.prod(shape, dtype=np.int64))).reshape(shape)
             row, column = element // length, element % length
             return np.asarray(row * -(-length // size) + column // size)
+        case _:
+            raise AssertionError("no quantizer groups weights so")
 
 
-def steps_of(tensor: AffineTensor) -> Array:
+def steps_of(tensor: UniformTensor) -> Array:
     """The scale of each element, float64."""
     return np.asarray(tensor.scales.astype(np.float64)[group_numbers(tensor.shape, tensor.granularity)])
 
 
-def decode_affine(tensor: AffineTensor) -> Array:
+def decode_affine(tensor: UniformTensor) -> Array:
     groups = group_numbers(tensor.shape, tensor.granularity)
     if tensor.zero_points is None:
         zero_points = np.full(tensor.shape, 1 << (tensor.bits - 1), dtype=np.int64)

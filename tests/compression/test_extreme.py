@@ -15,7 +15,7 @@ from dcz.compression.extreme import quantize_binary, quantize_ternary
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import AffineTensor, CodebookTensor
+from dcz.format.tensors import CodebookTensor, UniformTensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOATS = [name for name, row in DTYPES.items() if row.is_float]
@@ -26,8 +26,8 @@ def gaussian(shape: tuple[int, ...], seed: int = 0, dtype: str = "f32") -> Array
     return np.asarray(np.random.default_rng(seed).standard_normal(shape).astype(DTYPES[dtype].numpy))
 
 
-def decoded(tensor: AffineTensor | CodebookTensor) -> Array:
-    values = decode_affine(tensor) if isinstance(tensor, AffineTensor) else decode_codebook(tensor)
+def decoded(tensor: UniformTensor | CodebookTensor) -> Array:
+    values = decode_affine(tensor) if isinstance(tensor, UniformTensor) else decode_codebook(tensor)
     return np.asarray(values.astype(np.float64))
 
 
@@ -98,7 +98,7 @@ def test_the_optimum_for_normal_weights_is_the_known_one() -> None:
     # Of a normal distribution: zero below 0.612 standard deviations, the rest at their mean, 1.2240.
     weights = gaussian((1, 400_000), seed=5)
     tensor = quantize_ternary(weights)
-    assert isinstance(tensor, AffineTensor)
+    assert isinstance(tensor, UniformTensor)
     assert tensor.scales[0] == pytest.approx(1.2240, rel=0.01)
     assert np.abs(weights[tensor.codes == 2]).max() == pytest.approx(0.6120, rel=0.02)
     error = float(np.square(decoded(tensor) - weights).mean())

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.compression.oracles import decode_affine, decode_codebook
+from tests.compression.oracles import decode_affine
+
+from dcz.format import Reader, decoded
 
 from dcz.format import Reader
 
@@ -21,17 +23,15 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(compile(block, str(GUIDE), "exec"), names)  # noqa: S102 - our own documentation
     weights = names["weights"]
-    for name in ("kmeans", "quantiles", "nf4", "powers", "sums", "xnor", "ttq"):
-        decoded = decode_codebook(names[name])
-        assert np.corrcoef(decoded.reshape(-1), weights.reshape(-1))[0, 1] > 0.75, name
-    for name in ("tensor", "twn", "best"):
-        decoded = decode_affine(names[name])
-        assert np.corrcoef(decoded.reshape(-1), weights.reshape(-1))[0, 1] > 0.75, name
+    for name in ("kmeans", "quantiles", "nf4", "powers", "sums", "xnor", "ttq", "tensor", "twn", "best"):
+        assert np.corrcoef(decoded(names[name]).reshape(-1), weights.reshape(-1))[0, 1] > 0.75, name
     np.testing.assert_array_equal(names["layer"], decode_affine(names["gptq"]))
     assert names["codes"].dtype == np.uint8
     assert names["moving"].parameters().scales.shape == (256,)
     assert names["dynamic"].scales.shape == (32,)
     assert names["approximation"].shape == weights.shape
+    with Reader("vectors.dcz") as reader:
+        np.testing.assert_array_equal(reader.read("weight"), names["approximation"])
     assert names["added"].shape == (64,)
     np.testing.assert_allclose(names["second"] @ names["first"], names["following"] @ weights, atol=1e-3)
     for one, tensor in zip(("0.weight", "2.weight"), names["codes_of_weights"].values(), strict=True):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
 import pytest
 from scipy.stats import norm
-from tests.compression.oracles import decode_codebook, group_numbers
+from tests.compression.oracles import group_numbers
 
 from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.tables import Table, levels, quantize_table, table_bits
 from dcz.errors import EncodingError
+from dcz.format import CodebookTensor, Reader, ScaledCodebookTensor, Writer, decoded
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
 
@@ -71,7 +73,7 @@ def test_powers(bits: int) -> None:
 def test_powers_of_two_are_powers_of_two(granularity: Granularity) -> None:
     weights = gaussian((30, 40)) * np.linspace(0.01, 100, 30, dtype=np.float32)[:, None]
     tensor = quantize_table(weights, table="power-of-two", bits=4, granularity=granularity)
-    mantissas, exponents = np.frexp(np.abs(decode_codebook(tensor)))
+    mantissas, exponents = np.frexp(np.abs(decoded(tensor)))
     assert set(np.unique(mantissas)) == {0.0, 0.5}
     numbers = group_numbers(weights.shape, granularity)
     for group in range(int(numbers.max()) + 1):
@@ -91,14 +93,17 @@ def test_every_weight_takes_the_nearest_level(
     weights = gaussian((12, 20), dtype=dtype)
     tensor = quantize_table(weights, table=table, bits=bits, granularity=granularity)
     numbers = group_numbers(weights.shape, granularity)
-    found = decode_codebook(tensor).astype(np.float64)
+    found = decoded(tensor).astype(np.float64)
     exact = weights.astype(np.float64)
     for group in range(int(numbers.max()) + 1):
         chosen = exact[numbers == group]
         reach = np.abs(chosen).max()
         if table == "power-of-two":
             reach = 2.0 ** np.floor(np.log2(4 * reach / 3))
-        scaled = (levels(table, bits) * reach).astype(weights.dtype).astype(np.float64)
+        products: Array = levels(table, bits) * reach
+        if dtype != "f64" and isinstance(tensor, ScaledCodebookTensor):
+            products = levels(table, bits).astype(np.float32) * np.float32(reach)
+        scaled = products.astype(weights.dtype).astype(np.float64)
         distances = np.abs(chosen[:, None] - scaled)
         np.testing.assert_array_equal(np.abs(chosen - found[numbers == group]), distances.min(axis=1))
     assert tensor.bits <= bits
@@ -109,8 +114,7 @@ def test_normal_weights_are_better_in_normal_floats_than_in_powers_of_two() -> N
     errors = [
         float(
             np.square(
-                decode_codebook(quantize_table(weights, table=table, granularity=PerChannel(axis=0)))
-                - weights
+                decoded(quantize_table(weights, table=table, granularity=PerChannel(axis=0))) - weights
             ).mean()
         )
         for table in ("normal-float", "float", "logarithmic", "power-of-two")
@@ -132,12 +136,41 @@ def test_quantiles(size: int) -> None:
 
 def test_zeros_and_masks() -> None:
     zeros = np.zeros((3, 4), dtype=np.float32)
-    assert decode_codebook(quantize_table(zeros, table="normal-float")).tobytes() == bytes(48)
+    assert decoded(quantize_table(zeros, table="normal-float")).tobytes() == bytes(48)
     weights = gaussian((10, 30))
     weights[0, 0] = 100
     mask = np.asarray(np.abs(weights) < 50)
     tensor = quantize_table(weights, table="normal-float", mask=mask)
+    assert isinstance(tensor, CodebookTensor)
     assert np.abs(tensor.centroids).max() < 50
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_groups_of_a_few_dozen_share_a_table(dtype: str, masked: bool, tmp_path: Path) -> None:
+    """NF4 in groups of 64: 4 bits and a scale of 32 for each 64 weights. (QLoRA: 4.5 bits without double quantization.)"""
+    weights = gaussian((64, 256), dtype=dtype)
+    mask = np.asarray(np.random.default_rng(2).random(weights.shape) < 0.5) if masked else None
+    tensor = quantize_table(weights, table="normal-float", granularity=PerGroup(size=64), mask=mask)
+    assert isinstance(tensor, ScaledCodebookTensor)
+    with Writer(tmp_path / "m.dcz") as writer:
+        entry = writer.add_tensor("t", tensor, coding="raw")
+    scale = 64 if dtype == "f64" else 32
+    if not masked:
+        assert 8 * sum(entry.lengths) == weights.size * (4 + scale / 64) + 16 * scale
+    with Reader(tmp_path / "m.dcz") as reader:
+        found = reader.read("t")
+    assert found.tobytes() == decoded(tensor).tobytes()
+    kept = weights if mask is None else np.where(mask, weights, weights.dtype.type(0))
+    error = np.square(found.astype(np.float64) - kept.astype(np.float64)).mean()
+    assert error < 0.02 * np.square(kept.astype(np.float64)).mean()
+
+
+def test_one_scale_for_all_needs_nothing_new() -> None:
+    for granularity in (None, PerChannel(axis=0)):
+        weights = gaussian((1, 64))
+        tensor = quantize_table(weights, table="normal-float", granularity=granularity)
+        assert isinstance(tensor, CodebookTensor)
 
 
 def test_what_is_refused() -> None:

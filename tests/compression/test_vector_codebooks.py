@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import kmeans1d
@@ -12,6 +13,7 @@ from sklearn.cluster import KMeans
 
 from dcz.compression.vector_codebooks import nearest_codewords, quantize_vectors
 from dcz.errors import EncodingError
+from dcz.format import Reader, Writer
 from dcz.format.dtypes import DTYPES
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -100,3 +102,23 @@ def test_what_is_refused() -> None:
     weights[0, 0] = np.inf
     with pytest.raises(EncodingError, match="not finite"):
         quantize_vectors(weights, dimension=2, size=2)
+
+
+@pytest.mark.parametrize("product", [False, True])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+def test_a_file_holds_them(product: bool, dtype: str, tmp_path: Path) -> None:
+    """64 codewords of 4 weights: 1.5 bits a weight, and the codewords."""
+    weights = gaussian((96, 32), dtype=dtype)
+    found = quantize_vectors(weights, dimension=4, size=64, product=product)
+    with Writer(tmp_path / "m.dcz") as writer:
+        entry = writer.add_tensor("t", found.tensor(), coding="raw")
+    with Reader(tmp_path / "m.dcz") as reader:
+        assert reader.read("t").tobytes() == found.decode().tobytes()
+    words = found.codewords.nbytes
+    assert sum(entry.lengths) == words + weights.size * 6 // 4 // 8
+
+
+def test_too_many_codewords_for_a_file() -> None:
+    found = quantize_vectors(gaussian((300, 2)), dimension=2, size=257)
+    with pytest.raises(EncodingError, match="256"):
+        found.tensor()

@@ -116,7 +116,8 @@ def test_reference_reads_quantized_tensors_of_the_native_writer(
     with Writer(path) as writer:
         for dtype in ("f32", "f16", "bf16", "f64", "f8_e4m3fn"):
             for mask in (None, random.random(shape) < 0.3):
-                for bits in (1, 3, 8):
+                # The reference range coder is slow, and a codebook of 8 bits for each group is long.
+                for bits in (1, 3, 4 if coding == "range" else 8):
                     codes = random.integers(0, 1 << bits, size=shape).astype(np.uint8)
                     name = f"{dtype} {bits} {mask is None}"
                     scales = random.normal(size=groups).astype(np.float64 if dtype == "f64" else np.float32)

@@ -32,7 +32,17 @@ from tests.reference.dcz_reference_streams import (
     read_numbers,
     read_table,
 )
-from tests.reference.dcz_reference_writer import Affine, Codebook, Exact, Tensor, draft, tensor
+from tests.reference.dcz_reference_writer import (
+    Affine,
+    Codebook,
+    Coded,
+    Exact,
+    ScaledCodebook,
+    Tensor,
+    Vectors,
+    draft,
+    tensor,
+)
 
 from dcz.format import Reader, verify
 
@@ -155,6 +165,83 @@ def run_codebook(example: Example) -> None:
         "t", example.text("dtype"), [len(codes)], Codebook(bits, size, codes, example.bytes("centroids"))
     )
     assert split(one) == [example.bytes("centroids"), example.bytes("= value stream")]
+    assert content_by_both(one) == example.bytes("= elements")
+
+
+def run_affine_minimums(example: Example) -> None:
+    codes = example.numbers("codes")
+    values = Affine(
+        example.numbers("bits")[0],
+        codes,
+        example.bytes("scales"),
+        minimums=example.bytes("minimums"),
+        zero_point=example.numbers("zero point")[0],
+    )
+    one = tensor("t", example.text("dtype"), [len(codes)], values)
+    assert split(one) == [
+        example.bytes("scales"),
+        example.bytes("minimums"),
+        example.bytes("= value stream"),
+    ]
+    assert content_by_both(one) == example.bytes("= elements")
+
+
+def run_scaled_codebook(example: Example) -> None:
+    codes = example.numbers("codes")
+    (bits,), (size,), (group,) = (example.numbers(key) for key in ("bits", "size", "group"))
+    table, scales = example.bytes("table"), example.bytes("scales")
+    granularity = {"kind": "group", "size": group}
+    values = ScaledCodebook(bits, size, codes, table, scales, example.text("scale_dtype"), granularity)
+    one = tensor("t", example.text("dtype"), [len(codes)], values)
+    assert split(one) == [scales, table, example.bytes("= value stream")]
+    assert content_by_both(one) == example.bytes("= elements")
+
+
+def run_vectors(example: Example) -> None:
+    codes = example.numbers("codes")
+    (bits,), (size,), (d,), (rows,) = (example.numbers(key) for key in ("bits", "size", "dimension", "rows"))
+    words = example.bytes("codewords")
+    shape = [rows, len(codes) * d // rows]
+    one = tensor("t", example.text("dtype"), shape, Vectors(bits, size, d, codes, words))
+    assert split(one) == [words, example.bytes("= value stream")]
+    assert content_by_both(one) == example.bytes("= elements")
+
+
+# 5.4
+
+
+def run_indexed(example: Example) -> None:
+    codes, index = example.numbers("codes"), example.bytes("index")
+    (bits,), (rows,), (groups,) = (example.numbers(key) for key in ("bits", "rows", "groups"))
+    columns = [int.from_bytes(index[at : at + 2], "little") for at in range(0, len(index), 2)]
+    values = Affine(
+        bits,
+        codes,
+        example.bytes("scales"),
+        granularity={"kind": "indexed", "groups": groups},
+        index=columns,
+    )
+    one = tensor("t", example.text("dtype"), [rows, len(codes) // rows], values)
+    assert split(one)[1] == index
+    assert content_by_both(one) == example.bytes("= elements")
+
+
+# 5.6
+
+
+def run_coded_scales(example: Example) -> None:
+    codes, scale_codes = example.numbers("codes"), example.numbers("scale codes")
+    (bits,), (scale_bits,), (group,) = (example.numbers(key) for key in ("bits", "scale bits", "group"))
+    dtype, outer = example.text("outer dtype"), example.bytes("outer scales")
+    scales = Coded(scale_bits, scale_codes, group, outer, dtype)
+    streams = [example.bytes("= scale stream"), outer]
+    if example.text("values") == "codebook":
+        table, offset = example.bytes("table"), example.bytes("offset")
+        scales = Coded(scale_bits, scale_codes, group, outer, dtype, table=table, offset=offset)
+        streams[1:] = [table, outer, offset]
+    values = Affine(bits, codes, scales, granularity={"kind": "group", "size": 1})
+    one = tensor("t", example.text("dtype"), [len(codes)], values)
+    assert split(one)[:-1] == streams
     assert content_by_both(one) == example.bytes("= elements")
 
 
@@ -319,7 +406,12 @@ RUN: dict[str, Callable[..., None]] = {
     "bitmap": run_layout,
     "rotated": run_rotated,
     "affine": run_affine,
+    "affine-minimums": run_affine_minimums,
     "codebook": run_codebook,
+    "scaled-codebook": run_scaled_codebook,
+    "vectors": run_vectors,
+    "indexed": run_indexed,
+    "coded-scales": run_coded_scales,
     "delta": run_delta,
     "raw": run_raw,
     "huffman": run_huffman,

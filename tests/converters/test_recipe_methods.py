@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.compression.oracles import decode_affine, decode_codebook
 
 from dcz.compression.binary_coding import quantize_binary_coding
 from dcz.compression.codebooks import quantize_codebook
@@ -17,11 +16,11 @@ from dcz.compression.quantizers import quantize_affine
 from dcz.compression.tables import quantize_table
 from dcz.converters.recipes import load_recipe
 from dcz.errors import RecipeError
-from dcz.format import AffineTensor, CodebookTensor, PerChannel, PerGroup, Reader, Writer
+from dcz.format import CodedTensor, PerChannel, PerGroup, Reader, Writer, decoded
 from dcz.format.dtypes import DTYPES
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Method = Callable[[Array, "Array | None"], AffineTensor | CodebookTensor]
+Method = Callable[[Array, "Array | None"], CodedTensor]
 
 METHODS: dict[str, tuple[str, Method]] = {
     "percentile": (
@@ -49,6 +48,10 @@ METHODS: dict[str, tuple[str, Method]] = {
         lambda w, mask: quantize_table(
             w, table="normal-float", bits=4, granularity=PerChannel(axis=1), mask=mask
         ),
+    ),
+    "normal-float in groups": (
+        'kind = "table", table = "normal-float", granularity = { kind = "group", size = 20 }',
+        lambda w, mask: quantize_table(w, table="normal-float", granularity=PerGroup(size=20), mask=mask),
     ),
     "power-of-two": (
         'kind = "table", table = "power-of-two", bits = 3',
@@ -96,10 +99,10 @@ def test_a_method_through_a_file(name: str, dtype: str, pruned: bool, tmp_path: 
         weights[:, ::3] = 0
         weights[:, 1::3] = 0
     expected = method(weights, weights.astype(np.float64) != 0 if pruned else None)
-    decoded = decode_affine(expected) if isinstance(expected, AffineTensor) else decode_codebook(expected)
+    wanted = decoded(expected)
     found, _ = through_a_file(f"values = {{ {text} }}", weights, tmp_path)
-    assert found.dtype == decoded.dtype
-    np.testing.assert_array_equal(found.view(np.uint8), np.ascontiguousarray(decoded).view(np.uint8))
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found.view(np.uint8), np.ascontiguousarray(wanted).view(np.uint8))
     assert not pruned or (found[weights == 0] == 0).all()
 
 

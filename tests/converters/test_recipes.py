@@ -18,13 +18,13 @@ from dcz.converters import recipes
 from dcz.converters.recipes import BUILTIN_RECIPES, TRAINING_RECIPES, Prepared, Recipe, load_recipe
 from dcz.errors import EncodingError, RecipeError
 from dcz.format import (
-    AffineTensor,
     Bitmap,
     CodebookTensor,
     PerChannel,
     PerGroup,
     Reader,
     RelativeIndex,
+    UniformTensor,
     Writer,
 )
 from dcz.format.dtypes import DTYPES
@@ -47,12 +47,14 @@ def recipe_of(text: str, tmp_path: Path) -> Recipe:
 
 def decoded(prepared: Prepared) -> Array:
     match prepared.tensor:
-        case AffineTensor():
+        case UniformTensor():
             return decode_affine(prepared.tensor)
         case CodebookTensor():
             return decode_codebook(prepared.tensor)
-        case _:
+        case np.ndarray():
             return prepared.tensor
+        case _:
+            raise AssertionError("no recipe makes this")
 
 
 def through_a_file(prepared: Prepared, path: Path) -> tuple[Array, Any]:
@@ -113,7 +115,7 @@ def test_built_in_recipes_change_what_they_should(name: str, tmp_path: Path) -> 
 
 def test_int8_has_a_symmetric_scale_for_each_row() -> None:
     tensor = load_recipe("int8").apply("layer.weight", MODEL["layer.0.dense.weight"]).tensor
-    assert isinstance(tensor, AffineTensor)
+    assert isinstance(tensor, UniformTensor)
     assert (tensor.bits, tensor.granularity, tensor.zero_points) == (8, PerChannel(axis=0), None)
     assert tensor.scales.shape == (64,)
 
@@ -123,11 +125,11 @@ def test_int4_has_groups_in_matrices_and_channels_in_convolutions() -> None:
     matrix = recipe.apply("layer.weight", MODEL["layer.0.dense.weight"]).tensor
     convolution = recipe.apply("conv.weight", MODEL["stage.0.conv.weight"]).tensor
     head = recipe.apply("lm_head.weight", MODEL["lm_head.weight"]).tensor
-    assert isinstance(matrix, AffineTensor)
+    assert isinstance(matrix, UniformTensor)
     assert (matrix.bits, matrix.granularity) == (4, PerGroup(size=64))
-    assert isinstance(convolution, AffineTensor)
+    assert isinstance(convolution, UniformTensor)
     assert (convolution.bits, convolution.granularity) == (4, PerChannel(axis=0))
-    assert isinstance(head, AffineTensor)
+    assert isinstance(head, UniformTensor)
     assert head.bits == 8
 
 
@@ -215,7 +217,7 @@ def test_the_first_rule_that_matches_decides(tmp_path: Path) -> None:
 
     def bits(name: str, weights: Array) -> int | None:
         tensor = recipe.apply(name, weights).tensor
-        return tensor.bits if isinstance(tensor, AffineTensor) else None
+        return tensor.bits if isinstance(tensor, UniformTensor) else None
 
     small, large = gaussian((20, 20)), gaussian((40, 40))
     assert recipe.name == "mine"

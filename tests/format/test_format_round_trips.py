@@ -15,7 +15,6 @@ from tests.compression.oracles import decode_affine, decode_codebook
 from dcz.errors import EncodingError
 from dcz.format import (
     DTYPES,
-    AffineTensor,
     Bitmap,
     CodebookTensor,
     Dense,
@@ -25,6 +24,7 @@ from dcz.format import (
     Reader,
     RelativeIndex,
     TensorData,
+    UniformTensor,
     Writer,
     verify,
 )
@@ -192,7 +192,7 @@ def quantized(draw: st.DrawFn) -> TensorData:
         scales = random.normal(size=groups) * 2.0 ** random.integers(-30, 14, groups)
         scales[random.random(groups) < 0.2] = draw(st.sampled_from([0.0, -0.0, 1e-40, -1e-7]))
         points = random.integers(0, 1 << bits, groups).astype(np.uint8) if draw(st.booleans()) else None
-        return AffineTensor(
+        return UniformTensor(
             dtype, shape, bits, codes, scales.astype(DTYPES[scale].numpy), granularity, points, mask
         )
     size = draw(st.integers(1, 1 << bits))
@@ -205,9 +205,9 @@ def quantized(draw: st.DrawFn) -> TensorData:
 @given(st.data())
 def test_quantized_tensors_come_back_as_the_formulas_say(path: Path, data: st.DataObject) -> None:
     tensor = data.draw(quantized())
-    assert isinstance(tensor, AffineTensor | CodebookTensor)
+    assert isinstance(tensor, UniformTensor | CodebookTensor)
     with np.errstate(all="ignore"):
-        expected = decode_affine(tensor) if isinstance(tensor, AffineTensor) else decode_codebook(tensor)
+        expected = decode_affine(tensor) if isinstance(tensor, UniformTensor) else decode_codebook(tensor)
     if tensor.mask is not None:
         np.copyto(tensor.codes, 255, where=~tensor.mask)  # a code that is not stored is ignored
     dense = tensor.mask is None or bool(tensor.mask.all())
@@ -239,7 +239,7 @@ def test_tensors_of_several_segments_come_back(path: Path, values: str, layout: 
         groups = group_count(granularity, shape)
         if values == "affine":
             scales = random.normal(size=groups).astype(np.float32)
-            tensor = AffineTensor(dtype, shape, 4, codes, scales, granularity, mask=stored)
+            tensor = UniformTensor(dtype, shape, 4, codes, scales, granularity, mask=stored)
             expected = decode_affine(tensor)
         else:
             centroids = random.normal(size=(groups, 16)).astype(np.float32)
@@ -280,7 +280,7 @@ def test_other_arrays_are_refused(path: Path, array: Any) -> None:
 @pytest.mark.parametrize("layout", ["dense", Dense()])
 def test_a_mask_and_a_dense_layout_are_refused(path: Path, layout: Any) -> None:
     mask = np.array([True, False])
-    tensor = AffineTensor(
+    tensor = UniformTensor(
         "f32", (2,), 4, np.zeros(2, np.uint8), np.ones(1, np.float32), PerTensor(), mask=mask
     )
     with pytest.raises(EncodingError, match="mask"), Writer(path) as writer:
@@ -296,7 +296,7 @@ def test_only_floats_can_be_rotated(path: Path, dtype: str) -> None:
 def test_codes_that_mean_nothing_are_refused(path: Path) -> None:
     codes = np.array([0, 4], np.uint8)
     for tensor in (
-        AffineTensor("f32", (2,), 2, codes, np.ones(1, np.float32), PerTensor()),
+        UniformTensor("f32", (2,), 2, codes, np.ones(1, np.float32), PerTensor()),
         CodebookTensor("f32", (2,), 2, codes, np.ones((1, 4), np.float32), PerTensor()),
         CodebookTensor("f32", (2,), 3, codes, np.ones((1, 4), np.float32), PerTensor()),
     ):

@@ -14,7 +14,7 @@ import zstandard
 from tests.fuzz.byte_mutations import BYTE_MUTATIONS
 from tests.fuzz.limits import ReferenceLimits
 from tests.fuzz.tree_mutations import TREE_MUTATIONS, CannotApply, TreeMutation, Verbatim, mutated_int, pack
-from tests.reference.dcz_reference import asset_parts, parameter_sizes, tensor_parts
+from tests.reference.dcz_reference import asset_parts, tensor_parts
 from tests.reference.dcz_reference_coders import (
     Block,
     Coder,
@@ -29,6 +29,7 @@ from tests.reference.dcz_reference_coders import (
 )
 from tests.reference.dcz_reference_manifest import DTYPES, parse_manifest, unpack
 from tests.reference.dcz_reference_streams import Refused, decode_stream
+from tests.reference.dcz_reference_values import parameter_sizes
 from tests.reference.dcz_reference_writer import Draft
 
 __all__ = ["DRAFT_MUTATIONS", "CannotApply", "DraftMutation", "File", "take_apart"]

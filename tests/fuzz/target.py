@@ -36,7 +36,7 @@ from tests.reference.dcz_reference_manifest import unpack
 from dcz.errors import BaseNotFound, DigestMismatch, FormatError, ManifestError
 from dcz.format import BaseReference, CompressedSparse, Reader, verify
 from dcz.format.coding import decode_stream
-from dcz.format.manifest import Codebook
+from dcz.format.manifest import Codebook, Vectors
 from dcz.format.page import html_page
 from dcz.format.report import account
 from dcz.format.source import SourceLike
@@ -192,7 +192,7 @@ def _read_all(reader: Reader, seen: Observed, attempt: _Attempt) -> None:
     seen.shared_bools = {
         one.name
         for one in reader.manifest.tensors
-        if one.dtype == "bool" and isinstance(one.values, Codebook)
+        if one.dtype == "bool" and isinstance(one.values, Codebook | Vectors)
     }
     seen.claimed = sum(one.nbytes for one in reader.geometry.tensors.values())
     seen.claimed += sum(one.asset.size for one in reader.geometry.assets)
@@ -387,7 +387,7 @@ def _reference(data: bytes) -> ReferenceFile | Refused:
 
 
 def _is_stricter(exc: FormatError, seen: Observed) -> bool:
-    """Of a codebook of bools, the native reader refuses every centroid that is no bool, the reference reader only those
+    """Of a codebook of bools, or of vectors of them, the native reader refuses every centroid that is no bool, the reference reader only those
     that an element has."""
     return exc.tensor in seen.shared_bools and exc.message == "a bool is neither 0 nor 1"
 

@@ -111,6 +111,11 @@ def _mutated_str(random: Random, value: str) -> str:
         "exact",
         "affine",
         "codebook",
+        "scaled-codebook",
+        "vectors",
+        "flat",
+        "indexed",
+        "minimums",
         "whole",
         "bytes",
         "rotated",
@@ -229,6 +234,25 @@ def _granularity(random: Random) -> dict[str, Any]:
             {"kind": "tensor"},
             {"kind": "channel", "axis": random.randrange(3)},
             {"kind": "group", "size": random.choice([1, 2, 3, 7, 60, 1 << 24])},
+            {"kind": "flat", "size": random.choice([1, 2, 3, 7, 60, 1 << 24])},
+            {"kind": "indexed", "groups": random.choice([1, 2, 3, 7, 1 << 16])},
+        ]
+    )
+
+
+def _parameters(random: Random) -> dict[str, Any]:
+    """How scales or minimums are stored."""
+    coded = {"bits": random.randint(1, 8), "group": random.choice([1, 2, 3, 7, 1 << 24])}
+    return random.choice(
+        [
+            {"kind": "exact"},
+            {"kind": "affine", "zero_point": random.choice([0, 1, 255]), **coded},
+            {
+                "kind": "codebook",
+                "size": random.choice([1, 2, 3, 256]),
+                "offset": random.random() < 0.5,
+                **coded,
+            },
         ]
     )
 
@@ -256,10 +280,28 @@ def _kind(random: Random, tree: dict[str, Any]) -> None:
         case _:
             exact = {"kind": "exact", "split": random.choice(["whole", "bytes", "rotated"])}
             affine = {"kind": "affine", "bits": bits, "granularity": _granularity(random)}
-            affine |= random.choice([{}, {"zero_points": True}, {"scale_dtype": "f16"}])
+            affine |= random.choice(
+                [
+                    {},
+                    {"zero_points": True},
+                    {"zero_points": True, "zero_point_bits": random.randint(1, 8)},
+                    {"zero_point": random.choice([0, 3, 255])},
+                    {"scale_dtype": "f16"},
+                    {"minimums": True},
+                    {"minimums": True, "minimum_values": _parameters(random)},
+                    {"scale_values": _parameters(random)},
+                ]
+            )
             size = random.randint(1, 1 << bits)
             codebook = {"kind": "codebook", "bits": bits, "size": size, "granularity": _granularity(random)}
-            tensor["values"] = random.choice([exact, affine, codebook])
+            scaled = codebook | {"kind": "scaled-codebook", "scale_values": _parameters(random)}
+            vectors = {
+                "kind": "vectors",
+                "bits": bits,
+                "size": size,
+                "dimension": random.choice([1, 2, 5, 10]),
+            }
+            tensor["values"] = random.choice([exact, affine, codebook, scaled, vectors])
 
 
 def _form(random: Random, tree: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.compression.oracles import decode_affine, decode_codebook, group_numbers
 from tests.native.isas import forced, on_each_isa
 
-from dcz.format import AffineTensor, CodebookTensor, PerChannel, PerGroup, PerTensor, Reader, Writer
+from dcz.format import CodebookTensor, PerChannel, PerGroup, PerTensor, Reader, UniformTensor, Writer
 from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity
 from dcz.format.memory import aligned_bytes
@@ -38,7 +38,7 @@ def arguments(shape: tuple[int, ...], bits: int, granularity: Granularity) -> di
     }
 
 
-def check(tensor: AffineTensor | CodebookTensor, expected: np.ndarray, isa: str, path: Path) -> None:
+def check(tensor: UniformTensor | CodebookTensor, expected: np.ndarray, isa: str, path: Path) -> None:
     with Writer(path) as writer:
         writer.add_tensor("w", tensor, coding="raw")
     memory = aligned_bytes(expected.nbytes + 64)
@@ -66,7 +66,7 @@ def test_affine(
         given = arguments(shape, bits, granularity)
         groups = int(group_numbers(shape, granularity).max()) + 1
         scales = np.random.default_rng(0).random(groups) + 0.5
-        tensor = AffineTensor(
+        tensor = UniformTensor(
             dtype=dtype,
             scales=scales.astype(np.float64 if dtype == "f64" else np.float32),
             zero_points=np.random.default_rng(1).integers(0, 1 << bits, groups).astype(np.uint8),

@@ -12,9 +12,9 @@ from tests.native.segments import dequantize, look_up
 
 from dcz.errors import CorruptStream
 from dcz.format.dtypes import DTYPES
-from dcz.format.encodings import groups_of
 from dcz.format.manifest import Granularity
-from dcz.format.tensors import AffineTensor, CodebookTensor, PerChannel, PerGroup, PerTensor, group_count
+from dcz.format.parameters import groups_of
+from dcz.format.tensors import CodebookTensor, PerChannel, PerGroup, PerTensor, UniformTensor, group_count
 
 FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -87,7 +87,7 @@ def test_codes_are_scaled_and_rounded(isa: str, data: st.DataObject) -> None:
     points = random.integers(0, 1 << bits, groups).astype(np.uint8) if data.draw(st.booleans()) else None
     codes = random.integers(0, 1 << bits, shape).astype(np.uint8)
     with np.errstate(over="ignore"):
-        expected = decode_affine(AffineTensor(dtype, shape, bits, codes, scales, granularity, points))
+        expected = decode_affine(UniformTensor(dtype, shape, bits, codes, scales, granularity, points))
     kinds = groups_of(granularity, shape)
     with forced(isa):
         found = dequantize(codes.reshape(-1)[chosen], scales, points, bits, dtype, kinds, start, positions)
@@ -102,7 +102,7 @@ def test_runs_of_every_length_are_decoded_alike(isa: str, dtype: str) -> None:
     scales = np.array([0.37], wide)
     for size in SIZES[1:]:
         codes = np.random.default_rng(size).integers(0, 1 << bits, size).astype(np.uint8)
-        tensor = AffineTensor(dtype, (size,), bits, codes, scales, PerTensor())
+        tensor = UniformTensor(dtype, (size,), bits, codes, scales, PerTensor())
         with forced(isa):
             found = dequantize(codes, scales, None, bits, dtype, ("tensor", 1, 1), 0, None)
             same_bits(found, decode_affine(tensor))

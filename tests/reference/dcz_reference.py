@@ -23,14 +23,20 @@ from math import prod
 from typing import Any
 
 from blake3 import blake3
-from tests.reference.dcz_reference_manifest import DTYPES, FLOAT_DTYPES, Limits, parse_manifest, unpack
+from tests.reference.dcz_reference_manifest import DTYPES, Limits, parse_manifest, unpack
 from tests.reference.dcz_reference_range import Beside, decode_stream
 from tests.reference.dcz_reference_streams import (
-    FLOATS,
     Refused,
-    affine_element,
     decode_zstd_frame,
     element_of,
+)
+from tests.reference.dcz_reference_values import (
+    check_values,
+    coded_parameters,
+    entry_size,
+    parameter_sizes,
+    read_parameters,
+    stored_entries,
 )
 
 __all__ = ["Limits", "ReferenceFile", "ReferenceTensor", "Refused", "decode_stream", "read", "verify"]
@@ -259,7 +265,8 @@ def tensor_parts(tensor: dict[str, Any], limits: type[Limits]) -> list[Part]:
         entry_size(tensor) if values.get("split") in ("bytes", "rotated") else 1
     )
     check_counts("5", tensor["codings"], tensor["lengths"], len(parameters) + segments * each)
-    if sum(-(-number * bits // 8) for number, bits in parameters) > limits.parameter_bytes:
+    parameter_bytes = sum(-(-number * bits // 8) for number, bits in parameters)
+    if parameter_bytes + 4 * coded_parameters(tensor) > limits.parameter_bytes:
         raise Refused("9", f"the parameters of a tensor have more than {limits.parameter_bytes} bytes")
     sizes = [parameters] if parameters else []
     for i in range(segments):
@@ -274,9 +281,9 @@ def read_tensor(
     parts = iter(tensor_parts(tensor, limits))
     width, shape, segment = DTYPES[tensor["dtype"]], tensor["shape"], tensor["segment"]
     count = prod(shape)
-    parameters = [streams.next(stream) for stream in next(parts)] if parameter_sizes(tensor) else []
-    if tensor["values"]["kind"] == "affine":
-        check_scales(tensor, parameters)
+    parameters = read_parameters(
+        tensor, [streams.next(stream) for stream in next(parts)] if parameter_sizes(tensor) else []
+    )
 
     data = b""
     for i, part in enumerate(parts):
@@ -352,65 +359,12 @@ def stored_positions(tensor: dict[str, Any], i: int, elements: int, symbols: lis
 # 5.3 Values -------------------------------------------------------------------------------------------------------
 
 
-def check_values(tensor: dict[str, Any]) -> None:
-    """What section 5.3 and 5.4 demand of the element type and the shape."""
-    values, dtype = tensor["values"], tensor["dtype"]
-    kind = values["kind"]
-    if kind == "exact":
-        if values["split"] == "rotated" and dtype not in FLOAT_DTYPES:
-            raise Refused("5.3", f"{dtype} elements cannot be rotated")
-        narrower = {"f64": ["f32"], "f32": ["f16", "bf16"]}.get(dtype, [])
-        if "stored_dtype" in values and values["stored_dtype"] not in narrower:
-            raise Refused("5.3", f"{dtype} elements cannot be stored as {values['stored_dtype']}")
-        if values["offset"] and (values["split"] != "rotated" or entry_size(tensor) == 1):
-            raise Refused("5.3", "an offset is for rotated entries of several bytes")
-        if "delta" in values:
-            if "stored_dtype" in values:
-                raise Refused("5.3", "differences are not of a narrower type")
-            if values["split"] == "rotated":
-                raise Refused("5.3", "differences cannot be rotated")
-            if dtype == "bool" and values["delta"]["operation"] == "difference":
-                raise Refused("5.5", "there is no difference of bool")
-        return
-    if kind == "affine":
-        if dtype not in FLOAT_DTYPES:
-            raise Refused("5.3", f"{dtype} elements cannot be affine")
-        if (scale_dtype(tensor) == "f64") != (dtype == "f64"):
-            raise Refused("5.3", "scales are f64 exactly where the elements are")
-    if kind == "codebook" and values["size"] > 1 << values["bits"]:
-        raise Refused("5.3", "a codebook is larger than its codes can say")
-    granularity = values["granularity"]
-    if granularity["kind"] == "channel" and granularity["axis"] >= len(tensor["shape"]):
-        raise Refused("5.4", "there is no such axis")
-
-
-def entry_size(tensor: dict[str, Any]) -> int:
-    """The bytes of an exact entry."""
-    return DTYPES[tensor["values"].get("stored_dtype", tensor["dtype"])]
-
-
-def scale_dtype(tensor: dict[str, Any]) -> str:
-    return str(tensor["values"].get("scale_dtype", "f64" if tensor["dtype"] == "f64" else "f32"))
-
-
-def parameter_sizes(tensor: dict[str, Any]) -> list[tuple[int, int]]:
-    """Number and width of symbols of the parameter streams."""
-    values = tensor["values"]
-    if values["kind"] == "exact":
-        return []
-    groups = group_count(tensor)
-    if values["kind"] == "codebook":
-        return [(groups * values["size"] * DTYPES[tensor["dtype"]], 8)]
-    scales = (groups * DTYPES[scale_dtype(tensor)], 8)
-    return [scales, (groups, values["bits"])] if values["zero_points"] else [scales]
-
-
 def value_sizes(tensor: dict[str, Any], i: int, elements: int) -> list[tuple[int, int]]:
     """Number and width of symbols of the value streams of segment ``i``."""
     entries = elements if tensor["layout"]["kind"] == "dense" else tensor["entries"][i]
     values = tensor["values"]
     if values["kind"] != "exact":
-        return [(entries, values["bits"])]
+        return [(entries // values.get("dimension", 1), values["bits"])]
     width = entry_size(tensor)
     return [(entries * width, 8)] if values["split"] == "whole" else [(entries, 8)] * width
 
@@ -423,6 +377,9 @@ def value_symbols(
     if tensor["values"].get("split") == "whole":
         width = entry_size(tensor)
         places = [place * width + byte for place in places for byte in range(width)]
+    if tensor["values"]["kind"] == "vectors":
+        d = tensor["values"]["dimension"]
+        places = [place // d for place in places[::d]]
     above: list[list[int]] = []
     for stream, data in reversed(coded):
         beside = Beside(places, sparse=tensor["layout"]["kind"] != "dense")
@@ -430,99 +387,6 @@ def value_symbols(
             beside = replace(beside, next=above[0], last=above[-1])
         above.insert(0, decode(stream, data, beside))
     return above
-
-
-def check_scales(tensor: dict[str, Any], parameters: list[list[int]]) -> None:
-    for scale in little_endian(parameters[0], DTYPES[scale_dtype(tensor)]):
-        affine_element(tensor["dtype"], scale_dtype(tensor), scale, 0)
-
-
-def stored_entries(
-    tensor: dict[str, Any], indices: list[int], parameters: list[list[int]], symbols: list[list[int]]
-) -> list[bytes]:
-    """The elements at ``indices``, which number all elements of the tensor."""
-    values, dtype, width = tensor["values"], tensor["dtype"], DTYPES[tensor["dtype"]]
-
-    if values["kind"] == "exact":
-        size = entry_size(tensor)
-        if values["split"] == "whole":
-            entries = [bytes(symbols[0][i * size : (i + 1) * size]) for i in range(len(indices))]
-        else:
-            entries = [bytes(planes) for planes in zip(*symbols, strict=True)]
-        if values["split"] == "rotated":
-            entries = [rotate_right(entry, values["offset"]) for entry in entries]
-        if "stored_dtype" in values:
-            entries = [widened(entry, values["stored_dtype"], dtype) for entry in entries]
-        return entries
-
-    codes = symbols[0]
-    if values["kind"] == "codebook":
-        size = values["size"]
-        if any(code >= size for code in codes):
-            raise Refused("5.3", f"a code is not below {size}")
-        centroids = little_endian(parameters[0], width)
-        numbers = [group_of(tensor, index) * size + code for index, code in zip(indices, codes, strict=True)]
-        return [centroids[i].to_bytes(width, "little") for i in numbers]
-
-    scales = little_endian(parameters[0], DTYPES[scale_dtype(tensor)])
-    zero_points = parameters[1] if values["zero_points"] else [1 << (values["bits"] - 1)] * len(scales)
-    entries = []
-    for index, code in zip(indices, codes, strict=True):
-        group = group_of(tensor, index)
-        element = affine_element(dtype, scale_dtype(tensor), scales[group], code - zero_points[group])
-        entries.append(element.to_bytes(width, "little"))
-    return entries
-
-
-def rotate_right(entry: bytes, offset: int) -> bytes:
-    bits = 8 * len(entry)
-    value = int.from_bytes(entry, "little")
-    if offset:
-        value = (value - offset * 2 ** (bits - 16)) % 2**bits
-    return (value >> 1 | (value & 1) << (bits - 1)).to_bytes(len(entry), "little")
-
-
-def widened(entry: bytes, narrow: str, wide: str) -> bytes:
-    bits = int.from_bytes(entry, "little")
-    source, target = FLOATS[narrow], FLOATS[wide]
-    number = source.value(bits)
-    if number is not None:
-        result = target.round(*number)
-    else:  # an infinity or a NaN
-        sign = bits >> (source.exponent + source.mantissa)
-        mantissa = bits % (1 << source.mantissa) << (target.mantissa - source.mantissa)
-        result = sign << (target.exponent + target.mantissa) | target.overflow | mantissa
-    return result.to_bytes(DTYPES[wide], "little")
-
-
-def little_endian(data: list[int], width: int) -> list[int]:
-    return [int.from_bytes(bytes(data[i : i + width]), "little") for i in range(0, len(data), width)]
-
-
-# 5.4 Granularity --------------------------------------------------------------------------------------------------
-
-
-def group_count(tensor: dict[str, Any]) -> int:
-    granularity, shape = tensor["values"]["granularity"], tensor["shape"]
-    if granularity["kind"] == "tensor":
-        return 1
-    if granularity["kind"] == "channel":
-        return int(shape[granularity["axis"]])
-    last = shape[-1] if shape else 1
-    return int(prod(shape[:-1]) * -(-last // granularity["size"]))
-
-
-def group_of(tensor: dict[str, Any], index: int) -> int:
-    """The group of the element that is number ``index`` in C order."""
-    granularity, shape = tensor["values"]["granularity"], tensor["shape"]
-    if granularity["kind"] == "tensor":
-        return 0
-    if granularity["kind"] == "channel":
-        axis = granularity["axis"]
-        return int(index // prod(shape[axis + 1 :]) % shape[axis])
-    last = shape[-1] if shape else 1
-    row, column = divmod(index, last)
-    return int(row * -(-last // granularity["size"]) + column // granularity["size"])
 
 
 # 5.5 Delta --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.reference.dcz_reference_streams import Refused
 
-__all__ = ["DTYPES", "FLOAT_DTYPES", "Limits", "check_path", "parse_manifest", "unpack"]
+__all__ = ["DTYPES", "FLOAT_DTYPES", "Fields", "Limits", "check_path", "parse_manifest", "unpack"]
 
 
 class Limits:
@@ -209,10 +209,13 @@ def a_map(section: str, item: Check) -> Check:
 
 
 class Fields:
-    """The fields that section 3, 4, 5 or 7 defines, and whether a reader ignores others (section 10)."""
+    """The fields that section 3, 4, 5 or 7 defines for a minor version, and whether a reader ignores others (section 10).
+    ``used`` are the features of section 10.2 that were seen."""
 
-    def __init__(self, known_minor: bool) -> None:
+    def __init__(self, minor: int, known_minor: bool) -> None:
+        self.minor = minor
         self.known_minor = known_minor
+        self.used: set[str] = set()
 
     def of(self, section: str, value: Any, fields: dict[str, tuple[Check, Any]]) -> dict[str, Any]:
         if type(value) is not dict:
@@ -326,8 +329,11 @@ class Fields:
 
     def values(self, value: Any) -> dict[str, Any]:
         bits = (an_int("5.3", 1, 8), REQUIRED)
+        size = (an_int("5.3", 1, 256), REQUIRED)
         granularity = (self.granularity, {"kind": "tensor"})
-        further = {
+        scale_dtype = (one_of("5.3", "f32", "f16", "bf16", "f64"), OPTIONAL)
+        parameters = (self.parameters, {"kind": "exact"})
+        further: dict[str, dict[str, tuple[Check, Any]]] = {
             "exact": {
                 "split": (one_of("5.3", "whole", "bytes", "rotated"), REQUIRED),
                 "offset": (an_int("5.3", 0, 255), 0),
@@ -338,11 +344,75 @@ class Fields:
                 "bits": bits,
                 "granularity": granularity,
                 "zero_points": (a(bool, "5.3"), False),
-                "scale_dtype": (one_of("5.3", "f32", "f16", "bf16", "f64"), OPTIONAL),
+                "scale_dtype": scale_dtype,
+                **(
+                    {
+                        "zero_point_bits": (an_int("5.3", 1, 8), OPTIONAL),
+                        "zero_point": (an_int("5.3", 0, 255), OPTIONAL),
+                        "minimums": (a(bool, "5.3"), False),
+                        "scale_values": parameters,
+                        "minimum_values": parameters,
+                    }
+                    if self.minor
+                    else {}
+                ),
             },
-            "codebook": {"bits": bits, "size": (an_int("5.3", 1, 256), REQUIRED), "granularity": granularity},
+            "codebook": {"bits": bits, "size": size, "granularity": granularity},
         }
-        return self.kind("5.3", value, further)
+        if self.minor:
+            further["scaled-codebook"] = {
+                "bits": bits,
+                "size": size,
+                "granularity": granularity,
+                "scale_dtype": scale_dtype,
+                "scale_values": parameters,
+            }
+            further["vectors"] = {
+                "bits": bits,
+                "size": size,
+                "dimension": (an_int("5.3", 1, 65_536), REQUIRED),
+                "per_place": (a(bool, "5.3"), False),
+            }
+        values = self.kind("5.3", value, further)
+        if values["kind"] in ("affine", "scaled-codebook"):
+            # In version 1.0 as if they were there.
+            self.use("parameter-codes", value, "scale_values", "minimum_values")
+            self.use("minimums", value, "minimums")
+            self.use("zero-points", value, "zero_point", "zero_point_bits")
+            exact = {"kind": "exact"}
+            values = {"scale_values": exact, "minimum_values": exact, "minimums": False} | values
+        if values["kind"] in ("scaled-codebook", "vectors"):
+            self.used.add(values["kind"])
+        return values
+
+    def use(self, feature: str, value: dict[str, Any], *names: str) -> None:
+        if any(name in value for name in names):
+            self.used.add(feature)
+
+    def parameters(self, value: Any) -> dict[str, Any]:
+        bits = (an_int("5.6", 1, 8), REQUIRED)
+        group = (an_int("5.6", 1, 1 << 24), REQUIRED)
+        dtype = (one_of("5.6", "f32", "f16", "bf16"), "f32")
+        return self.kind(
+            "5.6",
+            value,
+            {
+                "exact": {},
+                "affine": {
+                    "bits": bits,
+                    "group": group,
+                    "zero_point": (an_int("5.6", 0, 255), 0),
+                    "dtype": dtype,
+                },
+                "codebook": {
+                    "bits": bits,
+                    "size": (an_int("5.6", 1, 256), REQUIRED),
+                    "group": group,
+                    "offset": (a(bool, "5.6"), False),
+                    "dtype": dtype,
+                },
+            },
+        )
 
     def delta(self, value: Any) -> dict[str, Any]:
         return self.of(
@@ -361,7 +431,13 @@ class Fields:
             "channel": {"axis": (an_int("5.4"), REQUIRED)},
             "group": {"size": (an_int("5.4", 1, 1 << 24), REQUIRED)},
         }
-        return self.kind("5.4", value, further)
+        if self.minor:
+            further["flat"] = {"size": (an_int("5.4", 1, 1 << 24), REQUIRED)}
+            further["indexed"] = {"groups": (an_int("5.4", 1, 65_536), REQUIRED)}
+        granularity = self.kind("5.4", value, further)
+        if granularity["kind"] in ("flat", "indexed"):
+            self.used.add(f"{granularity['kind']}-groups")
+        return granularity
 
     def kind(
         self, section: str, value: Any, further: dict[str, dict[str, tuple[Check, Any]]]
@@ -471,21 +547,35 @@ def check_paths(paths: list[str]) -> None:
                 raise Refused("7", f"a file is the folder of {path!r}")
 
 
+# 10.2 Features
+
+FEATURES = (
+    "flat-groups",
+    "indexed-groups",
+    "minimums",
+    "parameter-codes",
+    "scaled-codebook",
+    "vectors",
+    "zero-points",
+)
+
+
 # 8 Verification, the second half of step 4
 
 
 def parse_manifest(content: bytes, version: tuple[int, int], limits: type[Limits]) -> dict[str, Any]:
     """The manifest with its defaults, in which every field has the right type and range."""
     raw = unpack(content)
-    fields = Fields(known_minor=version == (1, 0))
     # Version and requirements come before everything that they could explain.
     if a(dict, "3")(raw).get("version") != list(version):
         raise Refused("3", "the version is not that of header and footer")
     requires = an_array("3", a(str, "3"))(raw.get("requires", []))
     if any(one.encode() >= other.encode() for one, other in pairwise(requires)):
         raise Refused("3", "the required features are not in ascending order")
-    if requires:
-        raise Refused("10", f"unknown features are required: {requires}")
+    unknown = [feature for feature in requires if version == (1, 0) or feature not in FEATURES]
+    if unknown:
+        raise Refused("10", f"unknown features are required: {unknown}")
+    fields = Fields(version[1], known_minor=version == (1, 0) or (version == (1, 1) and requires != []))
 
     for name, limit in (("tensors", limits.tensors), ("assets", limits.assets)):
         if type(raw.get(name)) is list and len(raw[name]) > limit:
@@ -496,4 +586,6 @@ def parse_manifest(content: bytes, version: tuple[int, int], limits: type[Limits
     check_names(manifest)
     check_bases(manifest)
     check_paths([asset["path"] for asset in manifest["assets"]])
+    if fields.used != set(requires):
+        raise Refused("10.2", f"the tensors have {sorted(fields.used)}, the file requires {requires}")
     return manifest

@@ -15,6 +15,7 @@ import zstandard
 __all__ = [
     "FLOATS",
     "FloatType",
+    "Number",
     "Refused",
     "affine_element",
     "canonical_codes",
@@ -22,9 +23,15 @@ __all__ = [
     "decode_zstd_frame",
     "difference_of",
     "element_of",
+    "finite",
     "inner_nodes",
+    "integer",
+    "plus",
     "read_bits",
     "read_varint",
+    "rounded",
+    "scaled_element",
+    "times",
 ]
 
 
@@ -122,18 +129,59 @@ FLOATS = {
 }
 
 
+# Sign and magnitude; no magnitude stands for an infinite one.
+Number = tuple[bool, Fraction | None]
+
+
+def finite(dtype: str, bits: int, section: str, what: str) -> Number:
+    """The number that the bits of a parameter are."""
+    found = FLOATS[dtype].value(bits)
+    if found is None:
+        raise Refused(section, f"{what} is not finite")
+    return found
+
+
+def integer(value: int) -> Number:
+    return value < 0, Fraction(abs(value))
+
+
+def rounded(dtype: str, number: Number) -> Number:
+    """The number of type ``dtype`` that is nearest."""
+    value = FLOATS[dtype].value(FLOATS[dtype].round(*number))
+    return (number[0], None) if value is None else value
+
+
+def times(one: Number, other: Number) -> Number:
+    """A product, which has the sign of both; its factors are finite."""
+    if one[1] is None or other[1] is None:
+        raise TypeError("only finite numbers are multiplied")
+    return one[0] != other[0], one[1] * other[1]
+
+
+def plus(one: Number, other: Number) -> Number:
+    """A sum as in IEEE 754; ``other`` is finite."""
+    if one[1] is None:
+        return one
+    if other[1] is None:
+        raise TypeError("only a product may be infinite")
+    total = (-one[1] if one[0] else one[1]) + (-other[1] if other[0] else other[1])
+    if total == 0:
+        return one[0] and other[0], total
+    return total < 0, abs(total)
+
+
+def scaled_element(dtype: str, scale: Number, level: Number, minimum: Number | None = None) -> int:
+    """The bits of round_dtype(round(scale x level) + minimum)."""
+    wide = "f64" if dtype == "f64" else "f32"
+    result = rounded(wide, times(scale, level))
+    if minimum is not None:
+        result = rounded(wide, plus(result, minimum))
+    return FLOATS[dtype].round(*result)
+
+
 def affine_element(dtype: str, scale_dtype: str, scale: int, difference: int) -> int:
     """The bits of round(scale x difference), where ``scale`` is the scale's bits and difference is code - zero point."""
-    parts = FLOATS[scale_dtype].value(scale)
-    if parts is None:
-        raise Refused("5.3", "a scale is not finite")
-    negative, magnitude = parts
-    negative ^= difference < 0
-    magnitude *= abs(difference)
-    if dtype == "f64":
-        return FLOATS["f64"].round(negative, magnitude)
-    product = FLOATS["f32"].value(FLOATS["f32"].round(negative, magnitude))
-    return FLOATS[dtype].round(negative, None if product is None else product[1])
+    return scaled_element(dtype, finite(scale_dtype, scale, "5.3", "a scale"), integer(difference))
 
 
 # 5.5 Delta --------------------------------------------------------------------------------------------------------

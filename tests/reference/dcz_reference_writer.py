@@ -22,19 +22,24 @@ from typing import Any
 
 import msgpack
 from blake3 import blake3
-from tests.reference.dcz_reference import END_MAGIC, MAGIC, stored_entries, widened
+from tests.reference.dcz_reference import END_MAGIC, MAGIC
 from tests.reference.dcz_reference_coders import Coder, RangeCoder, Stream, pack_bits, raw, zstd_frame
-from tests.reference.dcz_reference_manifest import DTYPES
+from tests.reference.dcz_reference_manifest import DTYPES, Fields
 from tests.reference.dcz_reference_range import Beside
 from tests.reference.dcz_reference_streams import FLOATS, difference_of
+from tests.reference.dcz_reference_values import read_parameters, stored_entries, widened
 
 __all__ = [
     "Affine",
     "Asset",
     "Codebook",
+    "Coded",
     "Draft",
     "Exact",
+    "ScaledCodebook",
     "Tensor",
+    "Values",
+    "Vectors",
     "asset",
     "draft",
     "encode_gaps",
@@ -71,15 +76,35 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class Affine:
-    """Codes of the stored entries; scales as the bytes of their type, group after group."""
+class Coded:
+    """Scales or minimums as codes (section 5.6), one for each group; outer scales, table and offset as bytes. With a table, the
+    kind is codebook."""
 
     bits: int
     codes: Sequence[int]
-    scales: bytes
+    group: int
+    outer: bytes
+    dtype: str = "f32"
+    zero_point: int = 0
+    table: bytes | None = None
+    offset: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Codes of the stored entries; scales, and minimums if there are some, as the bytes of their type, group after group, or as
+    codes. ``index`` belongs to the granularity ``indexed``."""
+
+    bits: int
+    codes: Sequence[int]
+    scales: bytes | Coded
     zero_points: Sequence[int] | None = None
     scale_dtype: str | None = None
     granularity: Mapping[str, Any] | None = None
+    minimums: bytes | Coded | None = None
+    zero_point: int | None = None
+    zero_point_bits: int | None = None
+    index: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +116,36 @@ class Codebook:
     codes: Sequence[int]
     centroids: bytes
     granularity: Mapping[str, Any] | None = None
+    index: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class ScaledCodebook:
+    """Codes of the stored entries; the table as bytes; scales as in Affine."""
+
+    bits: int
+    size: int
+    codes: Sequence[int]
+    table: bytes
+    scales: bytes | Coded
+    scale_dtype: str | None = None
+    granularity: Mapping[str, Any] | None = None
+    index: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Codes, one for each ``dimension`` elements; codewords as the bytes of elements, table after table."""
+
+    bits: int
+    size: int
+    dimension: int
+    codes: Sequence[int]
+    codewords: bytes
+    per_place: bool = False
+
+
+Values = Exact | Affine | Codebook | ScaledCodebook | Vectors
 
 
 @dataclass
@@ -106,7 +161,7 @@ def tensor(
     name: str,
     dtype: str,
     shape: Sequence[int],
-    values: Exact | Affine | Codebook,
+    values: Values,
     *,
     layout: Mapping[str, Any] | None = None,
     stored: Sequence[bool] | None = None,
@@ -133,7 +188,8 @@ def tensor(
 
     fields: dict[str, Any] = {"name": name, "dtype": dtype, "shape": list(shape)}
     described = describe_values(values)
-    full = {"granularity": {"kind": "tensor"}, "zero_points": False} | described
+    full = Fields(1, known_minor=True).values(described)
+    step = values.dimension if isinstance(values, Vectors) else 1
     parts: list[list[tuple[Sequence[int], int, Beside]]] = []
     parameters = parameter_streams(values)
     if parameters:
@@ -159,12 +215,13 @@ def tensor(
             kept_entries = [exact[i * width : (i + 1) * width] for i in (start + p for p in positions)]
             streams += exact_streams(kept_entries, values, dtype, values_beside)
         else:
-            codes = values.codes[used : used + len(positions)]
+            codes = values.codes[used : used + len(positions) // step]
+            values_beside = replace(values_beside, places=[place // step for place in places[::step]])
             streams.append((codes, values.bits, values_beside))
             whole = {"dtype": dtype, "shape": list(shape), "values": full}
-            symbols_of = [list(symbols) for symbols, _ in parameters]
-            kept_entries = stored_entries(whole, [start + p for p in positions], symbols_of, [list(codes)])
-        used += len(positions)
+            found = read_parameters(whole, [symbols for symbols, _ in parameters])
+            kept_entries = stored_entries(whole, [start + p for p in positions], found, [list(codes)])
+        used += len(positions) // step
         entries.append(len(positions))
         segment_content = [bytes(width)] * len(mask)
         for position, entry in zip(positions, kept_entries, strict=True):
@@ -205,7 +262,7 @@ def encode(coder: Coder, symbols: Sequence[int], width: int, beside: Beside) -> 
     return coder(symbols, width, beside) if isinstance(coder, RangeCoder) else coder(symbols, width)
 
 
-def describe_values(values: Exact | Affine | Codebook) -> dict[str, Any]:
+def describe_values(values: Values) -> dict[str, Any]:
     described: dict[str, Any]
     if isinstance(values, Exact):
         described = {"kind": "exact", "split": values.split}
@@ -217,24 +274,76 @@ def describe_values(values: Exact | Affine | Codebook) -> dict[str, Any]:
             described["delta"] = dict(values.delta)
         return described
     described = {"bits": values.bits}
+    if not isinstance(values, Affine):
+        described["size"] = values.size
+    if isinstance(values, Vectors):
+        described["dimension"] = values.dimension
+        return {"kind": "vectors", **described, **({"per_place": True} if values.per_place else {})}
     if values.granularity is not None and values.granularity["kind"] != "tensor":
         described["granularity"] = dict(values.granularity)
     if isinstance(values, Codebook):
-        return {"kind": "codebook", "size": values.size, **described}
-    if values.zero_points is not None:
-        described["zero_points"] = True
+        return {"kind": "codebook", **described}
     if values.scale_dtype is not None:
         described["scale_dtype"] = values.scale_dtype
+    if isinstance(values.scales, Coded):
+        described["scale_values"] = describe_coded(values.scales)
+    if isinstance(values, ScaledCodebook):
+        return {"kind": "scaled-codebook", **described}
+    if values.zero_points is not None:
+        described["zero_points"] = True
+    if values.zero_point is not None:
+        described["zero_point"] = values.zero_point
+    if values.zero_point_bits is not None:
+        described["zero_point_bits"] = values.zero_point_bits
+    if values.minimums is not None:
+        described["minimums"] = True
+    if isinstance(values.minimums, Coded):
+        described["minimum_values"] = describe_coded(values.minimums)
     return {"kind": "affine", **described}
 
 
-def parameter_streams(values: Exact | Affine | Codebook) -> list[tuple[Sequence[int], int]]:
-    if isinstance(values, Exact):
-        return []
-    if isinstance(values, Codebook):
-        return [(list(values.centroids), 8)]
-    scales: list[tuple[Sequence[int], int]] = [(list(values.scales), 8)]
-    return scales if values.zero_points is None else [*scales, (values.zero_points, values.bits)]
+def describe_coded(how: Coded) -> dict[str, Any]:
+    described: dict[str, Any] = {"kind": "affine", "bits": how.bits, "group": how.group}
+    if how.dtype != "f32":
+        described["dtype"] = how.dtype
+    if how.zero_point:
+        described["zero_point"] = how.zero_point
+    if how.table is not None:
+        described |= {"kind": "codebook", "size": len(how.table) // 4}
+    if how.offset is not None:
+        described["offset"] = True
+    return described
+
+
+def parameter_streams(values: Values) -> list[tuple[Sequence[int], int]]:
+    match values:
+        case Exact():
+            return []
+        case Vectors():
+            return [(list(values.codewords), 8)]
+        case Codebook():
+            streams = value_streams(values.centroids)
+        case ScaledCodebook():
+            streams = [*value_streams(values.scales), (list(values.table), 8)]
+        case Affine():
+            streams = value_streams(values.scales)
+            if values.zero_points is not None:
+                streams.append((values.zero_points, values.zero_point_bits or values.bits))
+            if values.minimums is not None:
+                streams += value_streams(values.minimums)
+    if values.index is not None:
+        streams.append((list(struct.pack(f"<{len(values.index)}H", *values.index)), 8))
+    return streams
+
+
+def value_streams(how: bytes | Coded) -> list[tuple[Sequence[int], int]]:
+    if not isinstance(how, Coded):
+        return [(list(how), 8)]
+    streams: list[tuple[Sequence[int], int]] = [(how.codes, how.bits)]
+    if how.table is not None:
+        streams.append((list(how.table), 8))
+    streams.append((list(how.outer), 8))
+    return streams if how.offset is None else [*streams, (list(how.offset), 8)]
 
 
 def exact_streams(
@@ -381,10 +490,11 @@ def draft(
     assets: Sequence[Asset] = (),
     *,
     chunk_parts: Sequence[int] | None = None,
-    version: tuple[int, int] = (1, 0),
+    version: tuple[int, int] | None = None,
     **fields: Any,
 ) -> Draft:
-    """Join tensors and assets to a file; ``fields`` are further fields of the manifest.
+    """Join tensors and assets to a file; ``fields`` are further fields of the manifest. Without ``version``, it is the lowest
+    that has what the tensors use, which is also what the file requires (section 10.2).
 
     ``chunk_parts`` says how many parts each chunk holds; without it, one chunk holds all.
     """
@@ -396,7 +506,13 @@ def draft(
         parts = parts[count:]
     if parts and any(parts):
         raise TypeError("chunk_parts leaves parts over")
+    seen = Fields(1, known_minor=False)
+    for one in tensors:
+        seen.values(one.fields.get("values", {"kind": "exact", "split": "whole"}))
+    version = version or (1, 1 if seen.used else 0)
     manifest: dict[str, Any] = {"version": list(version), "producer": "reference"}
+    if seen.used:
+        manifest["requires"] = sorted(seen.used)
     if tensors:
         manifest["tensors"] = [tensor.fields for tensor in tensors]
     if assets:

@@ -31,6 +31,7 @@ from tests.vectors.bad_tensors import tensor_cases
 from tests.vectors.cascade_cases import cascade_files, cascade_stream_cases
 from tests.vectors.good_cases import good_files
 from tests.vectors.good_deltas import delta_files
+from tests.vectors.quantized_cases import quantized_cases, quantized_files
 from tests.vectors.range_cases import range_files, range_stream_cases
 
 __all__ = ["FOLDER", "bases", "generate", "main"]
@@ -89,7 +90,7 @@ def expected(file: Draft, data: bytes) -> dict[str, Any]:
 def generate() -> dict[str, bytes]:
     """Every file of the vectors: its path below the folder, and its bytes."""
     files: dict[str, bytes] = {}
-    for name, file in chain(good_files(), delta_files(), range_files(), cascade_files()):
+    for name, file in chain(good_files(), delta_files(), range_files(), cascade_files(), quantized_files()):
         data = file.build()
         add(files, f"good/{name}.dcz", data)
         add(files, f"good/{name}.json", canonical_json(expected(file, data)))
@@ -110,6 +111,7 @@ def bad_files() -> Iterator[Case]:
     yield from delta_cases()
     yield from range_stream_cases()
     yield from cascade_stream_cases()
+    yield from quantized_cases()
 
 
 def add(files: dict[str, bytes], path: str, data: bytes) -> None:

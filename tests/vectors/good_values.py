@@ -6,8 +6,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tests.reference.dcz_reference import widened
 from tests.reference.dcz_reference_coders import Coder, huffman, raw, zstd
+from tests.reference.dcz_reference_values import widened
 from tests.reference.dcz_reference_writer import Affine, Codebook, Draft, Exact, draft, tensor
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "affine",
     "codebooks",
     "f32",
+    "f64",
     "layouts",
     "numbers",
     "product",
