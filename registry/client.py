@@ -537,9 +537,10 @@ def history(name: str | None = None, *, registry: RegistryLike = None) -> list[C
     changed since.
     """
     store = open_registry(registry)
-    if name is not None and not store.tags(check_name(name)):
+    changes = store.history(name)
+    if name is not None and not changes and not store.tags(check_name(name)):
         raise _no_such_name(store, name)
-    return store.history(name)
+    return changes
 
 
 def commits(ref: str | Reference, *, registry: RegistryLike = None) -> list[Committed]:

@@ -312,7 +312,7 @@ def command(ctx):
     with boundary(ctx):
         finalized = Finalized()
         del finalized
-        print("went on")
+        sys.stdout.write("went on\\n")
         time.sleep(60)
 
 command()

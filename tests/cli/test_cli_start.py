@@ -32,7 +32,7 @@ HEAVY = [
     "msgpack",
     "zstandard",
     "dcz.format",
-    "dcz.registry",
+    "dcz.registry.client",
     "dcz.cli.commands",
 ]
 
