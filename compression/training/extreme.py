@@ -40,7 +40,7 @@ from dcz.compression.training.torch_groups import check_granularity, group_means
 from dcz.compression.training.weights import Weight
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerChannel, PerTensor
-from dcz.format.tensors import AffineTensor, CodebookTensor
+from dcz.format.tensors import CodebookTensor, UniformTensor
 
 __all__ = [
     "BinaryWeight",
@@ -155,10 +155,10 @@ class TernaryWeight(_FewValues):
         return torch.where(large, values.sign(), 0), scales
 
     @torch.no_grad()
-    def stored(self, original: torch.Tensor) -> AffineTensor:
+    def stored(self, original: torch.Tensor) -> UniformTensor:
         signs, scales = self._parts(_wide(self.kept(original)))
         dtype = check_tensor("weight", original)
-        return AffineTensor(
+        return UniformTensor(
             dtype=dtype.name,
             shape=tuple(original.shape),
             bits=2,

@@ -47,7 +47,7 @@ from dcz.compression.training.torch_groups import check_granularity, rows_of, sp
 from dcz.compression.training.weights import Weight
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 __all__ = ["FakeQuantizedWeight", "fake_quantize", "fake_quantized"]
 
@@ -174,12 +174,12 @@ class FakeQuantizedWeight(QuantizedWeight):
         )
         return kept_finite(scales, zero_points, self.bits, self.scheme, dtype), zero_points
 
-    def stored(self, original: torch.Tensor) -> AffineTensor:
+    def stored(self, original: torch.Tensor) -> UniformTensor:
         kept = self.kept(original.detach())
         scales, zero_points = self.parameters_of(kept)
         steps, zeros = self._spread(kept, scales, zero_points)
         codes = _codes(kept, steps, zeros).clamp_(least_code(self.scheme), (1 << self.bits) - 1)
-        return AffineTensor(
+        return UniformTensor(
             dtype=check_tensor("weight", kept).name,
             shape=tuple(kept.shape),
             bits=self.bits,

@@ -38,7 +38,7 @@ from dcz.compression.training.torch_groups import spread
 from dcz.compression.training.weights import Weight, find_weights
 from dcz.errors import UsageError
 from dcz.format.manifest import Granularity, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 __all__ = ["LearnedRounding", "learn_rounding", "rectified_sigmoid", "undecided"]
 
@@ -53,7 +53,7 @@ class LearnedRounding:
     """What came out, by the first names of the weights. ``tensors``: their codes. ``errors``: the mean squared error of the
     layer's outputs on the calibration set, rounded to nearest and as it is now."""
 
-    tensors: dict[str, AffineTensor] = field(default_factory=dict)
+    tensors: dict[str, UniformTensor] = field(default_factory=dict)
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -148,7 +148,7 @@ def learn_rounding(
 class _Soft:
     """A weight between its two neighbouring codes."""
 
-    def __init__(self, weight: torch.Tensor, nearest: AffineTensor, scheme: Scheme) -> None:
+    def __init__(self, weight: torch.Tensor, nearest: UniformTensor, scheme: Scheme) -> None:
         self._nearest = nearest
         self._dtype = weight.dtype
         compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -179,10 +179,10 @@ class _Soft:
     def value(self, parts: torch.Tensor) -> torch.Tensor:
         return (self._steps * (self.codes(parts) - self._zeros)).to(self._dtype)
 
-    def stored(self, value: torch.Tensor) -> AffineTensor:
+    def stored(self, value: torch.Tensor) -> UniformTensor:
         codes = torch.round(value.to(self._steps.dtype) / torch.where(self._steps == 0, 1, self._steps))
         nearest = self._nearest
-        return AffineTensor(
+        return UniformTensor(
             dtype=nearest.dtype,
             shape=nearest.shape,
             bits=nearest.bits,

@@ -50,7 +50,7 @@ from dcz.compression.training.torch_groups import check_granularity, group_means
 from dcz.compression.training.weights import Weight
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 __all__ = [
     "LearnedStepQuantizer",
@@ -207,13 +207,13 @@ class LearnedStepWeight(QuantizedWeight):
         return cls(**known, first=state["steps.first"], mask=state.get("mask"))
 
     @torch.no_grad()
-    def stored(self, original: torch.Tensor) -> AffineTensor:
+    def stored(self, original: torch.Tensor) -> UniformTensor:
         kept = self.kept(original.detach())
         steps, middle = self.steps(), 1 << (self.bits - 1)
         multiples = torch.round(kept.to(steps.dtype) / spread(steps, tuple(kept.shape), self.granularity))
         codes = (multiples + middle).clamp_(least_code(self.scheme), (1 << self.bits) - 1)
         dtype = check_tensor("weight", kept)
-        return AffineTensor(
+        return UniformTensor(
             dtype=dtype.name,
             shape=tuple(kept.shape),
             bits=self.bits,

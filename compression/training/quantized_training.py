@@ -38,7 +38,7 @@ from dcz.compression.training.torch_groups import check_granularity, rows_of, sp
 from dcz.compression.training.weights import Weight
 from dcz.errors import EncodingError, UsageError
 from dcz.format.manifest import Granularity, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 if TYPE_CHECKING:
     from dcz.format.tensors import TensorData
@@ -98,8 +98,8 @@ class _Codes:
         self.codes = rounded.clamp_(-self.most, self.most).to(torch.int8)
         parameter.copy_((steps * self.codes.to(self.compute)).to(parameter.dtype))
 
-    def tensor(self, bits: int) -> AffineTensor:
-        return AffineTensor(
+    def tensor(self, bits: int) -> UniformTensor:
+        return UniformTensor(
             dtype=check_tensor(self.weight.name, self.weight.parameter).name,
             shape=tuple(self.codes.shape),
             bits=bits,

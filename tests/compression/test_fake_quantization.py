@@ -24,7 +24,7 @@ from dcz.compression.training.weights import find_weights, remove_parametrizatio
 from dcz.errors import EncodingError, UsageError
 from dcz.format import Reader, Writer
 from dcz.format.manifest import Affine, Granularity, PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 SCHEMES: tuple[Scheme, ...] = ("symmetric", "symmetric-full", "asymmetric")
 GRANULARITIES: tuple[Granularity, ...] = (
@@ -199,7 +199,7 @@ def test_what_was_pruned_stays_zero() -> None:
         optimizer.step()
     assert bool((layer.weight[~mask] == 0).all())
     (stored,) = quantized_tensors(find_weights(layer)).values()
-    assert isinstance(stored, AffineTensor)
+    assert isinstance(stored, UniformTensor)
     assert stored.mask is not None
     assert not stored.mask[~mask.numpy()].any()
     same_bits(array_of(layer.weight), decode_affine(stored))

@@ -33,7 +33,7 @@ from dcz.compression.training.weights import find_weights, remove_parametrizatio
 from dcz.errors import EncodingError
 from dcz.format import Reader
 from dcz.format.manifest import Affine, Granularity, PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ def test_what_is_stored_decodes_to_the_weight(
         layer(torch.randn(8, 64).to(dtype)).square().sum().backward()
         optimizer.step()
     (stored,) = quantized_tensors(find_weights(layer)).values()
-    assert isinstance(stored, AffineTensor)
+    assert isinstance(stored, UniformTensor)
     expected = array_of(layer.weight)
     assert decode_affine(stored).tobytes() == expected.tobytes()
     remove_parametrizations(layer)
@@ -232,7 +232,7 @@ def test_what_was_pruned_stays_zero() -> None:
         optimizer.step()
     assert bool((layer.weight[~mask] == 0).all())
     (stored,) = quantized_tensors(find_weights(layer)).values()
-    assert isinstance(stored, AffineTensor)
+    assert isinstance(stored, UniformTensor)
     assert decode_affine(stored).tobytes() == array_of(layer.weight).tobytes()
 
 

@@ -12,8 +12,6 @@ from tests.compression.oracles import decode_affine
 
 from dcz.format import Reader, decoded
 
-from dcz.format import Reader
-
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "quantization.md"
 
 

@@ -20,7 +20,7 @@ from dcz.compression.training.weights import find_weights
 from dcz.errors import EncodingError, UsageError
 from dcz.format import Reader
 from dcz.format.manifest import Affine, Granularity, PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_at_first_they_are_rounded_to_nearest(bits: int, granularity: Granularit
     training = QuantizedTraining(find_weights(layer), bits, granularity=granularity)
     assert array_of(layer.weight).tobytes() == decode_affine(expected).tobytes()
     tensor = training.tensors()["weight"]
-    assert isinstance(tensor, AffineTensor)
+    assert isinstance(tensor, UniformTensor)
     assert np.array_equal(tensor.codes, expected.codes)
     assert np.array_equal(tensor.scales, expected.scales)
 
@@ -114,7 +114,7 @@ def test_scales_grow_with_the_weights() -> None:
         layer.weight[1, 0] = 0.5
     training.requantize()
     tensor = training.tensors()["weight"]
-    assert isinstance(tensor, AffineTensor)
+    assert isinstance(tensor, UniformTensor)
     np.testing.assert_allclose(tensor.scales, [0.1, 2 / 127], rtol=1e-6)
     assert layer.weight[0, 0].item() == pytest.approx(12.7)
     assert decode_affine(tensor).tobytes() == array_of(layer.weight).tobytes()
@@ -131,7 +131,7 @@ def test_what_does_not_move_stays(dtype: torch.dtype) -> None:
     assert torch.equal(training.codes()["weight"], codes)
     assert torch.equal(layer.weight, before)
     tensor = training.tensors()["weight"]
-    assert isinstance(tensor, AffineTensor)
+    assert isinstance(tensor, UniformTensor)
     assert decode_affine(tensor).tobytes() == array_of(layer.weight).tobytes()
 
 
@@ -159,7 +159,7 @@ def test_a_network(tmp_path: Path) -> None:
     dcz.convert(model, tmp_path / "m.dcz")
     with Reader(tmp_path / "m.dcz") as reader:
         for name, tensor in training.tensors().items():
-            assert isinstance(tensor, AffineTensor)
+            assert isinstance(tensor, UniformTensor)
             assert reader.read(name).tobytes() == decode_affine(tensor).tobytes()
         values = next(tensor.values for tensor in reader.manifest.tensors if tensor.name == "hidden.weight")
         assert isinstance(values, Affine)

@@ -23,7 +23,7 @@ from dcz.compression.training.weights import find_weights, remove_parametrizatio
 from dcz.errors import EncodingError
 from dcz.format import Reader
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import AffineTensor
+from dcz.format.tensors import UniformTensor
 
 METHODS: tuple[ExtremeMethod, ...] = ("binary", "twn", "ttq")
 GRANULARITIES: tuple[Granularity, ...] = (
@@ -53,7 +53,7 @@ def linear(dtype: torch.dtype = torch.float32) -> nn.Linear:
 
 
 def decoded(tensor: Any) -> Array:
-    return np.asarray(decode_affine(tensor) if isinstance(tensor, AffineTensor) else decode_codebook(tensor))
+    return np.asarray(decode_affine(tensor) if isinstance(tensor, UniformTensor) else decode_codebook(tensor))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
