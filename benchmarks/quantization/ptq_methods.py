@@ -90,7 +90,7 @@ def groups(bits: int, size: int, calibration: str = "mse") -> Rule:
 def _uniform() -> Iterator[Method]:
     for bits in (8, 6, 5, 4, 3, 2):
         yield by_recipe("affine, symmetric, channel", bits, affine(bits, ROWS))
-    for bits in (8, 7, 6, 5):
+    for bits in (8, 7, 6, 5, 4):
         yield by_recipe("affine, symmetric, tensor", bits, affine(bits, TENSOR))
     for bits in (8, 6, 5, 4, 3, 2):
         yield by_recipe("affine, asymmetric, mse, groups of 64", bits, groups(bits, 64))
@@ -154,13 +154,22 @@ def _second_order() -> Iterator[Method]:
             calibration="mse",
             scale_dtype="bf16",
         )
-    for bits in (8, 7, 6, 5):
+    for bits in (8, 7, 6, 5, 4):
         yield by_gptq(
             "GPTQ, symmetric, tensor",
             bits,
             affine(bits, TENSOR),
             scheme="symmetric",
             granularity=PerTensor(),
+        )
+    for bits in (6, 5, 4, 3, 2):
+        yield by_gptq(
+            "GPTQ, symmetric, mse, tensor",
+            bits,
+            affine(bits, TENSOR, calibration="mse"),
+            scheme="symmetric",
+            granularity=PerTensor(),
+            calibration="mse",
         )
 
 

@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 Hessians = dict[str, npt.NDArray[np.float64]]
 
-SENTENCES: Final = 512
+SENTENCES: Final = 256
 CALIBRATION_WORDS: Final = 4000
 LONGEST: Final = 64
 FEWEST: Final = 256  # elements of what is quantized, as in the recipes

@@ -20,11 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
 import torchao.quantization as ao
 from optimum import quanto
+from optimum.quanto.library.extensions.cpp import ext as quanto_kernels
 from optimum.quanto.tensor.weights.qbits import WeightQBitsTensor
 from optimum.quanto.tensor.weights.qbytes import WeightQBytesTensor
 from safetensors import safe_open
@@ -45,6 +47,15 @@ from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import NF4Tensor
 from benchmarks.quantization.ptq_networks import Arrays, Subject, is_quantized
 
 Parts = dict[str, torch.Tensor]
+
+
+def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of so many bits, the first ones in the lowest bits of all bytes, and so on."""
+    return torch.cat([packed >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)])
+
+
+# optimum-quanto would call a compiler for this function when it is first needed.
+quanto_kernels._lib = SimpleNamespace(unpack=_unpack)
 
 VERSIONS: Final = {name: version(name) for name in ("torchao", "optimum-quanto")}
 
