@@ -202,7 +202,7 @@ def _groups(tensor: AffineTensor | CodebookTensor) -> Array:
     rows, columns = tensor.shape
     match tensor.granularity:
         case PerChannel(axis=axis):
-            return np.indices(tensor.shape, np.int32)[axis]
+            return np.asarray(np.indices(tensor.shape, np.int32)[axis])
         case PerGroup(size=size):
             each = -(-columns // size)
             return np.arange(rows)[:, None] * each + np.arange(columns) // size

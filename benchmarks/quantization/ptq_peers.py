@@ -170,7 +170,8 @@ def _nf4() -> Peer:
         tensor = made(torch.zeros(shape))
         for name in names:
             setattr(tensor, name, parts[name])
-        return tensor.get_original_weight()
+        found: torch.Tensor = tensor.get_original_weight()
+        return found
 
     return _in_parts("torchao", "NF4, groups of 64", 4, encode, decode)
 
@@ -181,9 +182,11 @@ def _qint8() -> Peer:
         return _state(quanto.quantize_weight(weight, quanto.qint8, 0, scale))
 
     def decode(parts: Parts, shape: torch.Size) -> torch.Tensor:
-        return WeightQBytesTensor.load_from_state_dict(
+        loaded = WeightQBytesTensor.load_from_state_dict(
             dict(parts), "", quanto.qint8, 0, shape, _strides(shape), None, missing_keys=[]
-        ).dequantize()
+        )
+        found: torch.Tensor = loaded.dequantize()
+        return found
 
     return _in_parts("optimum-quanto", "absmax, channel", 8, encode, decode)
 
@@ -197,9 +200,11 @@ def _qbits(bits: int, group: int, optimizer: Any, name: str) -> Peer:
         return _state(quanto.quantize_weight(weight, kind, 0, scale, shift, group, optimized=False))
 
     def decode(parts: Parts, shape: torch.Size) -> torch.Tensor:
-        return WeightQBitsTensor.load_from_state_dict(
+        loaded = WeightQBitsTensor.load_from_state_dict(
             dict(parts), "", kind, 0, group, shape, _strides(shape), missing_keys=[]
-        ).dequantize()
+        )
+        found: torch.Tensor = loaded.dequantize()
+        return found
 
     return _in_parts("optimum-quanto", f"{name}, groups of {group}", bits, encode, decode)
 

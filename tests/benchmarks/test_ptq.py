@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmarks.deep_compression.g2p_network import START, G2p, as_letters
 from benchmarks.quantization import ptq
-from benchmarks.quantization.ptq_methods import METHODS, by_gptq, groups
+from benchmarks.quantization.ptq_methods import METHODS, Method, by_gptq, decoded, groups
 from benchmarks.quantization.ptq_networks import (
     Arrays,
     Measure,
@@ -29,12 +29,13 @@ from dcz.format import PerGroup
 def subject() -> Subject:
     """A linear layer whose inputs hang together, an embedding and a bias; scored by the linear layer's outputs."""
     torch.manual_seed(0)
-    network = nn.ModuleDict({"embedding": nn.Embedding(40, 64), "linear": nn.Linear(64, 32)})
+    linear = nn.Linear(64, 32)
+    network = nn.ModuleDict({"embedding": nn.Embedding(40, 64), "linear": linear})
     inputs = torch.randn(500, 8) @ torch.randn(8, 64) + 0.1 * torch.randn(500, 64)
     hessian = (inputs.T @ inputs).double().numpy()
 
     def score(arrays: Mapping[str, Any]) -> dict[str, float]:
-        change = arrays["linear.weight"] - network["linear"].weight.detach().numpy()
+        change = arrays["linear.weight"] - linear.weight.detach().numpy()
         return {"error": output_error(change, hessian)}
 
     return Subject(
@@ -52,12 +53,12 @@ def subject() -> Subject:
 CHOSEN = [
     method
     for method in METHODS
-    if method.bits in (1, 1.6, 3) or method.name == "affine, symmetric, tensor" and method.bits == 8
+    if method.bits in (1, 1.6, 3) or (method.name == "affine, symmetric, tensor" and method.bits == 8)
 ]
 
 
 @pytest.mark.parametrize("method", CHOSEN, ids=lambda method: method.name)
-def test_every_kind_of_values_comes_back(subject: Subject, method: ptq.Method, tmp_path: Path) -> None:
+def test_every_kind_of_values_comes_back(subject: Subject, method: Method, tmp_path: Path) -> None:
     row = ptq.measured(subject, method, tmp_path)
     assert row["who"] == "dcz"
     assert row["bytes"] == (tmp_path / "small.dcz").stat().st_size
@@ -68,11 +69,7 @@ def test_every_kind_of_values_comes_back(subject: Subject, method: ptq.Method, t
 def test_a_file_that_gives_back_something_else_is_noticed(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(tensor: Any) -> Any:
-        return -np.asarray(ptq_decoded(tensor))
-
-    ptq_decoded = ptq.decoded
-    monkeypatch.setattr(ptq, "decoded", other)
+    monkeypatch.setattr(ptq, "decoded", lambda tensor: -decoded(tensor))
     with pytest.raises(AssertionError, match="did not come back"):
         ptq.measured(subject, CHOSEN[0], tmp_path)
 
@@ -180,7 +177,9 @@ def test_the_claim() -> None:
     assert figure.met
     (figure,) = ptq.figures(_results([*ours, _row("peer", 60, 0.91), _row("peer", 40, 0.1)]))
     assert not figure.met
-    assert figure.seen == "0 of 2: not peer of 60, 4 bits; peer of 40, 4 bits"
+    assert figure.seen == "0 of 2: not peer of 60, 4 bits (by 0.01); peer of 40, 4 bits (by inf)"
+    (figure,) = ptq.figures(_results([*ours, _row("dcz", 99, 1.0), _row("peer", 100, 1.01)]))
+    assert figure.met, "a peer that is better than the dense network is so by chance"
     (figure,) = ptq.figures(_results(ours))
     assert not figure.met
 
