@@ -1,16 +1,19 @@
 """Every post-training method of dcz at 8 to 2 bits, as `ptq` measures them.
 
 All but GPTQ are recipes: what `dcz convert` does without a line of Python. Biases, norms and tensors of fewer than 256
-elements are stored exactly. Embeddings are treated as the other matrices, but for two things, both said in a method's name
-or here: where each channel has a codebook of its own, an embedding has one for each column, not for each row, of which there
-are 30,522; and a *mixed* method gives embeddings other bits. GPTQ is for matrices that are multiplied with inputs; it
-takes the embeddings of a method without data.
+elements are stored exactly. Embeddings are treated as the other matrices, but for two things: where each channel has a
+codebook of its own, an embedding has one for each column, not for each row, of which there are 30,522; and some methods say
+in their name that embeddings have other bits. GPTQ is for matrices that are multiplied with inputs; embeddings are then
+rounded to nearest, with the same bits, scales and calibration.
+
+Vector codebooks are not among them: the format has no place for them yet (docs/decisions/0027).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -53,17 +56,23 @@ def by_gptq(name: str, bits: int, embeddings: Rule, **options: Any) -> Method:
     recipe = _recipe(embeddings)
 
     def quantize(subject: Subject) -> Tensors:
-        found: Tensors = {}
-        for key, array in subject.arrays.items():
-            if key in subject.hessians and is_quantized(array):
-                found[key] = quantize_gptq(
-                    array, subject.hessians[key], bits=bits, order="activation", **options
-                )
-            else:
-                found[key] = recipe.apply(key, array).tensor
-        return found
+        layers = _layers(subject, bits, **options)
+        return {
+            key: layers[key] if key in layers else recipe.apply(key, array).tensor
+            for key, array in subject.arrays.items()
+        }
 
     return Method(name, bits, quantize)
+
+
+@lru_cache(maxsize=4)
+def _layers(subject: Subject, bits: int, **options: Any) -> Tensors:
+    """What GPTQ makes of the matrices that are multiplied with inputs. Methods that differ in embeddings alone share it."""
+    return {
+        key: quantize_gptq(array, subject.hessians[key], bits=bits, order="activation", **options)
+        for key, array in subject.arrays.items()
+        if key in subject.hessians and is_quantized(array)
+    }
 
 
 def _recipe(rule: Rule, embeddings: Rule | None = None) -> Recipe:
@@ -137,40 +146,38 @@ def _codebooks() -> Iterator[Method]:
 
 
 def _second_order() -> Iterator[Method]:
-    for bits in (8, 6, 5, 4, 3, 2):
-        yield by_gptq(
-            "GPTQ, symmetric, channel",
-            bits,
-            affine(bits, ROWS, calibration="mse"),
-            scheme="symmetric",
-            calibration="mse",
-        )
-    for bits in (4, 3, 2):
-        yield by_gptq(
-            "GPTQ, asymmetric, mse, groups of 64",
-            bits,
-            groups(bits, 64),
-            granularity=PerGroup(size=64),
-            calibration="mse",
-            scale_dtype="bf16",
-        )
-    for bits in (8, 7, 6, 5, 4):
-        yield by_gptq(
-            "GPTQ, symmetric, tensor",
-            bits,
-            affine(bits, TENSOR),
-            scheme="symmetric",
-            granularity=PerTensor(),
-        )
-    for bits in (6, 5, 4, 3, 2):
-        yield by_gptq(
-            "GPTQ, symmetric, mse, tensor",
-            bits,
-            affine(bits, TENSOR, calibration="mse"),
-            scheme="symmetric",
-            granularity=PerTensor(),
-            calibration="mse",
-        )
+    def channel(more: int, name: str) -> Iterator[Method]:
+        for bits in (8, 6, 5, 4, 3, 2) if more == 0 else (5, 4, 3, 2):
+            yield by_gptq(
+                f"GPTQ, symmetric, channel{name}",
+                bits,
+                affine(bits + more, ROWS, calibration="mse"),
+                scheme="symmetric",
+                calibration="mse",
+            )
+
+    yield from channel(0, "")
+    yield from channel(1, "; embeddings one bit more")
+    for more, name in ((0, ""), (1, "; embeddings one bit more")):
+        for bits in (5, 4, 3, 2):
+            yield by_gptq(
+                f"GPTQ, asymmetric, mse, groups of 64{name}",
+                bits,
+                groups(bits + more, 64),
+                granularity=PerGroup(size=64),
+                calibration="mse",
+                scale_dtype="bf16",
+            )
+    for calibration, some in (("min-max", (8, 7, 6, 5, 4)), ("mse", (6, 5, 4, 3, 2))):
+        for bits in some:
+            yield by_gptq(
+                f"GPTQ, symmetric, {calibration}, tensor",
+                bits,
+                affine(bits, TENSOR, calibration=calibration),
+                scheme="symmetric",
+                granularity=PerTensor(),
+                calibration=calibration,
+            )
 
 
 METHODS: Final = (*_uniform(), *_codebooks(), *_second_order())

@@ -42,7 +42,7 @@ class Measure:
     more: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A network. ``arrays``: its parameters, f32. ``score``: of a network with these arrays, by `Measure.key`.
 

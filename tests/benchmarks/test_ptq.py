@@ -29,9 +29,9 @@ from dcz.format import PerGroup
 def subject() -> Subject:
     """A linear layer whose inputs hang together, an embedding and a bias; scored by the linear layer's outputs."""
     torch.manual_seed(0)
-    linear = nn.Linear(64, 32)
-    network = nn.ModuleDict({"embedding": nn.Embedding(40, 64), "linear": linear})
-    inputs = torch.randn(500, 8) @ torch.randn(8, 64) + 0.1 * torch.randn(500, 64)
+    linear = nn.Linear(128, 32)
+    network = nn.ModuleDict({"embedding": nn.Embedding(40, 128), "linear": linear})
+    inputs = torch.randn(500, 8) @ torch.randn(8, 128) + 0.1 * torch.randn(500, 128)
     hessian = (inputs.T @ inputs).double().numpy()
 
     def score(arrays: Mapping[str, Any]) -> dict[str, float]:
