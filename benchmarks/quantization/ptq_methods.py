@@ -158,13 +158,13 @@ def _second_order() -> Iterator[Method]:
 
     yield from channel(0, "")
     yield from channel(1, "; embeddings one bit more")
-    for more, name in ((0, ""), (1, "; embeddings one bit more")):
+    for size, more, name in ((128, 0, ""), (64, 0, ""), (64, 1, "; embeddings one bit more")):
         for bits in (5, 4, 3, 2):
             yield by_gptq(
-                f"GPTQ, asymmetric, mse, groups of 64{name}",
+                f"GPTQ, asymmetric, mse, groups of {size}{name}",
                 bits,
-                groups(bits + more, 64),
-                granularity=PerGroup(size=64),
+                groups(bits + more, size),
+                granularity=PerGroup(size=size),
                 calibration="mse",
                 scale_dtype="bf16",
             )
