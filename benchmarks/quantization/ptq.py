@@ -98,16 +98,14 @@ def measure(path: Path, names: Sequence[str], *, again: bool, only: str | None) 
             "measures": [vars(measure) for measure in subject.measures],
             "dense": {measure.key: round(dense[measure.key], measure.digits) for measure in subject.measures},
         }
-        rows: list[Row] = [] if again else entry.get("rows", [])
-        done = {(row["who"], row["method"], row["bits"]) for row in rows}
+        rows = {(row["who"], row["method"], row["bits"]): row for row in entry.get("rows", [])}
         for key, point in _points(subject, only, results):
-            if key in done:
+            if key in rows and not again:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                row = point(Path(folder))
-            print(json.dumps(row), file=sys.stderr, flush=True)
-            rows = [*rows, row]
-            entry["rows"] = rows
+                rows[key] = point(Path(folder))
+            print(json.dumps(rows[key]), file=sys.stderr, flush=True)
+            entry["rows"] = list(rows.values())
             write_json(path, COMMAND, results)
 
 

@@ -159,7 +159,7 @@ def _second_order() -> Iterator[Method]:
     yield from channel(0, "")
     yield from channel(1, "; embeddings one bit more")
     for size, more, name in ((128, 0, ""), (64, 0, ""), (64, 1, "; embeddings one bit more")):
-        for bits in (5, 4, 3, 2):
+        for bits in (6, 5, 4, 3, 2):
             yield by_gptq(
                 f"GPTQ, asymmetric, mse, groups of {size}{name}",
                 bits,

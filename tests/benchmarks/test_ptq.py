@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,33 @@ def test_tables_and_plots(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     ptq.draw("net", results["networks"]["net"], tmp_path)
     assert (tmp_path / "net.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_a_run_adds_what_is_missing(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And measures again what is there when it is told to, and nothing of the peers is lost."""
+    monkeypatch.setattr(ptq, "SUBJECTS", {"small": lambda: subject})
+    path = tmp_path / "ptq.json"
+
+    def run(count: int, *, again: bool) -> list[ptq.Row]:
+        monkeypatch.setattr(ptq, "METHODS", CHOSEN[:count])
+        ptq.measure(path, ["small"], again=again, only="ours")
+        rows: list[ptq.Row] = json.loads(path.read_text(encoding="utf-8"))["networks"]["small"]["rows"]
+        return rows
+
+    (first,) = run(1, again=False)
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["networks"]["small"]["rows"] = [{**first, "bytes": 1}, {**first, "who": "peer"}]
+    path.write_text(json.dumps(results), encoding="utf-8")
+    rows = run(2, again=False)
+    assert [(row["who"], row["method"]) for row in rows] == [
+        ("dcz", CHOSEN[0].name),
+        ("peer", CHOSEN[0].name),
+        ("dcz", CHOSEN[1].name),
+    ]
+    assert rows[0]["bytes"] == 1
+    assert run(2, again=True)[:2] == [first, {**first, "who": "peer"}]
 
 
 # -- the libraries, where they are installed
