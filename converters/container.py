@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dcz.converters.base import AssetData, TensorOutline, sha256_of_file
+from dcz.converters.base import AssetData, TensorOutline, flat_rows, sha256_of_file
 from dcz.converters.recipe_notes import RecipeTally
 from dcz.converters.safetensors_header import METADATA_NAME
 from dcz.errors import EncodingError, UsageError
@@ -70,7 +70,8 @@ class DczSource:
     def outlines(self) -> Iterator[TensorOutline]:
         for tensor in self._reader.manifest.tensors:
             read = functools.partial(self._reader.read_range, tensor.name)
-            yield TensorOutline(tensor.name, DTYPES[tensor.dtype], tensor.shape, read)
+            rows = flat_rows(read, tensor.shape)
+            yield TensorOutline(tensor.name, DTYPES[tensor.dtype], tensor.shape, rows)
 
     def aliases(self) -> Mapping[str, str]:
         return self._reader.aliases
@@ -155,7 +156,7 @@ class DczSink:
             notes.append("the base is not used: no tensor is smaller as a difference to it")
         return (*notes, *self._tally.notes())
 
-    def add_tensor(self, name: str, tensor: np.ndarray) -> None:
+    def add_tensor(self, name: str, tensor: TensorData) -> None:
         try:
             prepared = self._recipe.apply(name, tensor)
             self._tally.add(name, tensor, prepared)

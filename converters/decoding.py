@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from dcz.converters.base import AssetData, Progress, TensorSource, transfer
+from dcz.converters.base import AssetData, Progress, TensorSource, as_array, transfer
 from dcz.converters.container import DczSource
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSink
 from dcz.converters.safetensors_header import Header, build_header, parse_header
@@ -26,6 +24,7 @@ from dcz.format.manifest import check_asset_paths
 if TYPE_CHECKING:
     from dcz.converters.shards import Shards
     from dcz.format.manifest import Provenance
+    from dcz.format.tensors import TensorData
 
 __all__ = ["DecodeSink", "Decoded", "canonical_header", "decode", "folder_in_place", "original_headers"]
 
@@ -95,11 +94,12 @@ class DecodeSink:
             self.abort()
             raise
 
-    def add_tensor(self, name: str, tensor: np.ndarray) -> None:
+    def add_tensor(self, name: str, tensor: TensorData) -> None:
+        array = as_array(tensor)
         for each in (name, *self._names.get(name, ())):
             for sink in self._sinks:
                 if each in sink:
-                    sink.add_tensor(each, tensor)
+                    sink.add_tensor(each, array)
 
     def add_alias(self, name: str, target: str) -> None:
         """Already written, when its target was."""

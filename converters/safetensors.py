@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcz.converters.base import AssetData, StreamDigest, TensorOutline
+from dcz.converters.base import AssetData, StreamDigest, TensorOutline, flat_rows
 from dcz.converters.safetensors_header import Header, HeaderTensor, load_json, read_header
 from dcz.errors import EncodingError, SourceError
 from dcz.format.atomic import WriteBehind, atomic_file
@@ -163,7 +163,7 @@ class SafetensorsSource:
         for name, descriptor, header in self._files:
             for tensor in header.tensors:
                 read = functools.partial(self._range, name, descriptor, header, tensor)
-                yield TensorOutline(tensor.name, tensor.dtype, tensor.shape, read)
+                yield TensorOutline(tensor.name, tensor.dtype, tensor.shape, flat_rows(read, tensor.shape))
 
     def _range(
         self, name: str, descriptor: int, header: Header, tensor: HeaderTensor, start: int, stop: int
