@@ -31,7 +31,6 @@ __all__ = [
     "TensorSink",
     "TensorSource",
     "Transferred",
-    "as_array",
     "decoded_bytes",
     "element_type",
     "flat_rows",
@@ -191,22 +190,6 @@ def held_bytes(tensor: TensorData) -> int:
     encoder = TensorEncoder(tensor, coding="raw")
     parameters = sum(len(data) for _, data in encoder.parameter_streams())
     return parameters + -(-math.prod(tensor.shape) * tensor.bits // 8)
-
-
-def as_array(tensor: TensorData) -> np.ndarray:
-    """What a tensor decodes to, bit for bit as a reader of the file decodes it; an array is given back as it is.
-
-    Raises EncodingError if a code is out of its range.
-    """
-    if isinstance(tensor, np.ndarray):
-        return tensor
-    encoder = TensorEncoder(tensor, coding="raw")
-    out = np.empty(decoded_bytes(tensor), np.uint8)
-    step = encoder.segment * encoder.dtype.itemsize
-    for segment in range(encoder.segments):
-        content = encoder.encode(segment).content
-        out[segment * step : segment * step + content.size] = content
-    return out.view(encoder.dtype.numpy).reshape(tensor.shape)
 
 
 class StreamDigest:

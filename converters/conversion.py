@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from dcz.compression.torch_tensors import is_module
 from dcz.converters.base import Progress, TensorSource, transfer
 from dcz.converters.container import DczSink, DczSource
+from dcz.converters.gguf import GgufSource
+from dcz.converters.gguf_header import GGUF_MAGIC
 from dcz.converters.huggingface import HuggingFaceSource
 from dcz.converters.memory import MemorySource, module_source
 from dcz.converters.pytorch import PyTorchSource
@@ -77,10 +79,12 @@ def _open_file(path: Path, threads: int | None, bases: Sequence[BaseLike]) -> Te
         return SafetensorsSource.from_file(path)
     if start.startswith(MAGIC):
         return DczSource(Reader(path, threads=threads, base=bases))
+    if start.startswith(GGUF_MAGIC):
+        return GgufSource(path)
     if start.startswith(_ZIP) or start[:1] == bytes([_PICKLE]):
         return PyTorchSource.from_file(path)
     raise SourceError(
-        f"{path}: neither safetensors, nor a torch checkpoint, nor .dcz",
+        f"{path}: neither safetensors, nor a torch checkpoint, nor GGUF, nor .dcz",
         hint="a folder, a module and a dictionary of tensors can be converted too",
     )
 

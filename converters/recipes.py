@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from dcz.compression.pruning import nonzero_mask
-from dcz.converters.base import as_array, element_type
+from dcz.converters.base import element_type
 from dcz.converters.recipe_actions import (
     Auto,
     Dense,
@@ -37,6 +37,7 @@ from dcz.converters.recipe_errors import explain
 from dcz.converters.recipe_stages import Names, Stage
 from dcz.errors import EncodingError, RecipeError
 from dcz.format.coding import CodingChoice
+from dcz.format.decoded import decoded
 from dcz.format.dtypes import DTYPES, DType
 from dcz.format.encoder import LayoutChoice
 from dcz.format.tensors import TensorData
@@ -151,7 +152,7 @@ class Rule(RecipeModel):
         dense = isinstance(self.layout, Dense)
         if not self.changes_weights:
             return Prepared(tensor, layout, self.coding)
-        weights = as_array(tensor)
+        weights = decoded(tensor)
         if self.pruning is not None:
             mask: np.ndarray | None = self.pruning.mask(weights)
         else:
