@@ -46,6 +46,12 @@ _CHUNK_BYTES: Final = 75  # digest, lengths, and half of the largest padding
 _FILE_BYTES: Final = 200  # header, footer, provenance
 _CHUNK: Final = 1 << 20
 _NARROW: Final = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+_HELD: Final = {
+    "affine": "what a quantizer made",
+    "scaled-codebook": "what a quantizer made",
+    "vectors": "what a quantizer made",
+    "codebook": "few different values",
+}
 _INCOMPRESSIBLE: Final = {
     "f64": "its 52 bits of mantissa do not compress",
     "f32": "its 23 bits of mantissa do not compress",
@@ -216,8 +222,7 @@ def _hints(lossless: _Total) -> Iterator[str]:
     for (dtype, narrow), size in sorted(lossless.narrow.items(), key=lambda item: -item[1]):
         content = lossless.by_type[dtype][0]
         if size >= 0.01 * content:
-            what = {"affine": "what a quantizer made", "codebook": "few different values"}
-            held = what.get(narrow) or f"the values of {_NARROW[narrow]}"
+            held = f"the values of {_NARROW[narrow]}" if narrow in _NARROW else _HELD[narrow]
             yield f"{dtype}: {100 * size / content:.0f} % of its bytes hold {held}, and take no more than that"
     for dtype, (content, stored) in sorted(lossless.by_type.items(), key=lambda item: -item[1][0]):
         saved = 100 * (1 - stored / content) if content else 0.0

@@ -49,7 +49,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with a tensor of each type."""
     path = tmp_path_factory.mktemp("gguf") / "toy.gguf"
     tensors = _plain(np.random.default_rng(0))
-    tensors |= {name: (name, random_blocks(name, 8, 1024)) for name in ("Q4_0", "Q5_0", "Q8_0")}
+    tensors |= {name: (name, random_blocks(name, 8, 1024)) for name in QUANTIZED}
     write_gguf_file(path, tensors, VALUES)
     return path
 
@@ -220,7 +220,7 @@ def test_estimates_are_near_and_agree(toy: Path, converted: Path) -> None:
     assert found.tensors == len(QUANTIZED) + 8
     with Reader(converted) as reader:
         assert found.tensor_bytes == sum(reader.read(name).nbytes for name in reader)
-    assert found.estimates[0].file_bytes == pytest.approx(converted.stat().st_size, rel=0.05)
+    assert found.estimates[0].file_bytes == pytest.approx(converted.stat().st_size, rel=0.1)
     assert found.estimates[1].problem is None
 
 
@@ -350,21 +350,26 @@ def test_mutated_files_are_read_or_refused(mutation: str, toy: Path, tmp_path: P
     data, donor = small.read_bytes(), toy.read_bytes()[:4096]
     head = data.index(b"TQ1_0") + 64
     path, refused = tmp_path / "x.gguf", 0
-    for number in range(60):
+    for number in range(40):
         random = Random(f"{mutation} {number}")
         # Nearly all of what can be wrong stands in the head.
         changed = BYTE_MUTATIONS[mutation](random, data[:head], donor) + data[head:]
         path.write_bytes(changed)
         try:
-            dcz.convert(path, tmp_path / "x.dcz", threads=1)
+            source = GgufSource(path)
+            try:
+                for _ in source.tensors():
+                    pass
+            finally:
+                source.close()
         except SourceError:
             refused += 1
             continue
-        if changed[:4] == b"GGUF" and number % 4 == 0:
+        if number % 20 == 0:
+            dcz.convert(path, tmp_path / "x.dcz", threads=1)
             done = dcz.decode(tmp_path / "x.dcz", tmp_path / "back.gguf")
-            back = (tmp_path / "back.gguf").read_bytes()
-            assert len(back) == len(changed)
             assert done.original
+            assert len((tmp_path / "back.gguf").read_bytes()) == len(changed)
     assert refused
 
 
