@@ -10,18 +10,19 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from dcz.format.dtypes import DTYPES, DType, dtype_of
 from dcz.format.encoder import TensorEncoder
+from dcz.format.tensors import AffineTensor, CodebookTensor, VectorCodebookTensor, group_count
 
 if TYPE_CHECKING:
     from dcz.format.manifest import Provenance
-    from dcz.format.tensors import TensorData
+    from dcz.format.tensors import CodedTensor, ParameterValues, TensorData
 
 __all__ = [
     "AssetData",
@@ -33,6 +34,7 @@ __all__ = [
     "Transferred",
     "decoded_bytes",
     "element_type",
+    "first_rows",
     "flat_rows",
     "held_bytes",
     "sha256_of_file",
@@ -63,7 +65,7 @@ class TensorOutline:
 
     ``read(start, stop)`` gives some of its rows, that is of the elements along its first dimension, as a tensor of the shape
     (stop - start, *shape[1:]); of a scalar the only row is (0, 1), and what is given is the scalar. If the tensor is quantized in
-    groups that cross the ends of rows, it may give as many other rows.
+    groups, it may give as many other rows.
     """
 
     name: str
@@ -190,6 +192,38 @@ def held_bytes(tensor: TensorData) -> int:
     encoder = TensorEncoder(tensor, coding="raw")
     parameters = sum(len(data) for _, data in encoder.parameter_streams())
     return parameters + -(-math.prod(tensor.shape) * tensor.bits // 8)
+
+
+def first_rows(tensor: CodedTensor, count: int) -> CodedTensor:
+    """The first ``count`` of a tensor's rows, the elements along its first dimension, which there is. The parameters of groups stand
+    in the order of their elements, so that those of the first rows are the first ones."""
+    shape = (count, *tensor.shape[1:])
+    elements = math.prod(shape)
+    if isinstance(tensor, VectorCodebookTensor):
+        if len(shape) == 1 or count == tensor.shape[0]:
+            return tensor
+        codes = elements // tensor.codewords.shape[2]
+        return replace(tensor, shape=shape, codes=tensor.codes.reshape(-1)[:codes])
+    groups = group_count(tensor.granularity, shape)
+    fields: dict[str, Any] = {"shape": shape, "codes": tensor.codes.reshape(-1)[:elements]}
+    if tensor.mask is not None:
+        fields["mask"] = tensor.mask.reshape(-1)[:elements]
+    if isinstance(tensor, CodebookTensor):
+        return replace(tensor, **fields, centroids=tensor.centroids[:groups])
+    fields["scales"] = _first_parameters(tensor.scales, groups)
+    if isinstance(tensor, AffineTensor):
+        if isinstance(tensor.zero_points, np.ndarray):
+            fields["zero_points"] = tensor.zero_points[:groups]
+        if tensor.minimums is not None:
+            fields["minimums"] = _first_parameters(tensor.minimums, groups)
+    return replace(tensor, **fields)
+
+
+def _first_parameters(parameters: ParameterValues, groups: int) -> ParameterValues:
+    if isinstance(parameters, np.ndarray):
+        return parameters[:groups]
+    supers = -(-groups // parameters.group)
+    return replace(parameters, codes=parameters.codes[:groups], scales=parameters.scales[:supers])
 
 
 class StreamDigest:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from dcz.converters.base import first_rows
 from dcz.converters.checkpoint_parts import Outlines, QuantizedTensor, Unread, expect, read_whole
 from dcz.converters.safetensors_header import load_json
 from dcz.errors import SourceError
@@ -118,23 +119,22 @@ def _tensor(weight: str, name: str, outlines: Outlines) -> QuantizedTensor:
 
 def _read(weight: str, state: _State, nested: bool, outlines: Outlines, start: int, stop: int) -> TensorData:
     """The first rows, as many as are wanted: others would begin within a block."""
-    shape = (stop - start, *state.shape[1:])
-    elements = math.prod(shape)
-    octets = read_whole(outlines[weight]).reshape(-1).view(np.uint8)[: -(-elements // 2)]
+    elements = math.prod(state.shape)
+    octets = read_whole(outlines[weight]).reshape(-1).view(np.uint8)
     codes = np.stack([octets >> np.uint8(4), octets & np.uint8(15)], axis=1).reshape(-1)[:elements]
-    blocks = -(-elements // state.block)
-    scales: np.ndarray | CodebookParameters = read_whole(outlines[f"{weight}.absmax"])[:blocks]
+    scales: np.ndarray | CodebookParameters = read_whole(outlines[f"{weight}.absmax"])
     if nested:
         assert isinstance(scales, np.ndarray)
-        scales = CodebookParameters(
-            scales,
-            8,
-            read_whole(outlines[f"{weight}.nested_quant_map"]),
-            read_whole(outlines[f"{weight}.nested_absmax"])[: -(-blocks // state.nested_block)],
-            state.nested_block,
-            state.offset,
-        )
-    table = read_whole(outlines[f"{weight}.quant_map"])
-    return ScaledCodebookTensor(
-        state.dtype, shape, 4, np.ascontiguousarray(codes), table, scales, PerFlat(size=state.block)
+        table = read_whole(outlines[f"{weight}.nested_quant_map"])
+        supers = read_whole(outlines[f"{weight}.nested_absmax"])
+        scales = CodebookParameters(scales, 8, table, supers, state.nested_block, state.offset)
+    tensor = ScaledCodebookTensor(
+        state.dtype,
+        state.shape,
+        4,
+        codes,
+        read_whole(outlines[f"{weight}.quant_map"]),
+        scales,
+        PerFlat(size=state.block),
     )
+    return first_rows(tensor, stop - start)

@@ -78,7 +78,7 @@ def _open_file(path: Path, threads: int | None, bases: Sequence[BaseLike]) -> Te
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return SafetensorsSource.from_file(path)
     if start.startswith(MAGIC):
-        return DczSource(Reader(path, threads=threads, base=bases))
+        return DczSource(Reader(path, threads=threads, base=bases), codes=True)
     if start.startswith(GGUF_MAGIC):
         return GgufSource(path)
     if start.startswith(_ZIP) or start[:1] == bytes([_PICKLE]):
@@ -98,7 +98,7 @@ def open_source(
     Raises SourceError if it is none of these or cannot be read, UnsafePickle if reading it would run code.
     """
     if isinstance(source, Reader):
-        return DczSource(source)
+        return DczSource(source, codes=True)
     if isinstance(source, Mapping):
         return MemorySource(source)
     if is_module(source):

@@ -136,8 +136,10 @@ class GgufSource:
             raise SourceError(f"{self._name}: the tensor {tensor.name!r}: {exc.message}") from exc
 
     def _check_form(self, tensor: GgufTensor, data: np.ndarray, unpacked: TensorData) -> None:
-        if tensor.type.several_forms and not np.array_equal(tensor.type.pack(unpacked), data):
-            self._changed.append(tensor.name)
+        if tensor.type.several_forms:
+            packed = tensor.type.pack(unpacked)
+            if packed is None or not np.array_equal(packed, data):
+                self._changed.append(tensor.name)
 
     def outlines(self) -> Iterator[TensorOutline]:
         for tensor in self._head.placed():

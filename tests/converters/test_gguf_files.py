@@ -199,7 +199,7 @@ def test_types_for_what_recipes_make(scheme: str, tmp_path: Path) -> None:
 
 def test_what_looks_quantized_keeps_its_type(tmp_path: Path) -> None:
     blocks = random_blocks("Q8_0", 8, 1024)
-    weights = dequantized("Q8_0", np.full_like(blocks, 1) ^ (blocks & 0x0F))
+    weights = dequantized("Q8_0", (blocks & np.uint8(0x0F)) ^ np.uint8(1))
     write_gguf_file(tmp_path / "x.gguf", {"w": ("F32", weights)})
     dcz.convert(tmp_path / "x.gguf", tmp_path / "x.dcz")
     with Reader(tmp_path / "x.dcz") as reader:
