@@ -191,7 +191,7 @@ def held_bytes(tensor: TensorData) -> int:
         return tensor.nbytes
     encoder = TensorEncoder(tensor, coding="raw")
     parameters = sum(len(data) for _, data in encoder.parameter_streams())
-    return parameters + -(-math.prod(tensor.shape) * tensor.bits // 8)
+    return parameters + -(-tensor.codes.size * tensor.bits // 8)
 
 
 def first_rows(tensor: CodedTensor, count: int) -> CodedTensor:

@@ -12,9 +12,11 @@ What comes out is an ordinary model: each weight of its logical shape, in the ty
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,6 +86,9 @@ class QuantizedSource:
         rest = {name: value for name, value in config.items() if name != _FIELD}
         self.config = json.dumps(rest, indent=2).encode() + b"\n"
         stored = {outline.name: outline for outline in weights.outlines()}
+        given = dict(weights.aliases())
+        # A part may be shared by several modules.
+        stored |= {alias: replace(stored[target], name=alias) for alias, target in given.items()}
         self._quantized = list(_METHODS[self._given["quant_method"]](self._given, stored))
         place = {name: number for number, name in enumerate(stored)}
         first: dict[str, QuantizedTensor] = {}
@@ -94,12 +99,14 @@ class QuantizedSource:
                     raise SourceError(f"the tensor {part!r} is part of two quantized tensors")
                 used.add(part)
             first[min(tensor.parts, key=place.__getitem__)] = tensor
+        self._aliases = {alias: target for alias, target in given.items() if not {alias, target} & used}
         self._outlines: list[TensorOutline] = []
         for name, outline in stored.items():
             if name in first:
                 found = first[name]
-                self._outlines.append(TensorOutline(found.name, found.dtype, found.shape, found.read))
-            elif name not in used:
+                read = functools.partial(_read, found)
+                self._outlines.append(TensorOutline(found.name, found.dtype, found.shape, read))
+            elif name not in used and name not in self._aliases:
                 self._outlines.append(outline)
 
     @property
@@ -124,18 +131,13 @@ class QuantizedSource:
 
     def tensors(self) -> Iterator[tuple[str, TensorData]]:
         for outline in self._outlines:
-            try:
-                tensor = outline.read(0, outline.shape[0] if outline.shape else 1)
-            except EncodingError as exc:
-                raise SourceError(f"the quantized tensor {outline.name!r}: {exc.message}") from exc
-            yield outline.name, tensor
-            del tensor
+            yield outline.name, outline.read(0, outline.shape[0] if outline.shape else 1)
 
     def outlines(self) -> Iterator[TensorOutline]:
         return iter(self._outlines)
 
     def aliases(self) -> Mapping[str, str]:
-        return self._weights.aliases()
+        return self._aliases
 
     def assets(self) -> Iterator[AssetData]:
         """None: headers and index of the stored tensors are not those of the weights."""
@@ -146,3 +148,10 @@ class QuantizedSource:
 
     def close(self) -> None:
         self._weights.close()
+
+
+def _read(tensor: QuantizedTensor, start: int, stop: int) -> TensorData:
+    try:
+        return tensor.read(start, stop)
+    except EncodingError as exc:  # a scale that is not finite, say
+        raise SourceError(f"the quantized tensor {tensor.name!r}: {exc.message}") from exc

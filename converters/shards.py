@@ -22,8 +22,6 @@ from dcz.format import DEFAULT_LIMITS, DTYPES, BaseLike, Limits, Reader
 from dcz.format.manifest import Provenance
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dcz.converters.recipes import Recipe
     from dcz.format.effort import EffortName
     from dcz.format.tensors import TensorData
@@ -132,7 +130,7 @@ class Shards:
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+    def tensors(self) -> Iterator[tuple[str, TensorData]]:
         for source in self._sources:
             yield from source.tensors()
 

