@@ -7,17 +7,22 @@ grow from the largest tensor to the model.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from dcz.format.dtypes import DTYPES, DType, dtype_of
+from dcz.format.encoder import TensorEncoder
+from dcz.format.tensors import AffineTensor, CodebookTensor, VectorCodebookTensor, group_count
+
 if TYPE_CHECKING:
-    from dcz.format.dtypes import DType
     from dcz.format.manifest import Provenance
+    from dcz.format.tensors import CodedTensor, ParameterValues, TensorData
 
 __all__ = [
     "AssetData",
@@ -27,6 +32,11 @@ __all__ = [
     "TensorSink",
     "TensorSource",
     "Transferred",
+    "decoded_bytes",
+    "element_type",
+    "first_rows",
+    "flat_rows",
+    "held_bytes",
     "sha256_of_file",
     "transfer",
 ]
@@ -51,12 +61,29 @@ class AssetData:
 
 @dataclass(frozen=True)
 class TensorOutline:
-    """What is known of a tensor before it is read. ``read(start, stop)`` gives a range of its elements in C order, (n,)."""
+    """What is known of a tensor before it is read.
+
+    ``read(start, stop)`` gives some of its rows, that is of the elements along its first dimension, as a tensor of the shape
+    (stop - start, *shape[1:]); of a scalar the only row is (0, 1), and what is given is the scalar. If the tensor is quantized in
+    groups, it may give as many other rows.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    read: Callable[[int, int], np.ndarray]
+    read: Callable[[int, int], TensorData]
+
+
+def flat_rows(
+    read: Callable[[int, int], np.ndarray], shape: tuple[int, ...]
+) -> Callable[[int, int], np.ndarray]:
+    """What an outline reads, of a tensor whose ``read`` gives ranges of its elements in C order, (n,)."""
+    row = math.prod(shape[1:])
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return read(start * row, stop * row).reshape((stop - start, *shape[1:]) if shape else ())
+
+    return rows
 
 
 class TensorSource(Protocol):
@@ -64,7 +91,7 @@ class TensorSource(Protocol):
 
     Instead of tensors(), outlines() may be used, for who wants to read only parts of them.
 
-    ``tensor_bytes`` is what tensors() is going to yield in all; ``notes`` say what was left out, and why.
+    ``tensor_bytes`` is what tensors() is going to yield in all, decoded; ``notes`` say what was left out, and why.
     """
 
     @property
@@ -76,8 +103,9 @@ class TensorSource(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Each stored tensor once: C order, little-endian, of a type that dcz.format.dtypes knows.
+    def tensors(self) -> Iterator[tuple[str, TensorData]]:
+        """Each stored tensor once: an array in C order, little-endian, of a type that dcz.format.dtypes knows; or, if the source
+        has codes and their parameters, those as they are.
 
         Raises SourceError if a tensor cannot be read.
         """
@@ -103,7 +131,7 @@ class TensorSource(Protocol):
 class TensorSink(Protocol):
     """Where tensors go. Nothing is visible at the destination before commit() returns."""
 
-    def add_tensor(self, name: str, tensor: np.ndarray) -> None: ...
+    def add_tensor(self, name: str, tensor: TensorData) -> None: ...
 
     def add_alias(self, name: str, target: str) -> None: ...
 
@@ -131,7 +159,7 @@ def transfer(source: TensorSource, sink: TensorSink, progress: Progress | None =
         for name, tensor in source.tensors():
             sink.add_tensor(name, tensor)
             count += 1
-            done += tensor.nbytes
+            done += decoded_bytes(tensor)
             del tensor  # or it would live until the source has read the next one
             if progress is not None:
                 progress(done, source.tensor_bytes)
@@ -146,6 +174,56 @@ def transfer(source: TensorSource, sink: TensorSink, progress: Progress | None =
         sink.abort()
         raise
     return Transferred(tensors=count, aliases=len(aliases), assets=assets, tensor_bytes=done)
+
+
+def element_type(tensor: TensorData) -> DType:
+    """Of an array or of what codes decode to. Raises EncodingError for an array of a type that the format does not have."""
+    return dtype_of(tensor) if isinstance(tensor, np.ndarray) else DTYPES[tensor.dtype]
+
+
+def decoded_bytes(tensor: TensorData) -> int:
+    return math.prod(tensor.shape) * element_type(tensor).itemsize
+
+
+def held_bytes(tensor: TensorData) -> int:
+    """About the bytes that a tensor takes as the source has it: of codes, without any coding, and their parameters."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.nbytes
+    encoder = TensorEncoder(tensor, coding="raw")
+    parameters = sum(len(data) for _, data in encoder.parameter_streams())
+    return parameters + -(-tensor.codes.size * tensor.bits // 8)
+
+
+def first_rows(tensor: CodedTensor, count: int) -> CodedTensor:
+    """The first ``count`` of a tensor's rows, the elements along its first dimension, which there is. The parameters of groups stand
+    in the order of their elements, so that those of the first rows are the first ones."""
+    shape = (count, *tensor.shape[1:])
+    elements = math.prod(shape)
+    if isinstance(tensor, VectorCodebookTensor):
+        if len(shape) == 1 or count == tensor.shape[0]:
+            return tensor
+        codes = elements // tensor.codewords.shape[2]
+        return replace(tensor, shape=shape, codes=tensor.codes.reshape(-1)[:codes])
+    groups = group_count(tensor.granularity, shape)
+    fields: dict[str, Any] = {"shape": shape, "codes": tensor.codes.reshape(-1)[:elements]}
+    if tensor.mask is not None:
+        fields["mask"] = tensor.mask.reshape(-1)[:elements]
+    if isinstance(tensor, CodebookTensor):
+        return replace(tensor, **fields, centroids=tensor.centroids[:groups])
+    fields["scales"] = _first_parameters(tensor.scales, groups)
+    if isinstance(tensor, AffineTensor):
+        if isinstance(tensor.zero_points, np.ndarray):
+            fields["zero_points"] = tensor.zero_points[:groups]
+        if tensor.minimums is not None:
+            fields["minimums"] = _first_parameters(tensor.minimums, groups)
+    return replace(tensor, **fields)
+
+
+def _first_parameters(parameters: ParameterValues, groups: int) -> ParameterValues:
+    if isinstance(parameters, np.ndarray):
+        return parameters[:groups]
+    supers = -(-groups // parameters.group)
+    return replace(parameters, codes=parameters.codes[:groups], scales=parameters.scales[:supers])
 
 
 class StreamDigest:

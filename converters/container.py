@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from dcz.converters.base import AssetData, TensorOutline, sha256_of_file
+from dcz.converters.base import AssetData, TensorOutline, first_rows, flat_rows, sha256_of_file
 from dcz.converters.recipe_notes import RecipeTally
 from dcz.converters.safetensors_header import METADATA_NAME
 from dcz.errors import EncodingError, UsageError
 from dcz.format import DEFAULT_LIMITS, DTYPES, Reader, TensorBase, Writer, dtype_of
 from dcz.format.manifest import Exact, Provenance, SourceFile
+from dcz.format.stored import stored_tensor
 
 if TYPE_CHECKING:
     from dcz.converters.recipes import Recipe
@@ -30,13 +31,14 @@ _BATCH: Final = 32 << 20
 
 
 class DczSource:
-    """The tensors of a .dcz file as they decode, in the order of the file.
+    """The tensors of a .dcz file as they decode, in the order of the file; with ``codes``, those that have codes as these.
 
     Small tensors are decoded many at a time, so that the threads have something to do.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, *, codes: bool = False) -> None:
         self._reader = reader
+        self._as_codes = codes
 
     @property
     def tensor_bytes(self) -> int:
@@ -50,10 +52,18 @@ class DczSource:
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+    def _has_codes(self, tensor: Tensor) -> bool:
+        return self._as_codes and not isinstance(tensor.values, Exact)
+
+    def tensors(self) -> Iterator[tuple[str, TensorData]]:
         batch: list[Tensor] = []
         size = 0
         for tensor in self._reader.manifest.tensors:
+            if self._has_codes(tensor):
+                yield from self._decode(batch)
+                batch, size = [], 0
+                yield tensor.name, stored_tensor(self._reader, tensor.name)
+                continue
             if batch and size + _nbytes(tensor) > _BATCH:
                 yield from self._decode(batch)
                 batch, size = [], 0
@@ -70,7 +80,15 @@ class DczSource:
     def outlines(self) -> Iterator[TensorOutline]:
         for tensor in self._reader.manifest.tensors:
             read = functools.partial(self._reader.read_range, tensor.name)
-            yield TensorOutline(tensor.name, DTYPES[tensor.dtype], tensor.shape, read)
+            rows: Callable[[int, int], TensorData] = flat_rows(read, tensor.shape)
+            if self._has_codes(tensor):
+                rows = functools.partial(self._coded_rows, tensor.name)
+            yield TensorOutline(tensor.name, DTYPES[tensor.dtype], tensor.shape, rows)
+
+    def _coded_rows(self, name: str, start: int, stop: int) -> TensorData:
+        tensor = stored_tensor(self._reader, name)
+        assert not isinstance(tensor, np.ndarray)
+        return first_rows(tensor, stop - start) if tensor.shape else tensor
 
     def aliases(self) -> Mapping[str, str]:
         return self._reader.aliases
@@ -155,7 +173,7 @@ class DczSink:
             notes.append("the base is not used: no tensor is smaller as a difference to it")
         return (*notes, *self._tally.notes())
 
-    def add_tensor(self, name: str, tensor: np.ndarray) -> None:
+    def add_tensor(self, name: str, tensor: TensorData) -> None:
         try:
             prepared = self._recipe.apply(name, tensor)
             self._tally.add(name, tensor, prepared)

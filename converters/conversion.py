@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from dcz.compression.torch_tensors import is_module
 from dcz.converters.base import Progress, TensorSource, transfer
 from dcz.converters.container import DczSink, DczSource
+from dcz.converters.gguf import GgufSource
+from dcz.converters.gguf_header import GGUF_MAGIC
 from dcz.converters.huggingface import HuggingFaceSource
 from dcz.converters.memory import MemorySource, module_source
 from dcz.converters.pytorch import PyTorchSource
@@ -76,11 +78,13 @@ def _open_file(path: Path, threads: int | None, bases: Sequence[BaseLike]) -> Te
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return SafetensorsSource.from_file(path)
     if start.startswith(MAGIC):
-        return DczSource(Reader(path, threads=threads, base=bases))
+        return DczSource(Reader(path, threads=threads, base=bases), codes=True)
+    if start.startswith(GGUF_MAGIC):
+        return GgufSource(path)
     if start.startswith(_ZIP) or start[:1] == bytes([_PICKLE]):
         return PyTorchSource.from_file(path)
     raise SourceError(
-        f"{path}: neither safetensors, nor a torch checkpoint, nor .dcz",
+        f"{path}: neither safetensors, nor a torch checkpoint, nor GGUF, nor .dcz",
         hint="a folder, a module and a dictionary of tensors can be converted too",
     )
 
@@ -94,7 +98,7 @@ def open_source(
     Raises SourceError if it is none of these or cannot be read, UnsafePickle if reading it would run code.
     """
     if isinstance(source, Reader):
-        return DczSource(source)
+        return DczSource(source, codes=True)
     if isinstance(source, Mapping):
         return MemorySource(source)
     if is_module(source):

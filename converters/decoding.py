@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dcz.converters.base import AssetData, Progress, TensorSource, transfer
 from dcz.converters.container import DczSource
+from dcz.converters.gguf import gguf_original, write_gguf
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSink
 from dcz.converters.safetensors_header import Header, build_header, parse_header
 from dcz.errors import ManifestError, SourceError, UsageError
 from dcz.format import DTYPES, Reader, sync_folder
 from dcz.format.atomic import naming, temporary_prefix
+from dcz.format.decoded import decoded
 from dcz.format.manifest import check_asset_paths
 
 if TYPE_CHECKING:
     from dcz.converters.shards import Shards
     from dcz.format.manifest import Provenance
+    from dcz.format.tensors import TensorData
 
 __all__ = ["DecodeSink", "Decoded", "canonical_header", "decode", "folder_in_place", "original_headers"]
 
@@ -34,7 +35,7 @@ __all__ = ["DecodeSink", "Decoded", "canonical_header", "decode", "folder_in_pla
 class Decoded:
     """What a decoding did.
 
-    ``original``: the safetensors files have their original headers and order. ``headers``: how many original headers the
+    ``original``: the files of weights have their original headers and order. ``headers``: how many original headers the
     .dcz file holds; those of several files cannot be the header of one.
     """
 
@@ -95,11 +96,12 @@ class DecodeSink:
             self.abort()
             raise
 
-    def add_tensor(self, name: str, tensor: np.ndarray) -> None:
+    def add_tensor(self, name: str, tensor: TensorData) -> None:
+        array = decoded(tensor)
         for each in (name, *self._names.get(name, ())):
             for sink in self._sinks:
                 if each in sink:
-                    sink.add_tensor(each, tensor)
+                    sink.add_tensor(each, array)
 
     def add_alias(self, name: str, target: str) -> None:
         """Already written, when its target was."""
@@ -131,14 +133,15 @@ def decode(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Decoded:
-    """Write the model in a .dcz file as safetensors: a single file if ``destination`` ends so, otherwise a folder.
+    """Write the model in a .dcz file as safetensors or, if it came from GGUF, as that: a single file if ``destination`` ends
+    so, otherwise a folder.
 
     A folder gets the assets and the safetensors files; what came from safetensors gets the original names, headers and
-    order back, and is identical byte for byte if every tensor was stored losslessly. Other tensors come as
-    ``model.safetensors``. Memory holds one tensor. Nothing appears at the destination before it is whole; an existing
+    order back, and is identical byte for byte if every tensor was stored losslessly. What came from GGUF comes as that file
+    (dcz.converters.gguf.write_gguf). Other tensors come as ``model.safetensors``. Memory holds one tensor. Nothing appears at the destination before it is whole; an existing
     file is replaced, an existing folder must be empty.
 
-    Raises FormatError if the .dcz file is at fault, UsageError if the folder is not empty, OSError if the disk does not
+    Raises FormatError if the .dcz file is at fault, UsageError if the folder is not empty or there is no way to write GGUF, OSError if the disk does not
     take the files.
     """
     start = time.perf_counter()
@@ -149,9 +152,11 @@ def decode(
             if target.endswith(".safetensors"):
                 written, headers = _decode_file(reader, Path(target), progress)
                 original = headers == 1
+            elif target.endswith(".gguf"):
+                original = write_gguf(reader, Path(target), progress)
+                written, headers = [os.path.basename(target)], 1
             else:
-                written, headers = _decode_folder(reader, Path(target), progress)
-                original = headers > 0
+                written, headers, original = _decode_folder(reader, Path(target), progress)
         return Decoded(
             path=os.fspath(destination),
             files=tuple(sorted(written)),
@@ -174,22 +179,30 @@ def _decode_file(reader: Reader, target: Path, progress: Progress | None) -> tup
     return sink.written, len(headers)
 
 
-def _decode_folder(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], int]:
+def _decode_folder(reader: Reader, target: Path, progress: Progress | None) -> tuple[list[str], int, bool]:
+    """Gives the files, how many original headers there are, and whether the files of weights have them."""
     headers = original_headers(reader, DczSource(reader).assets())
+    gguf = None if headers else gguf_original(reader)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder")
     source: TensorSource = DczSource(reader) if headers else _WithoutIndex(reader)
-    files = headers or ({"model.safetensors": canonical_header(reader)} if len(reader) else {})
+    files = headers or ({"model.safetensors": canonical_header(reader)} if len(reader) and not gguf else {})
     try:
-        check_asset_paths([*files, *reader.assets()])
+        check_asset_paths([*files, *reader.assets(), *([gguf.name] if gguf else [])])
     except ValueError as exc:
         raise ManifestError(f"the files cannot be put into one folder: {exc}", file=reader.name) from exc
     with folder_in_place(target) as folder:
         sink = DecodeSink(
             {name: (folder / name, header) for name, header in files.items()}, folder, reader.aliases
         )
-        transfer(source, sink, progress)
-    return sink.written, len(headers)
+        if gguf is None:
+            transfer(source, sink, progress)
+            return sink.written, len(headers), bool(headers)
+        original = write_gguf(reader, folder / gguf.name, progress)
+        for asset in source.assets():
+            if asset.path != gguf.asset:
+                sink.add_asset(asset)
+        return [*sink.written, gguf.name], 1, original
 
 
 class _WithoutIndex(DczSource):

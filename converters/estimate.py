@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from dcz.converters.base import decoded_bytes
 from dcz.converters.conversion import open_source
 from dcz.converters.recipes import BUILTIN_RECIPES, load_recipe
 from dcz.errors import EncodingError
@@ -45,6 +46,12 @@ _CHUNK_BYTES: Final = 75  # digest, lengths, and half of the largest padding
 _FILE_BYTES: Final = 200  # header, footer, provenance
 _CHUNK: Final = 1 << 20
 _NARROW: Final = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+_HELD: Final = {
+    "affine": "what a quantizer made",
+    "scaled-codebook": "what a quantizer made",
+    "vectors": "what a quantizer made",
+    "codebook": "few different values",
+}
 _INCOMPRESSIBLE: Final = {
     "f64": "its 52 bits of mantissa do not compress",
     "f32": "its 23 bits of mantissa do not compress",
@@ -93,10 +100,10 @@ class Estimated:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Rows of a tensor, and for how many tensors they stand. ``array``: (rows, ...) of the tensor's type."""
+    """Rows of a tensor, and for how many tensors they stand. ``rows``: of the tensor's type and the shape (rows, ...)."""
 
     outline: TensorOutline
-    array: np.ndarray
+    rows: TensorData
     count: float
 
     @property
@@ -106,23 +113,28 @@ class _Sample:
     @property
     def share(self) -> float:
         """Elements of the tensor for each one that was read."""
-        return self.elements / self.array.size if self.array.size else 1.0
+        read = math.prod(self.rows.shape)
+        return self.elements / read if read else 1.0
 
 
-def _rows(outline: TensorOutline) -> np.ndarray:
-    """Blocks of consecutive rows, spread evenly; all of a small tensor."""
+def _rows(outline: TensorOutline) -> TensorData:
+    """Blocks of consecutive rows, spread evenly; all of a small tensor; of codes, one block from the middle."""
     shape, elements = outline.shape, math.prod(outline.shape)
     if elements <= _ELEMENTS or not shape:
-        return outline.read(0, elements).reshape(shape)
+        return outline.read(0, shape[0] if shape else 1)
     row = elements // shape[0]
     wanted = max(1, _ELEMENTS // row)
     blocks = min(_BLOCKS, wanted, shape[0])
     size = wanted // blocks
-    pieces = []
+    pieces: list[np.ndarray] = []
     for i in range(blocks):
         start = i * shape[0] // blocks
-        pieces.append(outline.read(start * row, min(start + size, shape[0]) * row))
-    return np.concatenate(pieces).reshape(-1, *shape[1:])
+        piece = outline.read(start, min(start + size, shape[0]))
+        if not isinstance(piece, np.ndarray):
+            start = (shape[0] - min(wanted, shape[0])) // 2
+            return outline.read(start, start + min(wanted, shape[0]))
+        pieces.append(piece)
+    return np.concatenate(pieces)
 
 
 def _samples(outlines: Iterable[TensorOutline]) -> Iterator[_Sample]:
@@ -170,15 +182,15 @@ class _Total:
     def add(self, sample: _Sample) -> None:
         if self.problem is not None:
             return
-        outline, array = sample.outline, sample.array
+        outline = sample.outline
         content = sample.elements * outline.dtype.itemsize
         stored = 0.0
         if sample.elements:
             rule = self.recipe.rule_for(outline.name, outline.dtype, outline.shape)
             try:
-                prepared = None if rule is None else rule.apply(array)
+                prepared = None if rule is None else rule.apply(sample.rows)
                 how = {} if prepared is None else {"layout": prepared.layout, "coding": prepared.coding}
-                tensor = array if prepared is None else prepared.tensor
+                tensor = sample.rows if prepared is None else prepared.tensor
                 stored, narrow = _stored(sample, tensor, how, self.effort)
             except EncodingError as exc:
                 self.problem = f"{outline.name}: {exc.message}"
@@ -210,8 +222,7 @@ def _hints(lossless: _Total) -> Iterator[str]:
     for (dtype, narrow), size in sorted(lossless.narrow.items(), key=lambda item: -item[1]):
         content = lossless.by_type[dtype][0]
         if size >= 0.01 * content:
-            what = {"affine": "what a quantizer made", "codebook": "few different values"}
-            held = what.get(narrow) or f"the values of {_NARROW[narrow]}"
+            held = f"the values of {_NARROW[narrow]}" if narrow in _NARROW else _HELD[narrow]
             yield f"{dtype}: {100 * size / content:.0f} % of its bytes hold {held}, and take no more than that"
     for dtype, (content, stored) in sorted(lossless.by_type.items(), key=lambda item: -item[1][0]):
         saved = 100 * (1 - stored / content) if content else 0.0
@@ -259,7 +270,7 @@ def estimate(
         for sample in _samples(outlines):
             for plan in (*plans, lossless):
                 plan.add(sample)
-            sampled += sample.array.nbytes
+            sampled += decoded_bytes(sample.rows)
             done += sample.count * sample.elements * sample.outline.dtype.itemsize
             if progress is not None:
                 progress(round(done), total)

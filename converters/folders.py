@@ -15,6 +15,7 @@ what they were, such as config.json and README.md, are kept as they were among t
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from dcz.converters.base import AssetData, Progress, TensorSource, transfer
+from dcz.converters.checkpoints import QuantizedSource, unpacked
 from dcz.converters.conversion import RecipeLike, SourceLike, open_source
 from dcz.converters.decoding import DecodeSink, canonical_header, folder_in_place, original_headers
 from dcz.converters.huggingface import FolderFiles, pick_weights
@@ -165,7 +167,9 @@ class _Input:
         ):
             picked, used = pick_weights(files.folder)
             taken |= used
-            self.weights.insert(0, _Weights(PurePosixPath(), "model", lambda: picked))
+            self.weights.insert(
+                0, _Weights(PurePosixPath(), "model", lambda: self._unpacked(files.folder, picked))
+            )
         for path in paths:
             if path not in taken and files.takes(path, bounded=False):
                 self.files[path] = files.folder / path
@@ -174,7 +178,13 @@ class _Input:
 
     def _add(self, folder: Path, path: str, stem: str, opener: Callable[[Path], TensorSource]) -> None:
         pure = PurePosixPath(stem)
-        self.weights.append(_Weights(pure.parent, pure.name, lambda: opener(folder / path)))
+        place = folder / pure.parent
+        self.weights.append(
+            _Weights(pure.parent, pure.name, lambda: self._unpacked(place, opener(folder / path)))
+        )
+
+    def _unpacked(self, folder: Path, weights: TensorSource) -> TensorSource:
+        return unpacked(folder, weights, self.notes)
 
 
 def shard_bytes(size: int | str) -> int:
@@ -292,7 +302,10 @@ class _Saver:
         place = folder / weights.place
         place.mkdir(parents=True, exist_ok=True)
         config_path = str(weights.place / _CONFIG)
-        source = _WithAssets(self._stack.enter_context(closing(weights.open())), self._given)
+        opened = self._stack.enter_context(closing(weights.open()))
+        if isinstance(opened, QuantizedSource):
+            self._given.files[config_path] = functools.partial(bytes, opened.config)
+        source = _WithAssets(opened, self._given)
         for asset in source.loose():  # of a .dcz file, which holds the files that it came with
             self._given.files.setdefault(str(weights.place / asset.path), asset.read)
         if first and _CARD in self._given.files:

@@ -22,14 +22,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from dcz.converters.base import AssetData, TensorOutline
+from dcz.converters.base import AssetData, TensorOutline, TensorSource
+from dcz.converters.checkpoints import CONFIG, QuantizedSource, unpacked
 from dcz.converters.pytorch import PyTorchSource
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource, read_weight_map
 from dcz.errors import SourceError
 from dcz.format.manifest import Provenance, check_asset_paths
 
 if TYPE_CHECKING:
-    import numpy as np
+    from dcz.format.tensors import TensorData
 
 __all__ = ["FolderFiles", "HuggingFaceSource", "files_of_model", "pick_weights"]
 
@@ -221,8 +222,10 @@ class HuggingFaceSource:
     def __init__(self, folder: Path) -> None:
         """Raises SourceError if the folder has no weights that can be read, or several that could be meant."""
         self._files = FolderFiles(folder)
+        self._weights: TensorSource
         self._weights, taken = pick_weights(self._files.folder)
         try:
+            self._weights = unpacked(self._files.folder, self._weights, self._files.notes)
             self._paths = [
                 path for path in self._files.walk() if path not in taken and self._files.takes(path)
             ]
@@ -242,7 +245,7 @@ class HuggingFaceSource:
     def notes(self) -> tuple[str, ...]:
         return (*self._weights.notes, *self._files.notes)
 
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+    def tensors(self) -> Iterator[tuple[str, TensorData]]:
         return self._weights.tensors()
 
     def outlines(self) -> Iterator[TensorOutline]:
@@ -254,7 +257,10 @@ class HuggingFaceSource:
     def assets(self) -> Iterator[AssetData]:
         yield from self._weights.assets()
         for path in self._paths:
-            yield AssetData(path, functools.partial(self._files.read, path))
+            if path == CONFIG and isinstance(self._weights, QuantizedSource):
+                yield AssetData(path, functools.partial(bytes, self._weights.config))
+            else:
+                yield AssetData(path, functools.partial(self._files.read, path))
 
     def provenance(self) -> Provenance:
         return Provenance(

@@ -16,7 +16,7 @@ from dcz.compression.torch_tensors import (
     unwrapped,
     view_key,
 )
-from dcz.converters.base import AssetData, TensorOutline
+from dcz.converters.base import AssetData, TensorOutline, flat_rows
 from dcz.errors import EncodingError, SourceError
 from dcz.format.dtypes import DType, dtype_of
 from dcz.format.manifest import Provenance, check_name
@@ -110,7 +110,9 @@ class MemorySource:
 
     def outlines(self) -> Iterator[TensorOutline]:
         for name, (value, dtype) in self._tensors.items():
-            yield TensorOutline(name, dtype, tuple(value.shape), functools.partial(_range, value, dtype))
+            shape = tuple(value.shape)
+            read = functools.partial(_range, value, dtype)
+            yield TensorOutline(name, dtype, shape, flat_rows(read, shape))
 
     def aliases(self) -> Mapping[str, str]:
         return self._aliases

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from dcz.compression.pruning import nonzero_mask
+from dcz.converters.base import element_type
 from dcz.converters.recipes import is_builtin
 from dcz.format.decoded import decoded
-from dcz.format.dtypes import dtype_of
 from dcz.format.tensors import (
     AffineTensor,
     CodebookTensor,
@@ -38,6 +38,7 @@ class RecipeTally:
         self._recipe = recipe
         self._tensors = 0
         self._changed = 0
+        self._decoded = 0
         self._wiped: list[str] = []
         self._decided = [0] * len(recipe.rules)
         self._matched = [0] * len(recipe.rules)
@@ -49,11 +50,11 @@ class RecipeTally:
         """How many tensors a rule has changed until now."""
         return self._changed
 
-    def add(self, name: str, tensor: np.ndarray, prepared: Prepared) -> None:
+    def add(self, name: str, tensor: TensorData, prepared: Prepared) -> None:
         """``prepared``: what the recipe made of the tensor."""
         self._tensors += 1
         deciding = None
-        dtype = dtype_of(tensor)
+        dtype = element_type(tensor)
         for number, rule in enumerate(self._recipe.rules):
             self._fitting[number] += rule.fits(name)
             if rule.matches(name, dtype, tensor.shape):
@@ -64,7 +65,8 @@ class RecipeTally:
         self._decided[deciding] += 1
         if self._recipe.rules[deciding].changes_weights:
             self._changed += 1
-            if _is_zero(prepared.tensor) and nonzero_mask(tensor).any():
+            self._decoded += not isinstance(tensor, np.ndarray)
+            if _is_zero(prepared.tensor) and nonzero_mask(decoded(tensor)).any():
                 self._wiped.append(name)
 
     def add_alias(self, name: str, target: str) -> None:
@@ -77,6 +79,11 @@ class RecipeTally:
         notes: list[str] = []
         if self._tensors and not self._changed and any(rule.changes_weights for rule in self._recipe.rules):
             notes.append(f"the recipe changed 0 of {self._tensors} tensor{'s' if self._tensors > 1 else ''}")
+        if self._decoded:
+            many = "1 tensor was" if self._decoded == 1 else f"{self._decoded} tensors were"
+            notes.append(
+                f"{many} quantized already: what their codes stand for was quantized again by the recipe, and lost more than once"
+            )
         if self._tensors and not is_builtin(self._recipe):  # those that come with dcz are for many models
             notes += [
                 note for number in range(len(self._decided)) if (note := self._idle(number)) is not None

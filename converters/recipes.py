@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from dcz.compression.pruning import nonzero_mask
+from dcz.converters.base import element_type
 from dcz.converters.recipe_actions import (
     Auto,
     Dense,
@@ -36,7 +37,8 @@ from dcz.converters.recipe_errors import explain
 from dcz.converters.recipe_stages import Names, Stage
 from dcz.errors import EncodingError, RecipeError
 from dcz.format.coding import CodingChoice
-from dcz.format.dtypes import DTYPES, DType, dtype_of
+from dcz.format.decoded import decoded
+from dcz.format.dtypes import DTYPES, DType
 from dcz.format.encoder import LayoutChoice
 from dcz.format.tensors import TensorData
 
@@ -141,12 +143,16 @@ class Rule(RecipeModel):
             return given or 0
         return _MIN_ELEMENTS if what == "elements" else _MIN_RANK
 
-    def apply(self, weights: np.ndarray) -> Prepared:
-        """Prune and quantize. Raises EncodingError if the tensor does not allow it."""
+    def apply(self, tensor: TensorData) -> Prepared:
+        """Prune and quantize. Codes stay as they are if the rule does not change weights; otherwise they are decoded first.
+
+        Raises EncodingError if the tensor does not allow it.
+        """
         layout = layout_choice(self.layout)
         dense = isinstance(self.layout, Dense)
         if not self.changes_weights:
-            return Prepared(weights, layout, self.coding)
+            return Prepared(tensor, layout, self.coding)
+        weights = decoded(tensor)
         if self.pruning is not None:
             mask: np.ndarray | None = self.pruning.mask(weights)
         else:
@@ -180,13 +186,13 @@ class Recipe(RecipeModel):
         """The first rule that matches, or None."""
         return next((rule for rule in self.rules if rule.matches(name, dtype, shape)), None)
 
-    def apply(self, name: str, tensor: np.ndarray) -> Prepared:
+    def apply(self, name: str, tensor: TensorData) -> Prepared:
         """What is to be stored in place of a tensor.
 
-        ``tensor``: of any type and shape that the format has (dcz.format.dtypes). Raises EncodingError if the rule
+        ``tensor``: an array of any type and shape that the format has (dcz.format.dtypes), or codes. Raises EncodingError if the rule
         cannot be applied to it, for example because a weight is not finite.
         """
-        rule = self.rule_for(name, dtype_of(tensor), tensor.shape)
+        rule = self.rule_for(name, element_type(tensor), tensor.shape)
         if rule is None:
             return Prepared(tensor, "auto", "auto")
         try:

@@ -7,6 +7,7 @@ gives back the very file: its order, its metadata, its padding. The index of sha
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcz.converters.base import AssetData, StreamDigest, TensorOutline
+from dcz.converters.base import AssetData, StreamDigest, TensorOutline, flat_rows
 from dcz.converters.safetensors_header import Header, HeaderTensor, load_json, read_header
 from dcz.errors import EncodingError, SourceError
 from dcz.format.atomic import WriteBehind, atomic_file
@@ -76,6 +77,7 @@ class SafetensorsSource:
         self._index = index
         self._files: list[tuple[str, int, Header]] = []
         self._read: list[SourceFile] = []
+        self._started = False
         self._stack = ExitStack()
         try:
             for name, path in files:
@@ -139,6 +141,7 @@ class SafetensorsSource:
         return ()
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        self._started = True
         for name, descriptor, header in self._files:
             digest = StreamDigest()
             try:
@@ -163,7 +166,7 @@ class SafetensorsSource:
         for name, descriptor, header in self._files:
             for tensor in header.tensors:
                 read = functools.partial(self._range, name, descriptor, header, tensor)
-                yield TensorOutline(tensor.name, tensor.dtype, tensor.shape, read)
+                yield TensorOutline(tensor.name, tensor.dtype, tensor.shape, flat_rows(read, tensor.shape))
 
     def _range(
         self, name: str, descriptor: int, header: Header, tensor: HeaderTensor, start: int, stop: int
@@ -196,10 +199,21 @@ class SafetensorsSource:
             yield AssetData(name, functools.partial(bytes, header.raw), "safetensors-header")
 
     def provenance(self) -> Provenance:
+        if not self._read and not self._started:  # outlines were read instead
+            self._read = [
+                SourceFile(path=name, size=header.data_start + header.data_bytes, sha256=_sha256(descriptor))
+                for name, descriptor, header in self._files
+            ]
         return Provenance(files=tuple(self._read))
 
     def close(self) -> None:
         self._stack.close()
+
+
+def _sha256(descriptor: int) -> bytes:
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 class SafetensorsSink:

@@ -12,20 +12,19 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from dcz.converters.base import AssetData, TensorOutline, TensorSink
+from dcz.converters.base import AssetData, TensorOutline, TensorSink, decoded_bytes, element_type, held_bytes
 from dcz.converters.container import DczSink, DczSource
 from dcz.converters.recipe_notes import RecipeTally
 from dcz.converters.safetensors import INDEX_SUFFIX, read_weight_map
 from dcz.converters.safetensors_header import load_json
 from dcz.errors import DigestMismatch, ManifestError, SourceError
-from dcz.format import DEFAULT_LIMITS, DTYPES, BaseLike, Limits, Reader, dtype_of
+from dcz.format import DEFAULT_LIMITS, DTYPES, BaseLike, Limits, Reader
 from dcz.format.manifest import Provenance
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dcz.converters.recipes import Recipe
     from dcz.format.effort import EffortName
+    from dcz.format.tensors import TensorData
 
 __all__ = ["MAX_SHARD_BYTES", "ShardSink", "Shards", "index_of", "is_shard_index"]
 
@@ -131,7 +130,7 @@ class Shards:
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+    def tensors(self) -> Iterator[tuple[str, TensorData]]:
         for source in self._sources:
             yield from source.tensors()
 
@@ -219,12 +218,13 @@ class ShardSink(TensorSink):
         )
         self._room = self._most
 
-    def add_tensor(self, name: str, tensor: np.ndarray) -> None:
-        if tensor.nbytes > self._room < self._most:
+    def add_tensor(self, name: str, tensor: TensorData) -> None:
+        held = held_bytes(tensor)
+        if held > self._room < self._most:
             self._next()
-        self._room -= tensor.nbytes
-        self.tensor_bytes += tensor.nbytes
-        dtype = dtype_of(tensor).name
+        self._room -= held
+        self.tensor_bytes += decoded_bytes(tensor)
+        dtype = element_type(tensor).name
         self._float = self._float or (DTYPES[dtype].numpy.name if dtype in _FLOATS else None)
         self._sinks[-1].add_tensor(name, tensor)
         self._owners[name] = len(self._sinks) - 1

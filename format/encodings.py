@@ -29,6 +29,7 @@ __all__ = [
     "TensorBatch",
     "decode_entries",
     "decode_segment",
+    "parameter_symbols",
     "positions_of",
     "segment_decoder",
     "segment_symbols",
@@ -81,13 +82,19 @@ def segment_decoder(
             )
 
 
-def tensor_decoder(geometry: TensorGeometry, part: memoryview) -> _native.SegmentDecoder:
-    """The decoder of a stored tensor, from its parameter part, which may be empty. Raises CorruptStream."""
-    tensor, symbols, at = geometry.tensor, {}, 0
+def parameter_symbols(geometry: TensorGeometry, part: memoryview) -> dict[str, np.ndarray]:
+    """The symbols (uint8) of each stream of the parameter part, by its role. Raises CorruptStream."""
+    symbols, at = dict[str, np.ndarray](), 0
     for named, stream in zip(geometry.parameters, geometry.parameter_part(), strict=True):
         symbols[named.role] = decode_stream(part[at : at + stream.length], stream)
         at += stream.length
-    parameters = read_parameters(tensor, symbols)
+    return symbols
+
+
+def tensor_decoder(geometry: TensorGeometry, part: memoryview) -> _native.SegmentDecoder:
+    """The decoder of a stored tensor, from its parameter part, which may be empty. Raises CorruptStream."""
+    tensor = geometry.tensor
+    parameters = read_parameters(tensor, parameter_symbols(geometry, part))
     return segment_decoder(tensor.dtype, tensor.shape, tensor.layout, tensor.values, parameters)
 
 

@@ -34,6 +34,7 @@ from dcz.format.encodings import (
     TensorBatch,
     decode_entries,
     decode_segment,
+    parameter_symbols,
     segment_symbols,
     tensor_decoder,
 )
@@ -445,6 +446,18 @@ class Reader:
         place = self.geometry.segment_place(name, segment)
         with self._located(name, place):
             return segment_symbols(geometry, segment, self._chunk(place.chunk, cached=False), place.start)
+
+    def read_parameters(self, name: str) -> dict[str, np.ndarray]:
+        """The symbols (uint8) of each parameter stream of a tensor, by its role (dcz.format.parameters). Raises TensorNotFound
+        or FormatError."""
+        name = self.stored_name(name)
+        geometry = self.geometry.tensors[name]
+        if not geometry.parameters:
+            return {}
+        place = self.geometry.parameter_place(name)
+        with self._located(name, place):
+            part = self._part(self._chunk(place.chunk, cached=False), place)
+            return parameter_symbols(geometry, part)
 
     # -- assets
 

@@ -21,7 +21,7 @@ from dcz.converters.conversion import convert, open_source
 from dcz.converters.decoding import decode
 from dcz.converters.safetensors_header import build_header
 from dcz.errors import DczError, EncodingError, ManifestError, RecipeError, SourceError, UsageError
-from dcz.format import DTYPES, Reader, Writer
+from dcz.format import DTYPES, Reader, TensorData, Writer
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray], *assets: tuple[str, bytes, str]) -> None:
@@ -37,7 +37,7 @@ def _write(path: Path, tensors: dict[str, np.ndarray], *assets: tuple[str, bytes
 
 @pytest.mark.parametrize(
     "content",
-    [b"x", b"hello, this is text", b"PK", b"\x89DCZ", b"\xff" * 64, b'{"a": 1}', b"GGUF" + b"\0" * 60],
+    [b"x", b"hello, this is text", b"PK", b"\x89DCZ", b"\xff" * 64, b'{"a": 1}', b"GGML" + b"\0" * 60],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
@@ -292,7 +292,7 @@ class _Sink:
             raise DczError("full")
         self.log.append(what)
 
-    def add_tensor(self, name: str, tensor: np.ndarray) -> None:
+    def add_tensor(self, name: str, tensor: TensorData) -> None:
         self._step(name)
 
     def add_alias(self, name: str, target: str) -> None:

@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "inspect": "Show what is in a .dcz file, and where its bytes went.",
     "report": "Write a page about a .dcz file: bytes, layers, codes.",
     "verify": "Check a .dcz file or an artifact against its digests.",
-    "decode": "Turn a .dcz file back into safetensors.",
+    "decode": "Turn a .dcz file back into safetensors or GGUF.",
     "hydrate": "Make an ordinary folder of a folder of .dcz files.",
     "push": "Put files into a registry, as a version of an artifact.",
     "pull": "Copy an artifact out of a registry.",

@@ -78,8 +78,9 @@ def command(
     """Make a .dcz file from a model.
 
     SOURCE is a Hugging Face folder or repository (hf://org/name[@revision]), a safetensors file or the index of its shards,
-    a PyTorch checkpoint, or a .dcz file.
-    Of a checkpoint, only tensors are read; one that holds code is refused.
+    a GGUF file, a PyTorch checkpoint, or a .dcz file.
+    Of a checkpoint, only tensors are read; one that holds code is refused. Weights that are quantized already (GGUF; folders of
+    GPTQ, AWQ, compressed-tensors, bitsandbytes) keep their codes, and decode to what their own library decodes them to.
 
     A file that was made with --base can be decoded only where the base is: it is found beside it under its name, in the
     registry, or by --base.

@@ -21,7 +21,7 @@ __all__ = ["command"]
     "--output",
     metavar="PATH",
     required=True,
-    help="A folder, or a .safetensors file.",
+    help="A folder, or a .safetensors or .gguf file.",
 )
 @threads_option("decode")
 @file_option
@@ -39,11 +39,11 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Turn a .dcz file back into safetensors.
+    """Turn a .dcz file back into safetensors or GGUF.
 
     A folder gets the files that were converted: the weights, under their original names, and everything that travelled
     with them. What was stored losslessly is identical byte for byte. The folder must be new or empty; an existing
-    .safetensors file is replaced.
+    file is replaced. Any model can be written as .safetensors, one that came from GGUF as .gguf.
     """
     from dcz.converters.decoding import decode
 
@@ -75,12 +75,19 @@ def command(
             f"in {done.seconds:.2f} s"
         )
         if not done.original:
-            why = (
-                f"the {done.headers} original safetensors headers are of several files, this one has a header of its own"
-                if done.headers > 1
-                else "the original safetensors headers are not known"
-            )
-            emit(f"  {why}; names, types, shapes and values are kept")
+            emit(f"  {_why(done.headers)}")
         if Path(output).is_dir():
             for name in done.files:
                 emit(f"  {plain(name)}")
+
+
+def _why(headers: int) -> str:
+    """Why the files are not the original ones."""
+    if headers == 1:  # of GGUF
+        return "some tensors are of another type than in the original file; names, shapes and values are kept"
+    known = (
+        f"the {headers} original safetensors headers are of several files, this one has a header of its own"
+        if headers
+        else "the original safetensors headers are not known"
+    )
+    return f"{known}; names, types, shapes and values are kept"
