@@ -98,7 +98,7 @@ def _read(reader: Reader, name: str) -> np.ndarray:
     if name not in reader:
         raise EncodingError(f"the tensor {name!r} is missing")
     array = reader.read(name)
-    if array.dtype not in (np.float32, np.int32, np.int8, np.uint8):
+    if reader.dtype(name) not in ("f32", "i32", "i8", "u8"):
         raise EncodingError(f"{name} is of {reader.dtype(name)}")
     return array
 
