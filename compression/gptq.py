@@ -90,7 +90,12 @@ def quantize_gptq(
 
 
 def round_second_order(
-    weights: np.ndarray, hessian: np.ndarray, rounder: Rounder, *, damping: float = 0.01, order: Order = "given"
+    weights: np.ndarray,
+    hessian: np.ndarray,
+    rounder: Rounder,
+    *,
+    damping: float = 0.01,
+    order: Order = "given",
 ) -> npt.NDArray[np.uint8]:
     """The codes of a matrix, for any levels: uint8 (out, in).
 

@@ -1,15 +1,15 @@
 """The weights of a whole module after training, layer by layer, with calibration data (survey, section III-F).
 
-    1   BatchNorms are folded, ranges between layers equalized                  folding, equalization
-    2   for each layer in order: what goes into it once the layers before it are quantized gives the Hessian of its outputs; its weights are
-        rounded so that these change little (dcz.compression.gptq), to uniform codes or to shared weights; or just to nearest
-    3   biases take up the mean change of the outputs                           bias_correction
+1   BatchNorms are folded, ranges between layers equalized                  folding, equalization
+2   for each layer in order: what goes into it once the layers before it are quantized gives the Hessian of its outputs; its weights are
+    rounded so that these change little (dcz.compression.gptq), to uniform codes or to shared weights; or just to nearest
+3   biases take up the mean change of the outputs                           bias_correction
 
-    network = fold_batch_norms(module)
-    tensors = quantize_network(network, batches, bits=4)     # network.module has the decoded weights
-    with Writer("model.dcz") as writer:
-        for name, tensor in tensors.items():
-            writer.add_tensor(name, tensor)
+network = fold_batch_norms(module)
+tensors = quantize_network(network, batches, bits=4)     # network.module has the decoded weights
+with Writer("model.dcz") as writer:
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def quantize_network(
     found: dict[str, TensorData] = {}
     for operation in network.layers():
         layer = operation.layer
-        hessians = hessians_of(network, operation, kept) if needs and not isinstance(layer, _TRANSPOSED) else None
+        hessians = (
+            hessians_of(network, operation, kept) if needs and not isinstance(layer, _TRANSPOSED) else None
+        )
         weight = to_numpy(layer.weight, check_tensor(operation.name, layer.weight))
         tensor = (method or built_in)(weight, hessians)
         with torch.no_grad():
@@ -121,7 +123,9 @@ def quantize_network(
         found[f"{operation.name}.weight"] = tensor
     if correct:
         correct_biases(network, original, kept)
-    state = {name: value for name, value in network.module.state_dict().items() if isinstance(value, torch.Tensor)}
+    state = {
+        name: value for name, value in network.module.state_dict().items() if isinstance(value, torch.Tensor)
+    }
     return {
         name: found[name] if name in found else to_numpy(value, check_tensor(name, value)).copy()
         for name, value in state.items()
@@ -172,7 +176,9 @@ def _patches(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
     rows = view.reshape(batch, layer.groups, channels // layer.groups, *view.shape[2 : 2 + rank], -1)
     # (batch, groups, channels, places ..., kernel) -> (groups, batch x places, channels x kernel)
     places = range(3, 3 + rank)
-    return rows.permute(1, 0, *places, 2, 3 + rank).reshape(layer.groups, -1, view[0, :, *[0] * rank].numel() // layer.groups)
+    return rows.permute(1, 0, *places, 2, 3 + rank).reshape(
+        layer.groups, -1, view[0, :, *[0] * rank].numel() // layer.groups
+    )
 
 
 def _with_codes(

@@ -32,3 +32,14 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["approximation"].shape == weights.shape
     assert names["added"].shape == (64,)
     np.testing.assert_allclose(names["second"] @ names["first"], names["following"] @ weights, atol=1e-3)
+    network, model, images = names["network"], names["model"].eval(), names["images"][0]
+    np.testing.assert_allclose(network.module(images).detach(), model(images).detach(), atol=1e-2)
+    assert len(names["pairs"]) == 2
+    assert {type(names[key]["3.weight"]).__name__ for key in ("quantized", "shared")} == {
+        "AffineTensor",
+        "CodebookTensor",
+    }
+    assert names["distilled"].losses[-1] < names["distilled"].losses[0]
+    assert names["substitute"].shape == (16, 3, 8, 8)
+    assert str(names["codes8"].dtype) == "torch.int8"
+    np.testing.assert_allclose(names["logits"], model(images).detach(), atol=0.05)
