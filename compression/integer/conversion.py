@@ -31,7 +31,7 @@ from dcz.compression.integer.description import (
     MaxPoolStep,
     Step,
 )
-from dcz.compression.integer.network import SCALES, ZERO_POINTS, IntegerNetwork
+from dcz.compression.integer.network import INPUT_BOUNDS, SCALES, ZERO_POINTS, IntegerNetwork
 from dcz.compression.integer.requantization import fixed_point, shared_fixed_point
 from dcz.compression.networks.folding import fold_batch_norms
 from dcz.compression.networks.graph import ChannelClamp, Layer, Network, Operation
@@ -419,7 +419,12 @@ class _Builder:
             raise UsageError("the network ends with nothing that it computes")
         scales = np.array([value.scale for value in self._means], np.float32)
         zeros = np.array([value.zero for value in self._means], np.int8)
-        self._tensors |= {SCALES: torch.from_numpy(scales), ZERO_POINTS: torch.from_numpy(zeros)}
+        bounds = torch.tensor([self._means[0].least, self._means[0].most], dtype=torch.int8)
+        self._tensors |= {
+            SCALES: torch.from_numpy(scales),
+            ZERO_POINTS: torch.from_numpy(zeros),
+            INPUT_BOUNDS: bounds,
+        }
         description = Description(input=shape, steps=tuple(self._steps))
         return IntegerNetwork(description, self._tensors, self._weight_scales)
 

@@ -12,7 +12,7 @@ Values are counted: 0 is the input, i + 1 what step i gives; a step takes only v
     clamp                  bounds
     max-pool, flatten      none: the codes keep their meaning
 
-The network has ``activations.scales`` and ``activations.zero_points`` of all values.
+The network has ``activations.scales`` and ``activations.zero_points`` of all values, and ``activations.input_bounds``.
 """
 
 from __future__ import annotations

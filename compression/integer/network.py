@@ -25,13 +25,13 @@ from dcz.compression.integer.description import (
 from dcz.compression.integer.requantization import MAX_SHIFT
 from dcz.errors import EncodingError, UsageError
 
-__all__ = ["SCALES", "WEIGHT_SCALES", "ZERO_POINTS", "IntegerNetwork", "tensor_names"]
+__all__ = ["INPUT_BOUNDS", "SCALES", "ZERO_POINTS", "IntegerNetwork", "tensor_names"]
 
 SCALES: Final = "activations.scales"
 ZERO_POINTS: Final = "activations.zero_points"
-WEIGHT_SCALES: Final = "weight_scales"
+INPUT_BOUNDS: Final = "activations.input_bounds"
 
-_MAX_ELEMENTS: Final = 1 << 28  # of one value, of one input of the batch
+_MAX_ELEMENTS: Final = 1 << 26  # of one value, of one input of the batch
 _TENSORS: Final[dict[type, tuple[str, ...]]] = {
     LinearStep: ("weight", "bias", "multiplier", "shift", "bounds"),
     ConvolutionStep: ("weight", "bias", "multiplier", "shift", "bounds"),
@@ -56,7 +56,7 @@ Shape = tuple[int, ...]
 def tensor_names(description: Description) -> list[str]:
     """Those that a network of this description has, besides the scales of its weights."""
     names = [f"{step.name}.{part}" for step in description.steps for part in _TENSORS[type(step)]]
-    return [SCALES, ZERO_POINTS, *names]
+    return [SCALES, ZERO_POINTS, INPUT_BOUNDS, *names]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class IntegerNetwork:
     ``tensors``: as the description's module lists them. ``weight``: int8 (out, in / groups, ...). ``bias``: int32 (out,), with the
     input's zero point in it. ``multiplier``: int32 and ``shift``: uint8, (out,), of pools (1,), of concatenations one for each part, of sums one multiplier
     for each term and one shift. ``bounds``: int8 (2, 1) or (2, out), the least and the greatest code. Scales of activations are float32
-    (values,), zero points int8 (values,). ``weight_scales``: float32 (out,) by the names of the steps; nothing is computed with them.
+    (values,), zero points int8 (values,); the bounds of the input's codes int8 (2,). ``weight_scales``: float32 (out,) by the names of the steps; nothing is computed with them.
 
     Raises EncodingError if they do not fit together, or if an accumulator could pass the range of int32.
     """
@@ -87,7 +87,8 @@ class IntegerNetwork:
         """clamp(rne(x / S) + Z): int8 codes of floating-point inputs (batch, \\*shape)."""
         scale, zero = self.tensors[SCALES][0], self.tensors[ZERO_POINTS][0]
         codes = torch.round(inputs.float() / scale) + zero.float()
-        return codes.clamp(-128, 127).to(torch.int8)
+        low, high = self.tensors[INPUT_BOUNDS].tolist()
+        return codes.clamp(low, high).to(torch.int8)
 
     def dequantize(self, codes: torch.Tensor) -> torch.Tensor:
         """S (q - Z): float32 outputs of int8 codes."""
@@ -271,6 +272,9 @@ def _check(description: Description, tensors: Mapping[str, torch.Tensor]) -> Non
         raise EncodingError("a scale is not positive and finite")
     if zeros.dtype != torch.int8 or zeros.shape != (count,):
         raise EncodingError(f"{ZERO_POINTS} must be int8 ({count},)")
+    bounds = tensors[INPUT_BOUNDS]
+    if bounds.dtype != torch.int8 or bounds.shape != (2,) or bool(bounds[0] > bounds[1]):
+        raise EncodingError(f"{INPUT_BOUNDS} must be int8 (2,), the least and the greatest code")
     for step in description.steps:
         for part in _TENSORS[type(step)]:
             tensor = tensors[f"{step.name}.{part}"]

@@ -141,13 +141,16 @@ _NAMES: Final[dict[str, Kind]] = {
     "add_": "add",
     "cat": "concatenate",
     "concat": "concatenate",
-    "dropout": "identity",
     "contiguous": "identity",
 }
 
 
 def _functions() -> dict[Callable[..., Any], Kind]:
-    found: dict[Callable[..., Any], Kind] = {operator.add: "add", operator.iadd: "add"}
+    found: dict[Callable[..., Any], Kind] = {
+        operator.add: "add",
+        operator.iadd: "add",
+        functional.dropout: "identity",
+    }
     for name, kind in _NAMES.items():
         for home in (torch, functional):
             function = getattr(home, name, None)
@@ -207,7 +210,7 @@ class Network:
         return list(reversed(found.values()))
 
     def uses(self, module: nn.Module) -> int:
-        """How many steps a module takes part in."""
+        """How many steps a module takes part in, those that only read its parameters included."""
         return sum(one.module is module for one in self.operations.values())
 
     def only_user(self, operation: Operation) -> Operation | None:
@@ -308,6 +311,10 @@ def _classified(node: fx.Node, root: nn.Module) -> Operation:
         if len(node.args) != 1 or node.kwargs:
             kind = "other"
         return Operation(kind, name, node, inputs, module, _module_options(kind, module))
+    if node.op == "get_attr":
+        # Who reads a layer's parameters by its own takes part in what becomes of them.
+        owner = root.get_submodule(str(node.target).rpartition(".")[0])
+        return Operation("other", node.name, node, inputs, owner)
     kind = "other"
     if node.op == "call_function":
         kind = _FUNCTIONS.get(node.target, "other")  # type: ignore[arg-type]

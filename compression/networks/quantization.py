@@ -15,6 +15,7 @@ with Writer("model.dcz") as writer:
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -85,6 +86,10 @@ def quantize_network(
         raise EncodingError("scales of a network's weights are those of the tensor or of channels on axis 0")
     if not 1 <= bits <= 8:
         raise EncodingError(f"codes of {bits} bits: 1 to 8 are possible")
+    owners = Counter(id(operation.layer.weight) for operation in network.layers())
+    for operation in network.layers():
+        if owners[id(operation.layer.weight)] > 1:
+            raise UsageError(f"{operation.name}.weight belongs to another layer, too")
     if equalize:
         equalize_ranges(network)
     original = trace(copy.deepcopy(network.module))
@@ -237,10 +242,17 @@ def _shared_rounder(tensor: CodebookTensor) -> Rounder:
 
 
 def _decoded(tensor: AffineTensor | CodebookTensor) -> npt.NDArray[np.float32]:
+    """What the format makes of it (docs/format.md, section 5.3), of one group or one for each output."""
+    if tensor.granularity not in (PerTensor(), PerChannel(axis=0)):
+        raise EncodingError("scales of a network's weights are those of the tensor or of channels on axis 0")
+    codes = tensor.codes.reshape(tensor.shape[0], -1)
     if isinstance(tensor, CodebookTensor):
-        return tensor.centroids[0].astype(np.float32)[tensor.codes].reshape(tensor.shape)
-    rows = tensor.codes.reshape(tensor.shape[0], -1).astype(np.float32)
-    zeros = np.float32(1 << (tensor.bits - 1))
-    if tensor.zero_points is not None:
-        zeros = tensor.zero_points.astype(np.float32).reshape(-1, 1)
-    return (tensor.scales.astype(np.float32).reshape(-1, 1) * (rows - zeros)).reshape(tensor.shape)
+        table = np.broadcast_to(tensor.centroids, (len(codes), tensor.centroids.shape[1]))
+        values = np.take_along_axis(table, codes.astype(np.int64), axis=1).astype(np.float32)
+    else:
+        zeros = np.full(1, 1 << (tensor.bits - 1)) if tensor.zero_points is None else tensor.zero_points
+        steps = codes.astype(np.float32) - zeros.astype(np.float32).reshape(-1, 1)
+        values = tensor.scales.astype(np.float32).reshape(-1, 1) * steps
+    if tensor.mask is not None:
+        values = np.where(tensor.mask.reshape(codes.shape), values, np.float32(0))
+    return np.asarray(values.reshape(tensor.shape), dtype=np.float32)

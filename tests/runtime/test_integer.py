@@ -104,6 +104,10 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "bounds": (lambda d, t: t["3.bounds"].__setitem__(slice(None), [[1], [0]]), "above"),
     "overflow": (lambda d, t: t["3.bias"].fill(2**31 - 1), "int32"),
     "no scale": (lambda d, t: t["activations.scales"].__setitem__(0, 0), "positive"),
+    "input bounds": (
+        lambda d, t: t["activations.input_bounds"].fill(0) or t["activations.input_bounds"].__setitem__(0, 1),
+        "least",
+    ),
     "infinite scale": (lambda d, t: t["activations.scales"].__setitem__(0, np.inf), "finite"),
     "weights that are no codes": (lambda d, t: t["3.weight"].__iadd__(1e-3), "multiples"),
     "weights that are large": (lambda d, t: t["3.weight"].__imul__(1000), "multiples"),

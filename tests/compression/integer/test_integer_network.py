@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from dcz.compression.gptq import quantize_gptq
 from dcz.compression.integer.conversion import integer_network
 from dcz.compression.integer.description import AddStep, ClampStep, ConvolutionStep, Description, LinearStep
-from dcz.compression.integer.network import SCALES, ZERO_POINTS, IntegerNetwork
+from dcz.compression.integer.network import INPUT_BOUNDS, SCALES, ZERO_POINTS, IntegerNetwork
 from dcz.compression.networks.equalization import equalize
 from dcz.compression.networks.folding import fold_batch_norms
 from dcz.compression.observers import HistogramObserver, MinMaxObserver
@@ -290,6 +290,13 @@ def test_learned_ranges_and_weights_are_taken_as_they_are() -> None:
         integer_network(module, [inputs], ranges={"1": learned})
 
 
+def test_activations_of_few_bits() -> None:
+    module, inputs = seeded(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))), batch((12,), 64)
+    network = integer_network(module, [inputs], activation_bits=4)
+    for codes in network.values(network.quantize(10 * inputs)):
+        assert (int(codes.min()), int(codes.max())) == (-8, 7)
+
+
 def test_dead_channels_with_biases() -> None:
     module = seeded(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
     first: Any = module[0]
@@ -365,6 +372,7 @@ def linear_network(inputs: int, weight: int, bias: int) -> IntegerNetwork:
     tensors = {
         SCALES: torch.ones(2),
         ZERO_POINTS: torch.zeros(2, dtype=torch.int8),
+        INPUT_BOUNDS: torch.tensor([-128, 127], dtype=torch.int8),
         "fc.weight": torch.full((1, inputs), weight, dtype=torch.int8),
         "fc.bias": torch.tensor([bias], dtype=torch.int32),
         "fc.multiplier": torch.tensor([2**30], dtype=torch.int32),
@@ -392,6 +400,7 @@ def test_sums_are_rounded_once() -> None:
     tensors = {
         SCALES: torch.tensor([1.0, 2.0, 2.0]),
         ZERO_POINTS: torch.tensor([3, -1, -1], dtype=torch.int8),
+        INPUT_BOUNDS: torch.tensor([-128, 127], dtype=torch.int8),
         "add.multiplier": torch.full((3,), 2**30, dtype=torch.int32),
         "add.shift": torch.tensor([31], dtype=torch.uint8),
         "add.bounds": torch.tensor([[-128], [127]], dtype=torch.int8),

@@ -74,6 +74,22 @@ def test_what_cannot_be_folded_stays() -> None:
     torch.testing.assert_close(network.module(inputs), module(inputs))
 
 
+def test_a_weight_that_is_read_elsewhere_stays() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(self.bn(self.fc(x)), self.fc.weight)
+
+    module = seeded(Reading())
+    network = fold_batch_norms(module)
+    assert isinstance(network.module.get_submodule("bn"), nn.BatchNorm1d)
+    torch.testing.assert_close(network.module(batch((3,))), module(batch((3,))))
+
+
 def test_tied_weights_stay() -> None:
     module = nn.Sequential(nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2), nn.Conv1d(2, 2, 1))
     module[2].weight = module[0].weight

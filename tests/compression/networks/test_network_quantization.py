@@ -120,6 +120,19 @@ def test_a_method_of_ones_own() -> None:
     assert isinstance(found["3.weight"], CodebookTensor)
 
 
+def test_a_method_with_a_codebook_for_each_output(tmp_path: Path) -> None:
+    network = fold_batch_norms(seeded(mobile()))
+
+    def method(weight: np.ndarray, _: np.ndarray | None) -> CodebookTensor:
+        return quantize_codebook(weight, size=3, granularity=PerChannel(axis=0))
+
+    found = quantize_network(network, [batch((3, 8, 8))], method=method, correct=False)
+    with Writer(tmp_path / "model.dcz") as writer:
+        writer.add_tensor("3.weight", found["3.weight"])
+    loaded = dcz.load(tmp_path / "model.dcz")["3.weight"]
+    assert torch.equal(loaded, part(network.module, "3").weight)
+
+
 def test_rows_of_a_codebook_are_rounded_as_affine_ones_where_the_levels_are_the_same() -> None:
     """Two routes through the same mathematics: levels -7 .. 7 as codes, and as centroids."""
     module = seeded(nn.Sequential(nn.Linear(12, 6)))
@@ -150,5 +163,9 @@ def test_what_does_not_fit() -> None:
         quantize_network(network, inputs, levels="ternary")  # type: ignore[arg-type]
     with pytest.raises(EncodingError, match="axis 0"):
         quantize_network(network, inputs, granularity=PerGroup(size=8))  # type: ignore[arg-type]
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    tied[2].weight = tied[0].weight
+    with pytest.raises(UsageError, match="another layer"):
+        quantize_network(trace(tied), [batch((4,))])
     with pytest.raises(EncodingError, match="bits"):
         quantize_network(network, inputs, bits=9)
