@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["Depthwise", "train"]
+__all__ = ["Depthwise", "arrange", "train"]
 
 
 class Depthwise(nn.Module):
@@ -48,6 +48,13 @@ class Depthwise(nn.Module):
         return outputs
 
 
+def arrange(network: nn.Module, order: torch.memory_format) -> None:
+    """Weights of convolutions in another order in memory: with the channels last, the network is five times as fast."""
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=order)
+
+
 def train(
     network: nn.Module,
     images: torch.Tensor,
@@ -67,7 +74,7 @@ def train(
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     steps = math.ceil(len(images) / batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
-    network.train().to(memory_format=torch.channels_last)  # five times as fast as it is otherwise
+    arrange(network.train(), torch.channels_last)
     for _ in range(epochs):
         for chosen in torch.randperm(len(images), generator=generator).split(batch):
             down, right = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
@@ -76,4 +83,4 @@ def train(
             functional.cross_entropy(network(moved), labels[chosen]).backward()
             optimizer.step()
             schedule.step()
-    network.eval().to(memory_format=torch.contiguous_format)
+    arrange(network.eval(), torch.contiguous_format)

@@ -24,7 +24,7 @@ from torch import nn
 import dcz
 from benchmarks.common import markdown
 from benchmarks.deep_compression.mnist import Mnist, load_mnist, normalized
-from benchmarks.quantization.depthwise import Depthwise, train
+from benchmarks.quantization.depthwise import Depthwise, arrange, train
 from dcz.compression.integer.conversion import integer_network
 from dcz.compression.networks.bias_correction import correct_biases_without_data
 from dcz.compression.networks.equalization import absorb_high_biases, equalize
@@ -184,7 +184,7 @@ def weights(
         for name, method in METHODS.items():
             network, tensors = method(module, bits, inputs)
             size = size_of(tensors, work / "weights.dcz")
-            network.module.to(memory_format=torch.channels_last)
+            arrange(network.module, torch.channels_last)
             rows.append(
                 {
                     "bits": bits,

@@ -15,6 +15,7 @@ with Writer("model.dcz") as writer:
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -110,7 +111,9 @@ def quantize_network(
         )
         if rounding == "nearest" or hessians is None:
             return tensor
-        rounders = [AffineRounder(part, scheme).round for part in _parts(tensor, len(hessians))]
+        rounders: list[Rounder] = [
+            AffineRounder(part, scheme).round for part in _parts(tensor, len(hessians))
+        ]
         return _with_codes(tensor, weight, hessians, damping, order, rounders)
 
     # A method of one's own may always want them.
@@ -178,12 +181,11 @@ def _patches(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
         chosen = torch.arange(0, width, layer.dilation[axis], device=view.device)
         view = view.index_select(2 + rank + axis, chosen)
     batch, channels = view.shape[:2]
-    rows = view.reshape(batch, layer.groups, channels // layer.groups, *view.shape[2 : 2 + rank], -1)
-    # (batch, groups, channels, places ..., kernel) -> (groups, batch x places, channels x kernel)
-    places = range(3, 3 + rank)
-    return rows.permute(1, 0, *places, 2, 3 + rank).reshape(
-        layer.groups, -1, view[0, :, *[0] * rank].numel() // layer.groups
-    )
+    inputs_of_group = channels // layer.groups
+    places = view.shape[2 : 2 + rank]
+    rows = view.reshape(batch, layer.groups, inputs_of_group, math.prod(places), -1)
+    # (batch, groups, channels, places, kernel) -> (groups, batch x places, channels x kernel)
+    return rows.permute(1, 0, 3, 2, 4).reshape(layer.groups, batch * math.prod(places), -1)
 
 
 def _with_codes(

@@ -75,7 +75,7 @@ def test_second_order_and_corrections_change_the_outputs_least(
             levels=levels,
             rounding=rounding,
             equalize=best,
-            correct=best,  # type: ignore[arg-type]
+            correct=best,
         )
         errors[rounding] = outputs_error(network, exact, inputs)
         path = tmp_path / f"{rounding}.dcz"
