@@ -15,6 +15,7 @@ machine's BLAS, so another machine may round a weight differently.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -26,11 +27,12 @@ from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
 from dcz.format.tensors import UniformTensor
 
-__all__ = ["Order", "output_error", "quantize_gptq"]
+__all__ = ["AffineRounder", "Order", "Rounder", "output_error", "quantize_gptq", "round_second_order"]
 
 Order: TypeAlias = Literal["given", "activation"]
 
 _Doubles = npt.NDArray[np.float64]
+Rounder: TypeAlias = Callable[[_Doubles, int], tuple[_Doubles, _Doubles]]
 
 _BLOCK: Final = 128  # columns whose effect on the others is computed at once
 
@@ -64,10 +66,6 @@ def quantize_gptq(
         raise EncodingError(f"weights of {weights.ndim} dimensions: a matrix (out, in) is needed")
     if isinstance(granularity, PerChannel) and granularity.axis != 0:
         raise EncodingError("scales along the inputs are those of groups: channel on axis 0 is possible")
-    if order not in get_args(Order):
-        raise EncodingError(f"unknown order {order!r}", hint=f"allowed: {', '.join(get_args(Order))}")
-    if not 0 <= damping < np.inf:
-        raise EncodingError(f"a damping of {damping}: 0 and more are possible")
     nearest = quantize_affine(
         weights,
         bits=bits,
@@ -77,17 +75,9 @@ def quantize_gptq(
         percentile=percentile,
         scale_dtype=scale_dtype,
     )
-    columns = weights.shape[1]
-    damped = _checked_hessian(hessian, columns)
-    diagonal: _Doubles = np.diagonal(damped).copy()
-    damped[np.diag_indices(columns)] += damping * diagonal.mean()
-    dead = diagonal == 0
-    damped[dead, dead] = 1
-    chosen = np.argsort(-diagonal, kind="stable") if order == "activation" else np.arange(columns)
-    factor = _inverse_factor(damped[np.ix_(chosen, chosen)])
-    rounder = _Rounder(nearest, scheme)
-    codes = np.empty(weights.shape, np.uint8)
-    codes[:, chosen] = _round_columns(weights.astype(np.float64)[:, chosen], factor, chosen, rounder)
+    codes = round_second_order(
+        weights, hessian, AffineRounder(nearest, scheme).round, damping=damping, order=order
+    )
     return UniformTensor(
         dtype=nearest.dtype,
         shape=nearest.shape,
@@ -99,13 +89,43 @@ def quantize_gptq(
     )
 
 
+def round_second_order(
+    weights: np.ndarray,
+    hessian: np.ndarray,
+    rounder: Rounder,
+    *,
+    damping: float = 0.01,
+    order: Order = "given",
+) -> npt.NDArray[np.uint8]:
+    """The codes of a matrix, for any levels: uint8 (out, in).
+
+    ``rounder(values, column)``: codes and decoded values, float64 (out,) both, of float64 (out,). The other arguments and errors are
+    those of `quantize_gptq`.
+    """
+    if order not in get_args(Order):
+        raise EncodingError(f"unknown order {order!r}", hint=f"allowed: {', '.join(get_args(Order))}")
+    if not 0 <= damping < np.inf:
+        raise EncodingError(f"a damping of {damping}: 0 and more are possible")
+    columns = weights.shape[1]
+    damped = _checked_hessian(hessian, columns)
+    diagonal: _Doubles = np.diagonal(damped).copy()
+    damped[np.diag_indices(columns)] += damping * diagonal.mean()
+    dead = diagonal == 0
+    damped[dead, dead] = 1
+    chosen = np.argsort(-diagonal, kind="stable") if order == "activation" else np.arange(columns)
+    factor = _inverse_factor(damped[np.ix_(chosen, chosen)])
+    codes = np.empty(weights.shape, np.uint8)
+    codes[:, chosen] = _round_columns(weights.astype(np.float64)[:, chosen], factor, chosen, rounder)
+    return codes
+
+
 def output_error(change: np.ndarray, hessian: np.ndarray) -> float:
     """tr(dW H dW^T): the sum of the squared changes of the outputs. ``change``: (out, in); ``hessian``: (in, in)."""
     wide = change.astype(np.float64)
     return float(((wide @ hessian.astype(np.float64)) * wide).sum())
 
 
-class _Rounder:
+class AffineRounder:
     """Codes and values of one column, given the scales of all groups."""
 
     def __init__(self, nearest: UniformTensor, scheme: Scheme) -> None:
@@ -161,7 +181,7 @@ def _inverse_factor(hessian: _Doubles) -> _Doubles:
 
 
 def _round_columns(
-    left: _Doubles, factor: _Doubles, numbers: npt.NDArray[np.int64], rounder: _Rounder
+    left: _Doubles, factor: _Doubles, numbers: npt.NDArray[np.int64], rounder: Rounder
 ) -> _Doubles:
     """Codes of all columns, in the order of ``left``, which is used up; ``numbers``: which column of the matrix each is."""
     codes = np.empty_like(left)
@@ -170,7 +190,7 @@ def _round_columns(
         end = min(start + _BLOCK, columns)
         errors = np.empty((left.shape[0], end - start))
         for j in range(start, end):
-            codes[:, j], decoded = rounder.round(left[:, j], int(numbers[j]))
+            codes[:, j], decoded = rounder(left[:, j], int(numbers[j]))
             error = (left[:, j] - decoded) / factor[j, j]
             left[:, j + 1 : end] -= error[:, None] * factor[j, j + 1 : end]
             errors[:, j - start] = error

@@ -41,3 +41,14 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Reader(tmp_path / "coupled.dcz") as reader:
         assert np.count_nonzero(reader.read("0.weight")) <= round(0.2 * 64 * 256)
     assert names["done"].compression > 6
+    folded, model, images = names["folded"], names["model"].eval(), names["images"][0]
+    np.testing.assert_allclose(folded.module(images).detach(), model(images).detach(), atol=1e-2)
+    assert len(names["pairs"]) == 2
+    assert {type(names[key]["3.weight"]).__name__ for key in ("quantized", "shared")} == {
+        "UniformTensor",
+        "CodebookTensor",
+    }
+    assert names["distilled"].losses[-1] < names["distilled"].losses[0]
+    assert names["substitute"].shape == (16, 3, 8, 8)
+    assert str(names["codes8"].dtype) == "torch.int8"
+    np.testing.assert_allclose(names["logits"], model(images).detach(), atol=0.05)
