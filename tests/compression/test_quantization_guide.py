@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from tests.compression.oracles import decode_affine, decode_codebook
 
+from dcz.converters.recipes import load_recipe
+
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "quantization.md"
 
 
@@ -32,3 +34,6 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["approximation"].shape == weights.shape
     assert names["added"].shape == (64,)
     np.testing.assert_allclose(names["second"] @ names["first"], names["following"] @ weights, atol=1e-3)
+    assert Path("mixed.dcz").stat().st_size <= 9000
+    assert load_recipe("mixed.toml").rules
+    assert {rule.values.kind for rule in names["mixed"].recipe.rules} == {"codebook"}
