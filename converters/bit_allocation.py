@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import nn
 
 from dcz.compression.search.costs import Choice, Costs, Option, total
 from dcz.compression.search.integer_programme import least_loss
+from dcz.compression.search.latency import LatencyModel
 from dcz.compression.search.sensitivity import (
     choices,
     hessian_traces,
@@ -50,12 +52,13 @@ _CLIPPED_UP_TO: Final = 6
 @dataclass(frozen=True)
 class Allocation:
     """What was chosen. ``recipe``: for dcz.convert; a tensor that no search was about is stored exactly. ``choices``: of each weight,
-    by its first name. ``file_bytes``: of the complete file that dcz.convert makes of the module with the recipe. ``costs``: what was
-    chosen from."""
+    by its first name. ``file_bytes``: of the complete file that dcz.convert makes of the module with the recipe. ``seconds``: up to the
+    first output, None without a latency model. ``costs``: what was chosen from."""
 
     recipe: Recipe
     choices: Mapping[str, Choice]
     file_bytes: int
+    seconds: float | None
     costs: Costs
 
     @property
@@ -76,7 +79,9 @@ class Allocation:
 def allocate_bits(
     model: nn.Module,
     *,
-    size: int,
+    size: int | None = None,
+    latency: float | None = None,
+    latency_model: LatencyModel | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     batches: Iterable[Any] | None = None,
@@ -86,19 +91,24 @@ def allocate_bits(
     effort: EffortName = "balanced",
     name: str = "mixed-precision",
 ) -> Allocation:
-    """Choose how each weight is stored, so that the file has at most ``size`` bytes and the least quality is lost.
+    """Choose how each weight is stored, so that budgets of size and latency are kept and the least quality is lost.
 
     Sensitivity is measured with ``evaluate(model)``, a quality, higher is better, which is called once for each weight and each
     way to store it; or it is estimated from the Hessian of ``loss(model, batch)``, a scalar with a graph, over ``batches``, with
     ``probes`` random vectors from ``seed`` for each. ``values``: the ways to store a weight; by default `uniform_values`, 2 to 8 bits,
     or exactly. ``size``: bytes of the complete file that ``dcz.convert(model, path, recipe=allocation.recipe, effort=effort)``
-    makes, entropy coding, biases and manifest included. The model is not changed.
+    makes, entropy coding, biases and manifest included. ``latency``: seconds up to the first output, by ``latency_model``
+    (dcz.compression.search.latency). At least one of these budgets is needed. The model is not changed.
 
-    Raises UsageError if the budget is too small (it names the least possible size), if neither or both of the two ways to tell the
+    Raises UsageError if a budget is too small (it names the least that is possible), if neither or both of the two ways to tell the
     sensitivity are given, or the model cannot be searched; EncodingError if a weight is not finite; MissingDependency without scipy.
     """
     if (evaluate is None) == (loss is None) or (loss is None) != (batches is None):
         raise UsageError("either evaluate, or loss and batches, say how sensitive weights are")
+    if size is None and latency is None:
+        raise UsageError("without a budget there is nothing to choose: give size or latency, or both")
+    if latency is not None and latency_model is None:
+        raise UsageError("a budget of latency needs a latency_model")
     weights = find_weights(model)
     for weight in weights:
         if weight.parametrization is not None:
@@ -115,10 +125,20 @@ def allocate_bits(
         assert batches is not None
         traces = hessian_traces(weights, functools.partial(loss, model), batches, probes=probes, seed=seed)
         loss_of = second_order_loss(traces)
-    costs = choices(weights, options, loss_of, effort=effort)
-    make = functools.partial(recipe_of, weights, by_name=by_name, name=name)
-    chosen, recipe, file_bytes = _within(model, costs, make, size, effort)
-    return Allocation(recipe, chosen, file_bytes, costs)
+    costs: Costs = choices(weights, options, loss_of, effort=effort)
+    if latency_model is not None:
+        costs = latency_model.costs(costs)
+
+    def made(chosen: Mapping[str, Choice]) -> Allocation:
+        recipe = recipe_of(weights, chosen, by_name=by_name, name=name)
+        file_bytes = _file_bytes(model, recipe, effort)
+        seconds = None
+        if latency_model is not None:
+            both = total(chosen)
+            seconds = both.seconds + latency_model.beside(file_bytes - both.bytes)
+        return Allocation(recipe, chosen, file_bytes, seconds, costs)
+
+    return _within(costs, made, size, latency)
 
 
 def uniform_values(weight: Weight, bits: Iterable[int] = range(2, 9)) -> tuple[Values, ...]:
@@ -165,29 +185,39 @@ def recipe_of(
 
 
 def _within(
-    model: nn.Module,
     costs: Costs,
-    make: Callable[[Mapping[str, Choice]], Recipe],
-    size: int,
-    effort: EffortName,
-) -> tuple[dict[str, Choice], Recipe, int]:
-    """The best choice whose file is not above ``size``: what a file holds beside the weights is learned from files."""
-    smallest = {name: min(row, key=lambda choice: (choice.bytes, choice.loss)) for name, row in costs.items()}
-    recipe = make(smallest)
-    least = _file_bytes(model, recipe, effort)
-    if least > size:
-        raise UsageError(f"the budget of {size} bytes is too small: the file has at least {least} bytes")
-    beside = least - total(smallest).bytes
+    made: Callable[[Mapping[str, Choice]], Allocation],
+    size: int | None,
+    latency: float | None,
+) -> Allocation:
+    """The best choice whose file keeps the budgets: what a file holds beside the weights is learned from files."""
+    smallest = made(
+        {name: min(row, key=lambda choice: (choice.bytes, choice.loss)) for name, row in costs.items()}
+    )
+    if size is not None and smallest.file_bytes > size:
+        raise UsageError(
+            f"the budget of {size} bytes is too small: the file has at least {smallest.file_bytes} bytes"
+        )
+    beside = smallest.file_bytes - smallest.total.bytes
+    beside_seconds = (smallest.seconds or 0.0) - smallest.total.seconds
+    quickest = math.fsum(min(choice.seconds for choice in row) for row in costs.values()) + beside_seconds
+    if latency is not None and quickest > latency:
+        raise UsageError(
+            f"the budget of {latency:.6g} s is too small: the latency is at least {quickest:.6g} s"
+        )
     for _ in range(_ATTEMPTS):
-        if size - beside < total(smallest).bytes:
-            break
-        chosen = least_loss(costs, size=size - beside)
-        found = make(chosen)
-        file_bytes = _file_bytes(model, found, effort)
-        if file_bytes <= size:
-            return chosen, found, file_bytes
-        beside += file_bytes - size
-    return smallest, recipe, least
+        left = None if size is None else max(size - beside, smallest.total.bytes)
+        left_seconds = None if latency is None else latency - beside_seconds
+        found = made(least_loss(costs, size=left, seconds=left_seconds))
+        over = 0 if size is None else found.file_bytes - size
+        over_seconds = 0.0 if latency is None else (found.seconds or 0.0) - latency
+        if over <= 0 and over_seconds <= 0:
+            return found
+        beside += max(0, over)
+        beside_seconds += max(0.0, over_seconds)
+    if latency is None or (smallest.seconds or 0.0) <= latency:
+        return smallest
+    raise UsageError("nothing was found that keeps the budgets of size and latency together")
 
 
 def _file_bytes(model: nn.Module, recipe: Recipe, effort: EffortName) -> int:

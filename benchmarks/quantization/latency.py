@@ -23,7 +23,7 @@ import dcz
 from benchmarks.common import markdown, one_core, processor
 from benchmarks.quantization.subjects import SUBJECTS, Subject
 from dcz.compression.search.costs import Option, total
-from dcz.compression.search.latency import LatencyCheck, LatencyTable, save_table, with_latency
+from dcz.compression.search.latency import LatencyCheck, LatencyModel, LatencyTable, save_table
 from dcz.compression.search.sensitivity import choices
 from dcz.compression.search.timing import measure_latency
 from dcz.compression.training.weights import Weight, find_weights
@@ -82,15 +82,15 @@ def measured_table(
             (batches[-1], None)
         ]:
             speed = float("inf") if bandwidth is None else bandwidth
-            row = with_latency(costs, table, batch=batch, bandwidth=speed)
+            model = LatencyModel(table, bandwidth=speed, batch=batch)
+            row = model.costs(costs)
             parts = {name: next(choice for choice in row[name] if choice.bits == bits) for name in row}
-            others = (len(data) - total(parts).bytes) / speed
             checks.append(
                 LatencyCheck(
                     option=f"{bits} bits",
                     batch=batch,
                     bandwidth=bandwidth,
-                    predicted=total(parts).seconds + table.beside(batch) + others,
+                    predicted=total(parts).seconds + model.beside(len(data) - total(parts).bytes),
                     measured=min(_whole_way(subject, data, batch, speed) for _ in range(ROUNDS)),
                 )
             )

@@ -16,8 +16,7 @@ A table may come from a stranger: it is read as strictly as a recipe.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -28,12 +27,12 @@ from dcz.errors import UsageError
 
 __all__ = [
     "LatencyCheck",
+    "LatencyModel",
     "LatencyTable",
     "Precision",
     "WeightLatency",
     "load_table",
     "save_table",
-    "with_latency",
 ]
 
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
@@ -105,68 +104,57 @@ class LatencyTable(_Model):
             raise ValueError("two weights have the same name")
         return self
 
-    def place_of(self, batch: int) -> int:
-        """Where the figures of a batch size stand. Raises UsageError if it was not measured."""
-        if batch not in self.batches:
-            raise UsageError(
-                f"the latency table has no batches of {batch}",
-                hint=f"it has {', '.join(map(str, self.batches))}",
-            )
-        return self.batches.index(batch)
 
-    def beside(self, batch: int) -> float:
-        """Seconds that do not depend on how weights are stored, but for the fetching of what is none."""
-        return self.open + self.rest[self.place_of(batch)]
+@dataclass(frozen=True)
+class LatencyModel:
+    """A table and how the network is used: what the seconds of a choice are.
 
+    ``bandwidth``: bytes a second at which the file is fetched, above 0; infinite if it is in memory. ``batch``: one of the table's.
+    ``precision``: what a weight of at most 8 bits is computed with, where the table has a kernel for it; others are computed in f32.
 
-def with_latency(
-    costs: Costs,
-    table: LatencyTable,
-    *,
-    batch: int = 1,
-    bandwidth: float,
-    precision: Precision = "f32",
-) -> dict[str, tuple[Choice, ...]]:
-    """The same choices with their seconds.
-
-    ``batch``: one of the table's. ``bandwidth``: bytes a second at which the file is fetched, above 0; infinite if it is in
-    memory. ``precision``: in which a weight of at most 8 bits is computed with, where the table has a kernel for it; others
-    are in f32.
-
-    Raises UsageError if the table has no figures for a weight, an option or the batch size.
+    Raises UsageError if the table does not have the batch size, or the bandwidth is none.
     """
-    if not bandwidth > 0:
-        raise UsageError(f"a bandwidth of {bandwidth} bytes a second: above 0 is possible")
-    place = table.place_of(batch)
-    known = {weight.name: weight for weight in table.weights}
-    found: dict[str, tuple[Choice, ...]] = {}
-    for name, row in costs.items():
-        if name not in known:
-            raise UsageError(f"the latency table of {table.network!r} has no weight {name!r}")
-        weight = known[name]
-        found[name] = tuple(
-            replace(
-                choice,
-                seconds=choice.bytes / bandwidth
-                + _decode(weight, choice.name)
-                + _compute(weight, precision if choice.bits <= 8 else "f32")[place],
+
+    table: LatencyTable
+    bandwidth: float
+    batch: int = 1
+    precision: Precision = "f32"
+
+    def __post_init__(self) -> None:
+        if not self.bandwidth > 0:
+            raise UsageError(f"a bandwidth of {self.bandwidth} bytes a second: above 0 is possible")
+        if self.batch not in self.table.batches:
+            raise UsageError(
+                f"the latency table has no batches of {self.batch}",
+                hint=f"it has {', '.join(map(str, self.table.batches))}",
             )
-            for choice in row
-        )
-    return found
 
+    @property
+    def _place(self) -> int:
+        return self.table.batches.index(self.batch)
 
-def _decode(weight: WeightLatency, option: str) -> float:
-    if option not in weight.decode:
-        raise UsageError(
-            f"the latency table does not have {weight.name} stored as {option!r}",
-            hint=f"it has {', '.join(map(repr, weight.decode))}",
-        )
-    return weight.decode[option]
+    def costs(self, costs: Costs) -> dict[str, tuple[Choice, ...]]:
+        """The same choices with their seconds. Raises UsageError if the table does not have a weight or an option."""
+        known = {weight.name: weight for weight in self.table.weights}
+        found: dict[str, tuple[Choice, ...]] = {}
+        for name, row in costs.items():
+            if name not in known:
+                raise UsageError(f"the latency table of {self.table.network!r} has no weight {name!r}")
+            found[name] = tuple(replace(choice, seconds=self._seconds(known[name], choice)) for choice in row)
+        return found
 
+    def beside(self, other_bytes: float) -> float:
+        """Seconds that do not depend on how weights are stored. ``other_bytes``: of the file, which belong to no weight."""
+        return self.table.open + self.table.rest[self._place] + other_bytes / self.bandwidth
 
-def _compute(weight: WeightLatency, precision: Precision) -> Sequence[float]:
-    return weight.compute.get(precision, weight.compute["f32"])
+    def _seconds(self, weight: WeightLatency, choice: Choice) -> float:
+        if choice.name not in weight.decode:
+            raise UsageError(
+                f"the latency table does not have {weight.name} stored as {choice.name!r}",
+                hint=f"it has {', '.join(map(repr, weight.decode))}",
+            )
+        compute = weight.compute.get(self.precision if choice.bits <= 8 else "f32", weight.compute["f32"])
+        return choice.bytes / self.bandwidth + weight.decode[choice.name] + compute[self._place]
 
 
 def load_table(path: str | os.PathLike[str]) -> LatencyTable:

@@ -16,9 +16,10 @@ from torch import nn
 import dcz
 from dcz.compression.search.costs import total
 from dcz.compression.search.integer_programme import least_loss
+from dcz.compression.search.latency import LatencyModel, LatencyTable, WeightLatency
 from dcz.compression.training.masks import prune
 from dcz.compression.training.weights import find_weights
-from dcz.converters.bit_allocation import allocate_bits, options_of
+from dcz.converters.bit_allocation import allocate_bits, options_of, uniform_values
 from dcz.converters.recipe_actions import (
     Affine,
     Binary,
@@ -123,7 +124,62 @@ def test_too_small_budgets_say_what_is_possible(tmp_path: Path) -> None:
     assert plenty.file_bytes < 30_000
 
 
+def latency_table(module: nn.Module) -> LatencyTable:
+    """Decoding takes a microsecond for each bit, and computing depends on the batch alone."""
+    options = {weight.name: options_of(uniform_values(weight), {}) for weight in find_weights(module)}
+    return LatencyTable(
+        version=1,
+        network="n",
+        processor="",
+        torch="",
+        threads=1,
+        batches=(1, 8),
+        open=1e-4,
+        rest=(1e-4, 1e-3),
+        weights=tuple(
+            WeightLatency(
+                name=name,
+                shape=(1,),
+                decode={option.name: 1e-6 * option.bits for option in row},
+                compute={"f32": (1e-5, 1e-4), "int8": (2e-5, 3e-5)},
+            )
+            for name, row in options.items()
+        ),
+    )
+
+
+def test_budgets_of_latency(tmp_path: Path) -> None:
+    module = Network()
+    model = LatencyModel(latency_table(module), bandwidth=1e6, batch=8)
+    found = allocate_bits(module, latency=0.01, latency_model=model, evaluate=evaluate)
+    size = dcz.convert(module, tmp_path / "m.dcz", recipe=found.recipe).file_bytes
+    # By hand: everything is fetched, decoded, and computed.
+    by_hand = size / 1e6 + 1e-4 + 1e-3 + 4e-4 + sum(1e-6 * choice.bits for choice in found.choices.values())
+    assert found.seconds == pytest.approx(by_hand)
+    assert 0.0095 < by_hand <= 0.01
+    faster = LatencyModel(latency_table(module), bandwidth=1e7, batch=8, precision="int8")
+    with_both = allocate_bits(module, size=6000, latency=0.01, latency_model=faster, evaluate=evaluate)
+    assert with_both.file_bytes <= 6000
+    assert with_both.seconds is not None
+    assert with_both.seconds < 0.003
+    with pytest.raises(
+        UsageError, match=r"0.001 s is too small: the latency is at least (0\.\d+) s"
+    ) as caught:
+        allocate_bits(module, latency=0.001, latency_model=model, evaluate=evaluate)
+    least = 1.0001 * float(str(caught.value).split()[-2])
+    assert {
+        choice.bits
+        for choice in allocate_bits(
+            module, latency=least, latency_model=model, evaluate=evaluate
+        ).choices.values()
+    } == {2}
+
+
 def test_what_cannot_be_searched() -> None:
+    with pytest.raises(UsageError, match="without a budget"):
+        allocate_bits(Network(), evaluate=evaluate)
+    with pytest.raises(UsageError, match="needs a latency_model"):
+        allocate_bits(Network(), latency=1.0, evaluate=evaluate)
     both = {"evaluate": evaluate, "loss": loss, "batches": []}
     wrong: dict[str, Any]
     for wrong in ({}, both, {"loss": loss}, {"batches": []}):

@@ -17,7 +17,7 @@ from torch import nn
 from dcz.compression.quantizers import quantize_affine
 from dcz.compression.search import timing
 from dcz.compression.search.costs import Choice, Option
-from dcz.compression.search.latency import LatencyTable, load_table, save_table, with_latency
+from dcz.compression.search.latency import LatencyModel, LatencyTable, load_table, save_table
 from dcz.compression.search.timing import int8_linear, measure_latency
 from dcz.compression.training.weights import find_weights
 from dcz.errors import UsageError
@@ -50,28 +50,28 @@ def table() -> LatencyTable:
 
 
 def test_seconds_are_fetching_decoding_and_computing() -> None:
-    found = with_latency(COSTS, table(), batch=16, bandwidth=1000)
+    found = LatencyModel(table(), batch=16, bandwidth=1000).costs(COSTS)
     assert [choice.seconds for choice in found["a"]] == [1 + 0.25 + 64, 4 + 0.125 + 64]
     assert found["b"][0].seconds == 0.5 + 0.5 + 32
-    found = with_latency(COSTS, table(), bandwidth=math.inf, precision="int8")
+    found = LatencyModel(table(), bandwidth=math.inf, precision="int8").costs(COSTS)
     # What is not quantized, and what has no kernel, is computed in f32.
     assert [choice.seconds for choice in found["a"]] == [0.25 + 4, 0.125 + 8]
     assert found["b"][0].seconds == 0.5 + 1
     assert [choice.loss for choice in found["a"]] == [1.0, 0.0]
-    assert table().beside(16) == 2.5
+    assert LatencyModel(table(), batch=16, bandwidth=1000).beside(250) == 2.75
 
 
 def test_what_the_table_does_not_have() -> None:
-    for wrong, message in (
-        ({"costs": {"c": []}}, "of 'n' has no weight 'c'"),
-        ({"costs": {"b": [Choice("3", 3, 1, 1.0)]}}, "does not have b stored as '3'"),
-        ({"batch": 2}, "no batches of 2"),
-        ({"bandwidth": 0.0}, "a bandwidth of 0"),
-        ({"bandwidth": math.nan}, "a bandwidth of nan"),
-    ):
-        asked: dict[str, Any] = {"costs": COSTS, "table": table(), "bandwidth": 1.0, **wrong}  # type: ignore[dict-item]
-        with pytest.raises(UsageError, match=message):
-            with_latency(**asked)
+    model = LatencyModel(table(), bandwidth=1.0)
+    with pytest.raises(UsageError, match="of 'n' has no weight 'c'"):
+        model.costs({"c": []})
+    with pytest.raises(UsageError, match="does not have b stored as '3'"):
+        model.costs({"b": [Choice("3", 3, 1, 1.0)]})
+    with pytest.raises(UsageError, match="no batches of 2"):
+        LatencyModel(table(), bandwidth=1.0, batch=2)
+    for bandwidth in (0.0, math.nan):
+        with pytest.raises(UsageError, match=f"a bandwidth of {bandwidth}"):
+            LatencyModel(table(), bandwidth=bandwidth)
 
 
 def test_a_table_comes_back(tmp_path: Path) -> None:
