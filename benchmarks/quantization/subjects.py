@@ -32,6 +32,10 @@ class Subject:
     closeness: Callable[[nn.Module], float]
     score: Callable[[nn.Module], tuple[float, float]]
 
+    def fresh(self) -> Any:
+        """A copy of the dense network."""
+        return copy.deepcopy(self.network)
+
 
 def _divergence(outputs: torch.Tensor, wanted: torch.Tensor) -> float:
     """Kullback and Leibler's, of classes, nats for each row."""
@@ -173,8 +177,3 @@ SUBJECTS: dict[str, Callable[[Path | None, Path], Subject]] = {
     "g2p-en": g2p,
     "digits": digits,
 }
-
-
-def copy_of(subject: Subject) -> nn.Module:
-    """A network of its own, with the dense weights."""
-    return copy.deepcopy(subject.network)
