@@ -246,12 +246,16 @@ def tables(results: Mapping[str, Any]) -> str:
     parts = [
         "# Mixed precision",
         f"`{results['command']}`",
-        "Files of at most the bytes that uniform bits take; errors on data that nothing was chosen by (images, phonemes), and the divergence "
-        "from the dense network's outputs there.",
+        (
+            "Files of at most the bytes that uniform bits take; errors on data that nothing was chosen by (images, phonemes), and the divergence "
+            "from the dense network's outputs there."
+        ),
         *(size_table(name, result) for name, result in results["networks"].items()),
         "## Latency",
-        "The integer programme, by the measured losses of single weights, and the agent of HAQ, by whole networks, with the same latency tables "
-        "(`latency-*.json`) and budgets.",
+        (
+            "The integer programme, by the measured losses of single weights, and the agent of HAQ, by whole networks, with the same latency tables "
+            "(`latency-*.json`) and budgets."
+        ),
         *(latency_table(name, result) for name, result in results["networks"].items() if result["latency"]),
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
