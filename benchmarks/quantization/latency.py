@@ -32,7 +32,7 @@ from dcz.format import Reader
 
 __all__ = ["BANDWIDTHS", "BATCHES", "BITS", "measured_table", "search_options"]
 
-BITS = range(1, 9)
+BITS = range(2, 9)
 BATCHES = (1, 16, 256)
 BANDWIDTHS = (1_000_000, 10_000_000, 100_000_000)
 """Bytes a second: a phone, a home, a data centre."""
@@ -42,7 +42,7 @@ PIECE = 1 << 16
 
 
 def search_options(weights: Sequence[Weight]) -> tuple[dict[str, tuple[Option, ...]], dict[str, Any]]:
-    """1 to 8 bits and exact, for each weight; and what the options' names stand for."""
+    """2 to 8 bits and exact, for each weight; and what the options' names stand for."""
     by_name: dict[str, Any] = {}
     options = {weight.name: options_of(uniform_values(weight, BITS), by_name) for weight in weights}
     return options, by_name

@@ -146,7 +146,7 @@ def g2p(_data: Path | None = None, _work: Path | None = None) -> Subject:
 
     sets = {
         "training": lessons(training[:1000]),
-        "choosing": lessons(choosing[:500]),
+        "choosing": lessons(choosing[:300]),
         "test": lessons(testing),
     }
 

@@ -127,7 +127,7 @@ class DDPG:
         actions = torch.tensor([[step.action] for step in batch], dtype=torch.float32)
         values = self.targets(batch)
         self._critic_steps.zero_grad()
-        nn.functional.mse_loss(self.critic(states, actions), values).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(nn.functional.mse_loss(self.critic(states, actions), values))
         self._critic_steps.step()
         self._actor_steps.zero_grad()
         torch.autograd.backward(-self.critic(states, self.actor(states)).mean())
@@ -143,7 +143,7 @@ class DDPG:
         following = torch.stack([step.next_state for step in batch])
         goes_on = torch.tensor([[float(not step.last)] for step in batch])
         with torch.no_grad():
-            later = self.critic_target(following, self.actor_target(following))
+            later: torch.Tensor = self.critic_target(following, self.actor_target(following))
         return (rewards - self.baseline).float() + self.settings.discount * goes_on * later
 
     def follow(self) -> None:

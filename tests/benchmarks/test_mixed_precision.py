@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,13 +32,12 @@ def test_a_study_of_digits() -> None:
     error, divergence = study.subject.score(study.subject.network)
     assert error < 12
     assert divergence == pytest.approx(0, abs=1e-6)
-    rows = [study.by_size(bits) for bits in (2, 3)]
+    rows = [study.by_size(bits) for bits in (3, 4)]
     for row in rows:
         for way in ("trace", "measured"):
             assert row[way]["file_bytes"] <= row["uniform"]["file_bytes"]
-    # Where much is lost, choosing is worth something on data that it was not done by.
-    assert rows[0]["measured"]["divergence"] < rows[0]["uniform"]["divergence"]
-    assert rows[0]["trace"]["divergence"] < rows[0]["uniform"]["divergence"]
+            # It is worth something on data that nothing was chosen by.
+            assert row[way]["divergence"] < 0.8 * row["uniform"]["divergence"]
     table = LatencyTable(
         version=1,
         network="digits",
@@ -76,7 +76,7 @@ def test_committed_tables_are_monotone_where_physics_says_so(path: Path) -> None
         assert all(seconds > 0 for seconds in weight.decode.values())
         for row in weight.compute.values():
             # More rows are never quicker, but for the noise of what does not depend on the batch.
-            assert all(after > 0.5 * before for before, after in zip(row, row[1:], strict=False))
+            assert all(after > 0.5 * before for before, after in itertools.pairwise(row))
         if weight.compute["f32"][-1] > 1e-3:
             assert weight.compute["f32"][-1] > 2 * weight.compute["f32"][0]
     slow = [check for check in table.checks if check.bandwidth == 1_000_000]

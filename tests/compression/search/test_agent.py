@@ -191,7 +191,7 @@ def test_what_the_agent_sees() -> None:
             "memory": nn.LSTMCell(3, 2),
         }
     )
-    found = layer_features(find_weights(module))
+    found: dict[str, tuple[Any, ...]] = dict(layer_features(find_weights(module)))
     assert found["deep.weight"] == (0, 4, 1, 9, 2, 36, True, True, False, False)
     assert found["up.weight"] == (1, 2, 6, 5, 1, 60, True, False, False, False)
     assert found["flat.weight"] == (2, 7, 3, 1, 0, 21, False, False, False, False)

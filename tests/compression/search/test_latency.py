@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -158,9 +159,7 @@ class Network(nn.Module):
 
 
 def options(*bits: int) -> tuple[Option, ...]:
-    return tuple(
-        Option(str(one), one, lambda array, one=one: quantize_affine(array, bits=one)) for one in bits
-    )  # type: ignore[misc]
+    return tuple(Option(str(one), one, functools.partial(quantize_affine, bits=one)) for one in bits)
 
 
 def test_each_use_of_a_weight_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
