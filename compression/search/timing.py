@@ -9,6 +9,9 @@ quantized row by row as they come, torch._int_mm on integers, and the scales mul
 One measurement after the other on the threads that torch and the reader have, so nothing else should run.
 """
 
+# torch has no public product of int8 matrices.
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import functools
