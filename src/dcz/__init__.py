@@ -4,6 +4,7 @@
     dcz.convert(source, path, recipe="lossless")        a model -> .dcz
     dcz.decode(path, destination)                       .dcz -> safetensors, or the folder that it was
     dcz.compress(model, path, train=..., evaluate=...)  prune, share, train: Deep Compression in one call
+    dcz.allocate_bits(model, size=..., evaluate=...)    a recipe with the bits of each weight, within a budget
     dcz.open(path), dcz.load(path)                      tensors
     dcz.save(tensors, path)
     dcz.load_model(path), dcz.load_tokenizer(path)      a transformers model that runs
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dcz import registry as registry
     from dcz import runtime as runtime
     from dcz import transformers as transformers
+    from dcz.converters.bit_allocation import Allocation, allocate_bits
     from dcz.converters.conversion import Converted
     from dcz.converters.decoding import Decoded
     from dcz.converters.estimate import Estimate, Estimated, estimate
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessDenied",
+    "Allocation",
     "AssetNotFound",
     "BaseNotFound",
     "Compressed",
@@ -119,6 +122,7 @@ __all__ = [
     "VersionExists",
     "WrongBase",
     "__version__",
+    "allocate_bits",
     "compress",
     "convert",
     "decode",
@@ -136,6 +140,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "Allocation": "dcz.converters.bit_allocation",
     "Compressed": "dcz.runtime.pipeline",
     "Converted": "dcz.converters.conversion",
     "Decoded": "dcz.converters.decoding",
@@ -146,6 +151,7 @@ _MODULES: Final = {
     "SavedFolder": "dcz.converters.folders",
     "TensorFile": "dcz.runtime.files",
     "VerifyReport": "dcz.format.verify",
+    "allocate_bits": "dcz.converters.bit_allocation",
     "compress": "dcz.runtime.pipeline",
     "convert": "dcz.runtime.loading",
     "decode": "dcz.runtime.artifacts",

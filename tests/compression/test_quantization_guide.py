@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.compression.oracles import decode_affine
 
+from dcz.converters.recipes import load_recipe
 from dcz.format import Reader, decoded
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "quantization.md"
@@ -44,7 +45,7 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folded, model, images = names["folded"], names["model"].eval(), names["images"][0]
     np.testing.assert_allclose(folded.module(images).detach(), model(images).detach(), atol=1e-2)
     assert len(names["pairs"]) == 2
-    assert {type(names[key]["3.weight"]).__name__ for key in ("quantized", "shared")} == {
+    assert {type(names[key]["3.weight"]).__name__ for key in ("quantized", "clustered")} == {
         "UniformTensor",
         "CodebookTensor",
     }
@@ -52,3 +53,9 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["substitute"].shape == (16, 3, 8, 8)
     assert str(names["codes8"].dtype) == "torch.int8"
     np.testing.assert_allclose(names["logits"], model(images).detach(), atol=0.05)
+    assert Path("mixed.dcz").stat().st_size <= 9000
+    assert load_recipe("mixed.toml").rules
+    assert names["shared"][0].kind == "codebook"
+    assert names["mixed"].file_bytes <= 9000
+    assert 0 < names["mixed"].seconds <= 1
+    assert sum(choice.bytes for choice in names["agent"].best.choices.values()) <= 9000

@@ -16,6 +16,7 @@ import dcz.errors
 NAMES = {
     *("open", "load", "save", "load_into", "load_model", "load_tokenizer", "convert", "decode", "verify"),
     *("estimate", "Estimate", "Estimated", "compress", "Compressed"),
+    *("allocate_bits", "Allocation"),
     *("save_pretrained", "SavedFolder", "hydrate", "Hydrated", "push_to_hub", "DczModelHubMixin"),
     *("Converted", "Decoded", "TensorFile", "VerifyReport", "__version__"),
 }
