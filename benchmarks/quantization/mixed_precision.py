@@ -296,10 +296,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=["g2p-en", "lenet-5"])
+    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=["g2p-en"])
     parser.add_argument("--data", type=Path, help="MNIST as .npz, for lenet-5; fetched if it is not given")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dcz-quantization")
-    parser.add_argument("--episodes", type=int, default=150)
+    parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument(
         "--draw", action="store_true", help="only make page and plot of the committed results again"
     )

@@ -1,6 +1,4 @@
-"""How each weight of a network is to be stored, so that the least quality is lost within a budget.
-
-costs               what each way to store a weight takes: bytes, loss, seconds
-sensitivity         the loss: second-order (Hessian traces), or measured
-integer_programme   the choice of least loss within a budget
+"""How each weight of a network is to be stored, so that the least quality is lost within a budget:
+what each way to store it takes (`costs`), what it loses (`sensitivity`: by Hessian traces, or measured), how long it takes (`latency`,
+measured by `timing`), and what is chosen: by an integer programme (`integer_programme`), or by HAQ's agent (`agent`, `ddpg`).
 """
