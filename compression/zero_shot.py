@@ -1,14 +1,16 @@
 """Calibration data for a network whose own data are not at hand (survey, section III-G: zero-shot quantization).
 
-    distilled   inputs that give each BatchNorm the statistics that it has seen in training (ZeroQ: Cai et al. 2020): from noise, by
+    distilled   inputs that give each BatchNorm the statistics that it has seen in training (ZeroQ: Cai et al. 2020): from
+    noise, by
                 gradient descent on the sum over all norms of ||mean - running mean||^2 + ||deviation - running deviation||^2
-    noise       for networks without BatchNorm: all that is known is the distribution of single inputs, and, of images, that neighbours
+    noise       for networks without BatchNorm: all that is known is the distribution of single inputs, and, of images,
+    that neighbours
                 are alike: amplitudes that fall as 1 / frequency, as those of photographs do (Field 1987)
 
-What noise shows is how far inputs of that kind reach on their way through the network. Real inputs excite the features that the
-network has learned, and noise does not, so ranges from noise are too small wherever a layer looks for something rare, and nothing tells
-by how much. It serves as calibration where there is nothing better. Equalization, and ranges of weights, need no data at all
-(dcz.compression.networks.equalization).
+What noise shows is how far inputs of that kind reach on their way through the network. Real inputs excite the features
+that the network has learned, and noise does not, so ranges from noise are too small wherever a layer looks for something
+rare, and nothing tells by how much. It serves as calibration where there is nothing better. Equalization, and ranges of
+weights, need no data at all (dcz.compression.networks.equalization).
 
 Needs torch.
 """
@@ -50,9 +52,9 @@ def distill(
 ) -> Distilled:
     """Inputs that match the statistics of a network's BatchNorms, and a mean of 0 and deviation of 1 of their own channels.
 
-    ``module``: with its norms as they were trained, not folded. ``shape``: of one input, (channels, ...). ``seed``: of the noise
-    from which it starts; torch's own generator is not touched. The learning rate falls with a cosine. The module is used in
-    evaluation mode, and afterwards as it was, without gradients.
+    ``module``: with its norms as they were trained, not folded. ``shape``: of one input, (channels, ...). ``seed``: of
+    the noise from which it starts; torch's own generator is not touched. The learning rate falls with a cosine. The
+    module is used in evaluation mode, and afterwards as it was, without gradients.
 
     Raises UsageError if no BatchNorm with running statistics takes part, or if there is nothing to do.
     """
@@ -124,8 +126,9 @@ def noise(
 ) -> torch.Tensor:
     """Normal noise: float32 (count, \\*shape).
 
-    ``shape``: of one input. ``mean``, ``deviation``: of all its values. ``spectrum``: ``white``; or ``natural``, amplitudes that fall as
-    1 / frequency along all axes but the first, that of the channels. ``low``, ``high``: what real inputs never pass.
+    ``shape``: of one input. ``mean``, ``deviation``: of all its values. ``spectrum``: ``white``; or ``natural``,
+    amplitudes that fall as 1 / frequency along all axes but the first, that of the channels. ``low``, ``high``: what real
+    inputs never pass.
 
     Raises UsageError for what does not exist.
     """

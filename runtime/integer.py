@@ -1,7 +1,8 @@
 """Networks of integers (dcz.compression.integer) in a .dcz file, and back to what runs.
 
-The weights are affine values, so that any reader decodes them to floats; all other tensors are integers, but for the scales. The steps
-are the asset ``integer_network.json``. Nothing in a file is code or names code: what is loaded is checked as untrusted input is.
+The weights are affine values, so that any reader decodes them to floats; all other tensors are integers, but for the
+scales. The steps are the asset ``integer_network.json``. Nothing in a file is code or names code: what is loaded is
+checked as untrusted input is.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def load_integer_network(
 ) -> IntegerNetwork:
     """The network in a file that `save_integer_network` wrote: it runs with the same codes, to the bit.
 
-    ``source`` and ``registry``: as for dcz.open. Raises UsageError if the file is not of an integer network, FormatError if it is
-    damaged or does not fit together, and what dcz.open raises.
+    ``source`` and ``registry``: as for dcz.open. Raises UsageError if the file is not of an integer network, FormatError
+    if it is damaged or does not fit together, and what dcz.open raises.
     """
     with open_reader(source, registry=registry, limits=limits) as reader:
         description = _read_description(reader)

@@ -1,12 +1,14 @@
 """A float network becomes one of integers (Jacob et al. 2018, sections 2 and 3).
 
-BatchNorm        folded into the layer before it (dcz.compression.networks.folding)
-activations      8 bits, asymmetric, one step for a tensor, from calibration batches or as they were learned
-weights          2 to 8 bits, symmetric, one step for each output channel
-biases           int32 in units of input step x weight step
-ReLU, ReLU6      bounds of the codes of what is before them; alone if that has other users, too
-max-pooling,     the codes as they are
-flatten
+    BatchNorm        folded into the layer before it (dcz.compression.networks.folding)
+    activations      8 bits, asymmetric, one step for a tensor, from calibration batches or as they were learned
+    weights          2 to 8 bits, symmetric, one step for each output channel
+    biases           int32 in units of input step x weight step
+    ReLU, ReLU6      bounds of the codes of what is before them; alone if that has other users, too
+    max-pooling, flatten
+                     the codes as they are
+
+What else there is, is refused.
 """
 
 from __future__ import annotations
@@ -62,15 +64,16 @@ def integer_network(
 ) -> IntegerNetwork:
     """A network that computes the same with integers only, as nearly as its bits allow.
 
-    ``module``: of linear layers, 1-D and 2-D convolutions, BatchNorms behind these, ReLU and ReLU6, max-, average and adaptive
-    average pooling, flatten, sums and concatenations; one input and one output. It is copied, and computes in evaluation mode. ``batches``: of
-    inputs, at least one, all of one shape but for the batch. ``bits``, ``activation_bits``: 2 to 8. ``multiplier_bits``: of the factors
-    between two steps, 2 to 31. ``observer``: makes what chooses the range of an activation.
+    ``module``: of linear layers, 1-D and 2-D convolutions, BatchNorms behind these, ReLU and ReLU6, max-, average and
+    adaptive average pooling, flatten, sums and concatenations; one input and one output. It is copied, and computes in
+    evaluation mode. ``batches``: of inputs, at least one, all of one shape but for the batch. ``bits``,
+    ``activation_bits``: 2 to 8. ``multiplier_bits``: of the factors between two steps, 2 to 31. ``observer``: makes what
+    chooses the range of an activation.
 
     ``ranges``: of the inputs of layers, by the layers' names, where they were learned
     (dcz.compression.training.activations.activation_parameters); all others are observed. ``weights``: already quantized, by
-    the names of the tensors (``conv1.weight``), symmetric, of one step or one for each output: of GPTQ or of quantized training. Both belong to
-    a module whose BatchNorms are folded already.
+    the names of the tensors (``conv1.weight``), symmetric, of one step or one for each output: of GPTQ or of quantized
+    training. Both belong to a module whose BatchNorms are folded already.
 
     Raises UsageError if the module cannot be followed, has something that is not in the list, or there are no batches;
     EncodingError if values are not finite, or an accumulator could overflow.

@@ -1,9 +1,10 @@
-"""Which operations an integer network consists of: a closed vocabulary, as JSON. There is no code in it and no name of a class.
+"""Which operations an integer network consists of: a closed vocabulary, as JSON. There is no code in it and no name of a
+class.
 
     {"version": 1, "input": [1, 28, 28], "steps": [{"op": "convolution", "name": "conv1", "inputs": [0], ...}, ...]}
 
-Values are counted: 0 is the input, i + 1 what step i gives; a step takes only values before it, and the last one is the output.
-``input`` is the shape without the batch. Tensors are not in here; each step has those of its kind under its name:
+Values are counted: 0 is the input, i + 1 what step i gives; a step takes only values before it, and the last one is the
+output. ``input`` is the shape without the batch. Tensors are not in here; each step has those of its kind under its name:
 
     op                     tensors
     linear, convolution    weight, bias, multiplier, shift, bounds

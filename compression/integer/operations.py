@@ -1,8 +1,8 @@
 """What integer networks compute: on int8 codes, with int32 accumulators, and int64 where those are rescaled.
 
-No tensor in here is ever of a floating-point type. With codes q of a zero point Z and step S, weights w of a step T and a bias b in
-units of S T, an output is S T (sum w (q - Z) + b) = S T (sum w q + b - Z sum w): the zero point is part of the bias, and what is
-accumulated are products of int8 and int8. Padding is Z, the code of zero.
+No tensor in here is ever of a floating-point type. With codes q of a zero point Z and step S, weights w of a step T and a
+bias b in units of S T, an output is S T (sum w (q - Z) + b) = S T (sum w q + b - Z sum w): the zero point is part of the
+bias, and what is accumulated are products of int8 and int8. Padding is Z, the code of zero.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The factor M = S1 S2 / S3 of the steps of inputs, weights and outputs is written
 
     code = clamp(round(m a / 2^s) + Z)
 
-round goes to nearest, **ties to even**, as everywhere in dcz. There is one rounding: m a is computed in int64, where it fits, as
-|a| < 2^31 and m < 2^31. With 31 bits this is the int32 multiplier of Jacob et al. 2018 (section 2.2), and m is at least 2^30
+round goes to nearest, **ties to even**, as everywhere in dcz. There is one rounding: m a is computed in int64, where it
+fits, as |a| < 2^31 and m < 2^31. With 31 bits this is the int32 multiplier of Jacob et al. 2018 (section 2.2), and m is at least 2^30
 unless the shift would pass 62. With fewer bits it is the dyadic number b / 2^c of HAWQ-V3 (Yao et al. 2021).
 """
 
@@ -29,8 +29,9 @@ def fixed_point(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """m and s with m / 2^s next to each factor: int32 and uint8 of the same shape, m >= 0, 1 <= s <= 62.
 
-    ``factors``: not negative. ``bits``: 2 to 31; m has no more of them, unless a factor is above 2^(bits - 1). The relative error is
-    at most 2^-bits, for factors above 2^(bits - 63). Raises EncodingError for factors that are not finite, negative, or 2^30 and more.
+    ``factors``: not negative. ``bits``: 2 to 31; m has no more of them, unless a factor is above 2^(bits - 1). The
+    relative error is at most 2^-bits, for factors above 2^(bits - 63). Raises EncodingError for factors that are not
+    finite, negative, or 2^30 and more.
     """
     _check(factors, bits)
     shifts = np.clip(bits - np.frexp(factors)[1], 1, MAX_SHIFT)
@@ -70,7 +71,8 @@ def _multipliers(factors: npt.NDArray[np.float64], shifts: npt.NDArray[Any]) -> 
 def requantize(accumulated: torch.Tensor, multiplier: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """round(m a / 2^s), ties to even: int64.
 
-    ``accumulated``: int32, or int64 below 2^31 in magnitude. ``multiplier``: int32, ``shift``: uint8, 1 to 62; of shapes that broadcast.
+    ``accumulated``: int32, or int64 below 2^31 in magnitude. ``multiplier``: int32, ``shift``: uint8, 1 to 62; of shapes
+    that broadcast.
     """
     return rounding_shift(accumulated.long() * multiplier.long(), shift)
 

@@ -1,9 +1,11 @@
 """The mean change of a layer's outputs goes into its bias (Nagel et al. 2019, section 4.2 and appendix).
 
-with data       means of the outputs over calibration batches, before and after, layer by layer, so that each correction sees the
-                corrected layers before it
-without data    -(W^ - W) E[x], where E[x] follows from BatchNorm's statistics: a normal variable that is cut off at zero, and
-                for a ReLU6 at a ceiling, has a mean in closed form; sums, concatenations and averages pass on theirs
+    with data       means of the outputs over calibration batches, before and after, layer by layer, so that each
+                    correction sees the corrected layers before it
+    without data    -(W^ - W) E[x], where E[x] follows from the statistics of BatchNorm
+
+A normal variable that is cut off at zero, and for a ReLU6 at a ceiling, has a mean in closed form; sums, concatenations and
+averages pass on theirs.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ def correct_biases(
 ) -> dict[str, torch.Tensor]:
     """Make the mean of each output channel over the batches what it is in the original. Changes the biases of ``quantized``.
 
-    ``quantized``, ``original``: of the same structure, with other weights. ``batches``: inputs; they are gone through once for
-    each layer. Returns what was added to the biases, float64 (out,), by the layers' names.
+    ``quantized``, ``original``: of the same structure, with other weights. ``batches``: inputs; they are gone through
+    once for each layer. Returns what was added to the biases, float64 (out,), by the layers' names.
 
     Raises UsageError if there are no batches, or if the layers are not the same.
     """
@@ -55,8 +57,8 @@ def correct_biases_without_data(
     """As `correct_biases`, from what the folded BatchNorms of ``original`` say.
 
     ``input_mean``: of the network's inputs, (channels,), if it is known. Layers about whose inputs nothing is known are left
-    as they are: those behind max-pooling, behind what has no kind, and the first one without ``input_mean``. Inputs at the border of a padded
-    convolution are taken for as large as the others.
+    as they are: those behind max-pooling, behind what has no kind, and the first one without ``input_mean``. Inputs at
+    the border of a padded convolution are taken for as large as the others.
     """
     _same_layers(quantized, original)
     means = expected_inputs(original, input_mean=input_mean)

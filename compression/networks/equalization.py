@@ -1,9 +1,10 @@
-"""Cross-layer equalization, and high biases that move into the next layer (Nagel et al., "Data-Free Quantization Through Weight
-Equalization and Bias Correction", 2019, sections 4.1 and 4.1.3).
+"""Cross-layer equalization, and high biases that move into the next layer (Nagel et al., "Data-Free Quantization Through
+Weight Equalization and Bias Correction", 2019, sections 4.1 and 4.1.3).
 
 Two layers are a pair if nothing but functions f with f(s x) = s f(x) for each channel stand between them: ReLU, pooling,
 flattening behind a convolution; and if what is between them goes nowhere else. A ReLU6 becomes a ReLU with a ceiling of its
-own for each channel. All pairs are equalized again and again until nothing changes, so that chains like 1 x 1, depthwise, 1 x 1 are too.
+own for each channel. All pairs are equalized again and again until nothing changes, so that chains like 1 x 1, depthwise,
+1 x 1 are too.
 """
 
 from __future__ import annotations
@@ -109,9 +110,10 @@ def _equalize(network: Network, pair: Pair) -> float:
 def absorb_high_biases(network: Network, *, deviations: float = 3.0) -> dict[str, torch.Tensor]:
     """Move what a channel's outputs are above zero anyway into the next layer's bias: c = max(0, mean - 3 deviations).
 
-    b1' = b1 - c and b2' = b2 + W2 c compute the same wherever the output is at least c, which for a normal distribution are 99.87 % of
-    the places. It needs moments from folded BatchNorms, a ReLU between the layers, and no pooling or padding, as zeros at the border would
-    count as c. Returns what was moved, float64 (channels,), by the name of the layer that it came from.
+    b1' = b1 - c and b2' = b2 + W2 c compute the same wherever the output is at least c, which for a normal distribution
+    are 99.87 % of the places. It needs moments from folded BatchNorms, a ReLU between the layers, and no pooling or
+    padding, as zeros at the border would count as c. Returns what was moved, float64 (channels,), by the name of the
+    layer that it came from.
     """
     moved = {}
     for pair in find_pairs(network):

@@ -22,9 +22,10 @@ __all__ = ["fold_batch_norms"]
 def fold_batch_norms(module: nn.Module) -> Network:
     """A copy of a module in evaluation mode, without those BatchNorms that can be folded into the layer before them.
 
-    That is a linear layer or convolution, transposed or not, of any groups, whose output goes nowhere else. Both take part in
-    one step only, and the layer shares its weight with no other. A norm that is folded is an ``nn.Identity`` afterwards; all others stay.
-    Behind a linear layer, inputs are taken to be (batch, features). Types of weights stay; the arithmetic is float64.
+    That is a linear layer or convolution, transposed or not, of any groups, whose output goes nowhere else. Both take
+    part in one step only, and the layer shares its weight with no other. A norm that is folded is an ``nn.Identity``
+    afterwards; all others stay. Behind a linear layer, inputs are taken to be (batch, features). Types of weights stay;
+    the arithmetic is float64.
 
     Raises UsageError if the module cannot be followed.
     """

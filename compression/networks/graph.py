@@ -166,8 +166,8 @@ _FUNCTIONS: Final = _functions()
 class Operation:
     """One step of a network.
 
-    ``name``: of the module, as in ``named_modules``; of a function, as torch.fx calls the step. ``inputs``: the steps whose outputs
-    it takes. ``options``: of pooling, flatten, add and concatenate, by the names that torch gives them.
+    ``name``: of the module, as in ``named_modules``; of a function, as torch.fx calls the step. ``inputs``: the steps
+    whose outputs it takes. ``options``: of pooling, flatten, add and concatenate, by the names that torch gives them.
     """
 
     kind: Kind

@@ -1,8 +1,10 @@
 """Weights of linear layers and convolutions as matrices by output or by input channel, whatever their layout.
 
-layer                     weight                               layer                     weight
-linear                    (out, in)                            transposed convolution    (in, out / groups, ...)
-convolution               (out, in / groups, ...)
+    linear                    (out, in)
+    convolution               (out, in / groups, ...)
+    transposed convolution    (in, out / groups, ...)
+
+The matrices are copies in float64.
 """
 
 from __future__ import annotations

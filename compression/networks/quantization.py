@@ -1,15 +1,19 @@
 """The weights of a whole module after training, layer by layer, with calibration data (survey, section III-F).
 
-1   BatchNorms are folded, ranges between layers equalized                  folding, equalization
-2   for each layer in order: what goes into it once the layers before it are quantized gives the Hessian of its outputs; its weights are
-    rounded so that these change little (dcz.compression.gptq), to uniform codes or to shared weights; or just to nearest
-3   biases take up the mean change of the outputs                           bias_correction
+    1   BatchNorms are folded, ranges between layers equalized (folding, equalization)
+    2   for each layer in order: what goes into it once the layers before it are quantized gives the Hessian of its
+        outputs; its weights are rounded so that these change little (dcz.compression.gptq), to uniform codes or to
+        shared weights; or just to nearest
+    3   biases take up the mean change of the outputs (bias_correction)
 
-network = fold_batch_norms(module)
-tensors = quantize_network(network, batches, bits=4)     # network.module has the decoded weights
-with Writer("model.dcz") as writer:
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
+    network = fold_batch_norms(module)
+    tensors = quantize_network(network, batches, bits=4)     # network.module has the decoded weights
+    with Writer("model.dcz") as writer:
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+
+AdaRound, which trains for each layer, has a driver of its own (dcz.compression.training.learned_rounding); it takes
+``network.module`` after step 1.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from dcz.compression.quantizers import ScaleDType, Scheme, quantize_affine
 from dcz.compression.torch_tensors import check_tensor, to_numpy
 from dcz.errors import EncodingError, UsageError
 from dcz.format.manifest import PerChannel, PerTensor
-from dcz.format.tensors import CodebookTensor, TensorData, UniformTensor
+from dcz.format.tensors import UniformTensor, CodebookTensor, TensorData
 
 __all__ = ["LayerMethod", "Levels", "Rounding", "hessians_of", "quantize_network"]
 
@@ -44,8 +48,8 @@ Levels: TypeAlias = Literal["affine", "codebook"]
 Rounding: TypeAlias = Literal["nearest", "second-order"]
 Doubles: TypeAlias = npt.NDArray[np.float64]
 LayerMethod: TypeAlias = Callable[[npt.NDArray[Any], "Doubles | None"], "UniformTensor | CodebookTensor"]
-"""From a weight (out, in / groups, ...) and the Hessians of its groups (groups, n, n), n = in / groups x places of the kernel, to
-what is stored; there are no Hessians for transposed convolutions."""
+"""From a weight (out, in / groups, ...) and the Hessians of its groups (groups, n, n), n = in / groups x places of the
+kernel, to what is stored; there are no Hessians for transposed convolutions."""
 
 _TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -69,14 +73,16 @@ def quantize_network(
 ) -> dict[str, TensorData]:
     """Quantize the weights of all layers of a network, in place: afterwards, they are what the file will give.
 
-    ``batches``: of inputs, gone through several times for each layer. ``bits``: 1 to 8. ``levels``: uniform codes, or 2^bits shared weights for the
-    tensor by k-means. ``rounding``: to the nearest level, or by second order. ``method``: another one, for each layer; the
-    arguments from ``bits`` to ``order`` then have no effect. ``scheme`` ... ``scale_dtype``: of uniform codes, as for quantize_affine; the
-    granularity is the tensor or channel on axis 0, which is the default. ``damping``, ``order``: as for quantize_gptq. ``equalize``, ``correct``: whether
-    to do steps 1 (of folding, that is up to the caller) and 3.
+    ``batches``: of inputs, gone through several times for each layer. ``bits``: 1 to 8. ``levels``: uniform codes, or
+    2^bits shared weights for the tensor by k-means. ``rounding``: to the nearest level, or by second order. ``method``:
+    another one, for each layer; the arguments from ``bits`` to ``order`` then have no effect. ``scheme`` ...
+    ``scale_dtype``: of uniform codes, as for quantize_affine; the granularity is the tensor or channel on axis 0, which
+    is the default. ``damping``, ``order``: as for quantize_gptq. ``equalize``, ``correct``: whether to do steps 1 (of
+    folding, that is up to the caller) and 3.
 
-    Returns all entries of the module's ``state_dict``: quantized weights, and all others as they are. Transposed convolutions are
-    rounded to nearest. Raises UsageError if there are no batches or a weight is shared, EncodingError if the arguments do not fit together.
+    Returns all entries of the module's ``state_dict``: quantized weights, and all others as they are. Transposed
+    convolutions are rounded to nearest. Raises UsageError if there are no batches or a weight is shared, EncodingError if
+    the arguments do not fit together.
     """
     kept = list(batches)
     if not kept:

@@ -1,4 +1,5 @@
-"""Integer networks against exact integer arithmetic, against their float simulation, and against torch's quantized operators."""
+"""Integer networks against exact integer arithmetic, against their float simulation, and against torch's quantized
+operators."""
 
 from __future__ import annotations
 
