@@ -9,6 +9,7 @@ Layouts: ggml's ggml-common.h and ggml-quants.c; names and sizes: the GGUF speci
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
@@ -58,7 +59,7 @@ def _unpack(blocks: np.ndarray, parts: Sequence[_Bits]) -> np.ndarray:
     return codes
 
 
-def _pack(blocks: np.ndarray, parts: Sequence[_Bits], codes: np.ndarray) -> None:
+def _pack(blocks: np.ndarray, codes: np.ndarray, parts: Sequence[_Bits]) -> None:
     """Put the codes into the blocks."""
     for offset, size, bits, run, shift in parts:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
@@ -79,9 +80,7 @@ class _Codes(NamedTuple):
 
 
 def _in(bits: int, *parts: _Bits) -> _Codes:
-    return _Codes(
-        bits, lambda blocks: _unpack(blocks, parts), lambda blocks, codes: _pack(blocks, parts, codes)
-    )
+    return _Codes(bits, functools.partial(_unpack, parts=parts), functools.partial(_pack, parts=parts))
 
 
 def _signed(offset: int, size: int) -> _Codes:
@@ -346,7 +345,7 @@ class _Microscaled(BlockType):
             return None
         blocks = np.zeros((tensor.codes.size // self.elements, self.size), np.uint8)
         blocks[:, 0] = exponents.astype(np.uint8)[scales.codes]
-        _pack(blocks, _MX_CODES, tensor.codes.reshape(-1))
+        _pack(blocks, tensor.codes.reshape(-1), _MX_CODES)
         return blocks.reshape(-1)
 
 
