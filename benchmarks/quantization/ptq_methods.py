@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.quantization.ptq_networks import Array, Subject, is_quantized
 from dcz.compression.gptq import quantize_gptq
 from dcz.converters.recipes import Recipe
-from dcz.format import AffineTensor, CodebookTensor, PerChannel, PerGroup, PerTensor, TensorData
+from dcz.format import CodebookTensor, PerChannel, PerGroup, PerTensor, TensorData, UniformTensor
 
 Tensors = dict[str, TensorData]
 Rule = dict[str, Any]
@@ -187,9 +187,11 @@ def decoded(tensor: TensorData) -> Array:
     """The elements of a tensor by the formulas of docs/format.md, section 5.3: what a file has to give back, bit for bit."""
     if isinstance(tensor, np.ndarray):
         return tensor
+    if not isinstance(tensor, UniformTensor | CodebookTensor):
+        raise TypeError(f"no method makes a {type(tensor).__name__}")
     codes = tensor.codes.reshape(tensor.shape).astype(np.int64)
     places = _groups(tensor)
-    if isinstance(tensor, AffineTensor):
+    if isinstance(tensor, UniformTensor):
         scales = tensor.scales.astype(np.float32)
         zeros = (
             np.full(scales.shape, 1 << (tensor.bits - 1))
@@ -204,7 +206,7 @@ def decoded(tensor: TensorData) -> Array:
     return np.asarray(values, np.float32)
 
 
-def _groups(tensor: AffineTensor | CodebookTensor) -> Array:
+def _groups(tensor: UniformTensor | CodebookTensor) -> Array:
     """The group of each element."""
     rows, columns = tensor.shape
     match tensor.granularity:

@@ -40,7 +40,7 @@ from dcz.compression.quantizers import ScaleDType, Scheme, quantize_affine
 from dcz.compression.torch_tensors import check_tensor, to_numpy
 from dcz.errors import EncodingError, UsageError
 from dcz.format.manifest import PerChannel, PerTensor
-from dcz.format.tensors import UniformTensor, CodebookTensor, TensorData
+from dcz.format.tensors import CodebookTensor, TensorData, UniformTensor
 
 __all__ = ["LayerMethod", "Levels", "Rounding", "hessians_of", "quantize_network"]
 
