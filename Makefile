@@ -73,7 +73,7 @@ demo: $(VENV)/dcz
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: $(VENV)/test
 	@$(BIN)/python -m pytest --hypothesis-profile=explore -m "slow or not slow"
