@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import importlib
 import json
 import os
 import subprocess
@@ -446,7 +447,7 @@ def test_assumptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runtime/pretrained.py builds upon. Each failing here would make loading fail, not load something else."""
     folder = made(mixtral, tmp_path, max_shard_size="10KB")
     seen: dict[str, Any] = {"names": 0}
-    conversions: Any = transformers.conversion_mapping
+    conversions: Any = importlib.import_module("transformers.conversion_mapping")
     before = DczQuantizer._process_model_before_weight_loading
 
     def start(self: Any, model: Any, checkpoint_files: Any = None, **rest: Any) -> Any:

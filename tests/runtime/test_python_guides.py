@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.converters.gguf_files import random_blocks, write_gguf_file
 from tests.converters.test_huggingface_folders import minilm
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
@@ -30,6 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_converting(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"a": torch.ones(1), "args": argparse.Namespace(lr=0.1)}, place / "unsafe.pth")
+    write_gguf_file(place / "model.gguf", {"w": ("Q4_K", random_blocks("Q4_K", 4, 256))})
     _run("converting.md")
     figures, *estimates, error, differences = capsys.readouterr().out.splitlines()
     assert estimates[1].startswith("lossless balanced ")
@@ -40,6 +42,7 @@ def test_converting(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = minilm()
     for path in source.rglob("*"):
         assert path.is_dir() or (place / "back" / path.relative_to(source)).read_bytes() == path.read_bytes()
+    assert (place / "again.gguf").read_bytes() == (place / "model.gguf").read_bytes()
     size = (source / "model.safetensors").stat().st_size
     assert (place / "model-int8.safetensors").stat().st_size == size
 
