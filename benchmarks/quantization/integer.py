@@ -212,6 +212,12 @@ def recovered(seed: dict[str, Any], bits: int, largest: float) -> tuple[str, flo
     return best, float(rows[best]["test_error"]), gained / lost if lost > 0 else float("nan")
 
 
+def _lost(seed: dict[str, Any], bits: int) -> float:
+    """Images of 10,000 that k-means loses."""
+    row = next(row for row in seed["weights"] if (row["bits"], row["method"]) == (bits, BASELINE))
+    return 100 * float(row["test_error"] - seed["test_error"])
+
+
 def study(
     module: nn.Module, data: Mnist, inputs: Calibration, work: Path, widths: Sequence[int] = BITS
 ) -> dict[str, Any]:
