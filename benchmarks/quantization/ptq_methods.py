@@ -21,7 +21,15 @@ import numpy as np
 from benchmarks.quantization.ptq_networks import Array, Subject, is_quantized
 from dcz.compression.gptq import quantize_gptq
 from dcz.converters.recipes import Recipe
-from dcz.format import CodebookTensor, PerChannel, PerGroup, PerTensor, TensorData, UniformTensor
+from dcz.format import (
+    CodebookTensor,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    ScaledCodebookTensor,
+    TensorData,
+    UniformTensor,
+)
 
 Tensors = dict[str, TensorData]
 Rule = dict[str, Any]
@@ -187,7 +195,7 @@ def decoded(tensor: TensorData) -> Array:
     """The elements of a tensor by the formulas of docs/format.md, section 5.3: what a file has to give back, bit for bit."""
     if isinstance(tensor, np.ndarray):
         return tensor
-    if not isinstance(tensor, UniformTensor | CodebookTensor):
+    if not isinstance(tensor, UniformTensor | CodebookTensor | ScaledCodebookTensor):
         raise TypeError(f"no method makes a {type(tensor).__name__}")
     codes = tensor.codes.reshape(tensor.shape).astype(np.int64)
     places = _groups(tensor)
@@ -199,6 +207,9 @@ def decoded(tensor: TensorData) -> Array:
             else tensor.zero_points
         )
         values = scales[places] * (codes - zeros.astype(np.int64)[places]).astype(np.float32)
+    elif isinstance(tensor, ScaledCodebookTensor):
+        assert isinstance(tensor.scales, np.ndarray)
+        values = tensor.scales.astype(np.float32)[places] * tensor.table[codes]
     else:
         values = tensor.centroids[places, codes]
     if tensor.mask is not None:
@@ -206,7 +217,7 @@ def decoded(tensor: TensorData) -> Array:
     return np.asarray(values, np.float32)
 
 
-def _groups(tensor: UniformTensor | CodebookTensor) -> Array:
+def _groups(tensor: UniformTensor | CodebookTensor | ScaledCodebookTensor) -> Array:
     """The group of each element."""
     rows, columns = tensor.shape
     match tensor.granularity:

@@ -52,7 +52,7 @@ def packed_bits(tensor: dict[str, Any]) -> tuple[int, int, int]:
         "bitmap": elements,
         "relative-index": layout.get("bits", 0) * sum(tensor.get("gaps", ())),
     }
-    return entries, width * entries, positions[layout["kind"]]
+    return entries, width * entries // values.get("dimension", 1), positions[layout["kind"]]
 
 
 @pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)

@@ -21,6 +21,26 @@ from dcz.format.report import account
 GOOD = sorted((FOLDER / "good").glob("*.dcz"))
 
 
+def _parameter_streams(values: dict[str, Any]) -> int:
+    """How many there are (docs/format.md, sections 5.3, 5.4 and 5.6)."""
+
+    def coded(field: str) -> int:
+        how = values.get(field, {"kind": "exact"})
+        return {"exact": 1, "affine": 2, "codebook": 4 if how.get("offset") else 3}[how["kind"]]
+
+    count = int(values.get("granularity", {"kind": "tensor"})["kind"] == "indexed")
+    match values["kind"]:
+        case "exact":
+            return 0
+        case "affine":
+            count += coded("scale_values") + bool(values.get("zero_points"))
+            return count + (coded("minimum_values") if values.get("minimums") else 0)
+        case "scaled-codebook":
+            return count + coded("scale_values") + 1
+        case _:
+            return count + 1
+
+
 def walk(data: bytes) -> dict[str, int]:
     """Where the bytes went, from the footer and the manifest alone (docs/format.md, sections 2 to 6)."""
     offset, length = struct.unpack_from("<QI", data, len(data) - 64)
@@ -36,9 +56,7 @@ def walk(data: bytes) -> dict[str, int]:
     used = 0
     for tensor in manifest.get("tensors", []):
         values = tensor.get("values", {"kind": "exact", "split": "whole"})
-        parameters = {"exact": 0, "codebook": 1, "affine": 2 if values.get("zero_points") else 1}[
-            values["kind"]
-        ]
+        parameters = _parameter_streams(values)
         sparse = tensor.get("layout", {"kind": "dense"})["kind"] != "dense"
         segments = -(-int(np.prod(tensor["shape"], dtype=object)) // tensor.get("segment", 1))
         lengths = tensor.get("lengths", [])

@@ -312,7 +312,7 @@ def killed_while_copying(folder: Path) -> int:
     """In the middle of the bytes: the progress of a file of several buffers is the trigger."""
     scene = Scene(folder)
     big = write_dcz(folder / "3" / "model.dcz", 3, 1_500_000)
-    for at in range(1, 9):
+    for at in range(1, 7):
         scene.reset()
         calls = iter(range(1, 1000))
 
