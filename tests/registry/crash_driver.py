@@ -323,7 +323,7 @@ def killed_while_copying(folder: Path) -> int:
         assert forked(lambda: push(big, "m:2", registry=scene.registry, progress=progress)) == -9
         assert scene.state() == scene.before
         scene.check_second_push()
-    return 8
+    return 6
 
 
 def killed_at_any_time(folder: Path) -> int:

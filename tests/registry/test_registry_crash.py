@@ -35,7 +35,7 @@ def drive(scenario: str, folder: Path, *prefix: str, stride: int = 1) -> int:
     ("scenario", "at_least"),
     [
         ("pull_goes_on", 5),
-        ("killed_while_copying", 8),
+        ("killed_while_copying", 6),
         ("killed_at_any_time", 12),
         ("file_size_limit", 10),
         ("pushed_at_once", 20),
