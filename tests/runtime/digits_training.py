@@ -5,7 +5,10 @@ python tests/runtime/digits_training.py CHECKPOINTS FILE
 
 from __future__ import annotations
 
+import copy
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -64,6 +67,45 @@ def trained(epochs: int = 12) -> Net:
     for _ in range(epochs):
         train(model)
     return model
+
+
+class Crash(Exception):
+    """What ends a run in the middle of an epoch."""
+
+
+def check_resuming(dense: nn.Module, folder: Path, every: int, epochs: int, **options: Any) -> None:
+    """A compression that crashes in each ``every``-th epoch, in at least ``epochs`` epochs in all, and is taken up again from its
+    checkpoints ends in the bytes of one that does not. ``options``: of dcz.compress."""
+    torch.manual_seed(1)
+    whole = dcz.compress(
+        copy.deepcopy(dense), folder / "whole.dcz", train=train, evaluate=evaluate, **options
+    )
+    torch.manual_seed(1)
+    calls = 0
+
+    def crashing(module: nn.Module) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % every == 0:
+            raise Crash
+        train(module)
+
+    while True:
+        try:
+            done = dcz.compress(
+                copy.deepcopy(dense),
+                folder / "crashed.dcz",
+                train=crashing,
+                evaluate=evaluate,
+                checkpoints=folder / "checkpoints",
+                **options,
+            )
+            break
+        except Crash:
+            torch.manual_seed(calls)  # whatever another process begins with
+    assert calls >= epochs
+    assert done.steps == whole.steps
+    assert (folder / "crashed.dcz").read_bytes() == (folder / "whole.dcz").read_bytes()
 
 
 if __name__ == "__main__":

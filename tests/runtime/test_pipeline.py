@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.runtime import digits_training
-from tests.runtime.digits_training import Net, evaluate, train, trained
+from tests.runtime.digits_training import Net, check_resuming, evaluate, train, trained
 from torch import nn
 
 import dcz
@@ -216,48 +216,9 @@ def test_resuming_after_kill_gives_the_same_bits(tmp_path: Path) -> None:
     assert (tmp_path / "killed.dcz").read_bytes() == (tmp_path / "whole.dcz").read_bytes()
 
 
-class Crash(Exception):
-    pass
-
-
 @pytest.mark.parametrize("recipe", ["deep-compression", "rate-aware"])
 def test_resuming_after_each_epoch_gives_the_same_bits(dense: Net, recipe: str, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    whole = dcz.compress(
-        copy.deepcopy(dense),
-        tmp_path / "whole.dcz",
-        train=train,
-        evaluate=evaluate,
-        recipe=recipe,
-        tolerance=2.0,
-    )
-    torch.manual_seed(1)
-    calls = 0
-
-    def crashing(module: nn.Module) -> None:
-        nonlocal calls
-        calls += 1
-        if calls % 3 == 0:
-            raise Crash
-        train(module)
-
-    while True:
-        try:
-            done = dcz.compress(
-                copy.deepcopy(dense),
-                tmp_path / "crashed.dcz",
-                train=crashing,
-                evaluate=evaluate,
-                recipe=recipe,
-                tolerance=2.0,
-                checkpoints=tmp_path / recipe,
-            )
-            break
-        except Crash:
-            torch.manual_seed(calls)  # whatever another process begins with
-    assert calls > 6
-    assert done.steps == whole.steps
-    assert (tmp_path / "crashed.dcz").read_bytes() == (tmp_path / "whole.dcz").read_bytes()
+    check_resuming(dense, tmp_path, 3, 7, recipe=recipe, tolerance=2.0)
 
 
 def test_rate_aware_without_loss(model: Net, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.runtime.digits_training import Net, evaluate, train, trained
+from tests.runtime.digits_training import Net, check_resuming, evaluate, train, trained
 from torch import nn
 
 import dcz
@@ -147,10 +147,6 @@ def test_pruned_then_quantized_then_entropy_coded(model: Net, tmp_path: Path) ->
     assert 8 * layer.counts.stored < found.size * bound + 16 * 64 + 200
 
 
-class Crash(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     "stages",
     [
@@ -176,37 +172,7 @@ class Crash(Exception):
 def test_resuming_after_each_epoch_gives_the_same_bits(
     dense: Net, stages: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    plan = recipe(*stages)
-    torch.manual_seed(1)
-    whole = dcz.compress(
-        copy.deepcopy(dense), tmp_path / "whole.dcz", train=train, evaluate=evaluate, recipe=plan
-    )
-    torch.manual_seed(1)
-    calls = 0
-
-    def crashing(module: nn.Module) -> None:
-        nonlocal calls
-        calls += 1
-        if calls % 2 == 0:
-            raise Crash
-        train(module)
-
-    while True:
-        try:
-            done = dcz.compress(
-                copy.deepcopy(dense),
-                tmp_path / "crashed.dcz",
-                train=crashing,
-                evaluate=evaluate,
-                recipe=plan,
-                checkpoints=tmp_path / "checkpoints",
-            )
-            break
-        except Crash:
-            torch.manual_seed(calls)  # whatever another process begins with
-    assert calls >= 3
-    assert done.steps == whole.steps
-    assert (tmp_path / "crashed.dcz").read_bytes() == (tmp_path / "whole.dcz").read_bytes()
+    check_resuming(dense, tmp_path, 2, 3, recipe=recipe(*stages))
 
 
 @pytest.mark.parametrize(
