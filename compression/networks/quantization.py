@@ -39,6 +39,7 @@ from dcz.compression.networks.graph import Layer, Network, Operation, trace
 from dcz.compression.quantizers import ScaleDType, Scheme, quantize_affine
 from dcz.compression.torch_tensors import check_tensor, to_numpy
 from dcz.errors import EncodingError, UsageError
+from dcz.format.decoded import decoded
 from dcz.format.manifest import PerChannel, PerTensor
 from dcz.format.tensors import CodebookTensor, TensorData, UniformTensor
 
@@ -250,17 +251,7 @@ def _shared_rounder(tensor: CodebookTensor) -> Rounder:
 
 
 def _decoded(tensor: UniformTensor | CodebookTensor) -> npt.NDArray[np.float32]:
-    """What the format makes of it (docs/format.md, section 5.3), of one group or one for each output."""
+    """What the format makes of it, of one group or one for each output."""
     if tensor.granularity not in (PerTensor(), PerChannel(axis=0)):
         raise EncodingError("scales of a network's weights are those of the tensor or of channels on axis 0")
-    codes = tensor.codes.reshape(tensor.shape[0], -1)
-    if isinstance(tensor, CodebookTensor):
-        table = np.broadcast_to(tensor.centroids, (len(codes), tensor.centroids.shape[1]))
-        values = np.take_along_axis(table, codes.astype(np.int64), axis=1).astype(np.float32)
-    else:
-        zeros = np.full(1, 1 << (tensor.bits - 1)) if tensor.zero_points is None else tensor.zero_points
-        steps = codes.astype(np.float32) - zeros.astype(np.float32).reshape(-1, 1)
-        values = tensor.scales.astype(np.float32).reshape(-1, 1) * steps
-    if tensor.mask is not None:
-        values = np.where(tensor.mask.reshape(codes.shape), values, np.float32(0))
-    return np.asarray(values.reshape(tensor.shape), dtype=np.float32)
+    return decoded(tensor).astype(np.float32, copy=False)

@@ -27,7 +27,6 @@ from dcz.compression.calibration import Calibration, full_ranges, ranges
 from dcz.compression.groups import GroupedTensor, not_finite
 from dcz.compression.quantizers import ScaleDType, Scheme, affine_parameters
 from dcz.compression.scales import (
-    check_bits,
     check_not_too_small,
     kept_finite,
     least_code,
@@ -37,9 +36,8 @@ from dcz.compression.torch_tensors import check_tensor
 from dcz.compression.training.masks import array_of
 from dcz.compression.training.quantized_weights import (
     Bits,
-    QuantizedWeight,
+    UniformWeight,
     bits_of,
-    granularity_of,
     oriented,
     put_under,
 )
@@ -94,7 +92,7 @@ def fake_quantized(
     return found
 
 
-class FakeQuantizedWeight(QuantizedWeight):
+class FakeQuantizedWeight(UniformWeight):
     """The weight as uniform codes give it.
 
     ``bits``, ``scheme``, ``granularity``, ``scale_dtype``: as for dcz.compression.quantizers.quantize_affine. ``held``: the
@@ -112,12 +110,7 @@ class FakeQuantizedWeight(QuantizedWeight):
         mask: torch.Tensor | None = None,
         held: torch.Tensor | None = None,
     ) -> None:
-        super().__init__(mask)
-        check_bits(bits, scheme)
-        self.bits: int = bits
-        self.scheme: Scheme = scheme
-        self.granularity: Granularity = granularity or PerTensor()
-        self.scale_dtype: ScaleDType | None = scale_dtype
+        super().__init__(bits, scheme, granularity, scale_dtype, mask)
         self.register_buffer("held", held)
 
     def forward(self, original: torch.Tensor) -> torch.Tensor:
@@ -139,18 +132,9 @@ class FakeQuantizedWeight(QuantizedWeight):
         shape = tuple(kept.shape)
         return spread(steps, shape, self.granularity), spread(zeros, shape, self.granularity)
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "bits": self.bits,
-            "scheme": self.scheme,
-            "granularity": self.granularity.model_dump(),
-            "scale_dtype": self.scale_dtype,
-        }
-
     @classmethod
     def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
-        known: dict[str, Any] = {**settings, "granularity": granularity_of(settings["granularity"])}
-        return cls(**known, mask=state.get("mask"), held=state.get("held"))
+        return cls(**cls.arguments(settings), mask=state.get("mask"), held=state.get("held"))
 
     def parameters_of(self, kept: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Scales (groups,) in the type in which they are stored, and uint8 zero points or None. ``kept``: after the mask.
@@ -178,17 +162,7 @@ class FakeQuantizedWeight(QuantizedWeight):
         kept = self.kept(original.detach())
         scales, zero_points = self.parameters_of(kept)
         steps, zeros = self._spread(kept, scales, zero_points)
-        codes = _codes(kept, steps, zeros).clamp_(least_code(self.scheme), (1 << self.bits) - 1)
-        return UniformTensor(
-            dtype=check_tensor("weight", kept).name,
-            shape=tuple(kept.shape),
-            bits=self.bits,
-            codes=codes.to("cpu", torch.uint8).numpy(),
-            scales=scales,
-            granularity=self.granularity,
-            zero_points=zero_points,
-            mask=None if self.mask is None else (codes != zeros).cpu().numpy(),
-        )
+        return self.coded(kept, _codes(kept, steps, zeros), zeros, scales, zero_points)
 
 
 def fake_quantize(

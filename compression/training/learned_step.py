@@ -39,9 +39,8 @@ from dcz.compression.training.activations import (
 )
 from dcz.compression.training.quantized_weights import (
     Bits,
-    QuantizedWeight,
+    UniformWeight,
     bits_of,
-    granularity_of,
     oriented,
     put_under,
     scale_type,
@@ -154,7 +153,7 @@ def _most(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
-class LearnedStepWeight(QuantizedWeight):
+class LearnedStepWeight(UniformWeight):
     """The weight as uniform codes with learned steps give it.
 
     ``first``: the steps at the beginning, (groups,), float64 for f64 weights and float32 for others. ``bits`` at least 2.
@@ -169,16 +168,11 @@ class LearnedStepWeight(QuantizedWeight):
         scale_dtype: ScaleDType | None = None,
         mask: torch.Tensor | None = None,
     ) -> None:
-        super().__init__(mask)
-        check_bits(bits, scheme)
+        super().__init__(bits, scheme, granularity, scale_dtype, mask)
         if scheme == "asymmetric":
             raise EncodingError(
                 "learned steps of weights are symmetric", hint="scheme = 'symmetric-full' has one code more"
             )
-        self.bits: int = bits
-        self.scheme: Scheme = scheme
-        self.granularity: Granularity = granularity or PerTensor()
-        self.scale_dtype: ScaleDType | None = scale_dtype
         self.steps = LearnedSteps(first, scale_type(scale_dtype, first.dtype))
 
     def forward(self, original: torch.Tensor) -> torch.Tensor:
@@ -193,35 +187,17 @@ class LearnedStepWeight(QuantizedWeight):
             gradient_scale=1 / math.sqrt(kept.numel() / steps.numel() * most),
         )
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "bits": self.bits,
-            "scheme": self.scheme,
-            "granularity": self.granularity.model_dump(),
-            "scale_dtype": self.scale_dtype,
-        }
-
     @classmethod
     def restored(cls, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Self:
-        known: dict[str, Any] = {**settings, "granularity": granularity_of(settings["granularity"])}
-        return cls(**known, first=state["steps.first"], mask=state.get("mask"))
+        return cls(**cls.arguments(settings), first=state["steps.first"], mask=state.get("mask"))
 
     @torch.no_grad()
     def stored(self, original: torch.Tensor) -> UniformTensor:
         kept = self.kept(original.detach())
         steps, middle = self.steps(), 1 << (self.bits - 1)
         multiples = torch.round(kept.to(steps.dtype) / spread(steps, tuple(kept.shape), self.granularity))
-        codes = (multiples + middle).clamp_(least_code(self.scheme), (1 << self.bits) - 1)
-        dtype = check_tensor("weight", kept)
-        return UniformTensor(
-            dtype=dtype.name,
-            shape=tuple(kept.shape),
-            bits=self.bits,
-            codes=codes.to("cpu", torch.uint8).numpy(),
-            scales=steps.cpu().numpy().astype(stored_dtype(self.scale_dtype, dtype)),
-            granularity=self.granularity,
-            mask=None if self.mask is None else (codes != middle).cpu().numpy(),
-        )
+        stored = stored_dtype(self.scale_dtype, check_tensor("weight", kept))
+        return self.coded(kept, multiples + middle, middle, steps.cpu().numpy().astype(stored))
 
 
 def learn_steps(

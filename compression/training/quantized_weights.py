@@ -10,14 +10,17 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from dcz.compression.scales import ScaleDType
+from dcz.compression.scales import ScaleDType, Scheme, check_bits, least_code
+from dcz.compression.torch_tensors import check_tensor
 from dcz.compression.training.masks import PruningMask, naming
 from dcz.compression.training.weights import Weight, WeightParametrization
 from dcz.errors import UsageError
-from dcz.format.manifest import Granularity, PerChannel
+from dcz.format.manifest import Granularity, PerChannel, PerTensor
+from dcz.format.tensors import UniformTensor
 
 if TYPE_CHECKING:
     from dcz.format.tensors import TensorData
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bits",
     "QuantizedWeight",
+    "UniformWeight",
     "bits_of",
     "granularity_of",
     "oriented",
@@ -60,6 +64,60 @@ class QuantizedWeight(WeightParametrization):
     @abc.abstractmethod
     def stored(self, original: torch.Tensor) -> TensorData:
         """Codes and parameters that decode to exactly what forward() gives in evaluation."""
+
+
+class UniformWeight(QuantizedWeight):
+    """A weight as uniform codes give it. ``bits``, ``scheme``, ``granularity``, ``scale_dtype``: as for
+    dcz.compression.quantizers.quantize_affine."""
+
+    def __init__(
+        self,
+        bits: int,
+        scheme: Scheme,
+        granularity: Granularity | None,
+        scale_dtype: ScaleDType | None,
+        mask: torch.Tensor | None,
+    ) -> None:
+        super().__init__(mask)
+        check_bits(bits, scheme)
+        self.bits: int = bits
+        self.scheme: Scheme = scheme
+        self.granularity: Granularity = granularity or PerTensor()
+        self.scale_dtype: ScaleDType | None = scale_dtype
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "scheme": self.scheme,
+            "granularity": self.granularity.model_dump(),
+            "scale_dtype": self.scale_dtype,
+        }
+
+    @staticmethod
+    def arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the constructor, from what ``settings()`` gave."""
+        return {**settings, "granularity": granularity_of(settings["granularity"])}
+
+    def coded(
+        self,
+        kept: torch.Tensor,
+        codes: torch.Tensor,
+        zeros: torch.Tensor | int,
+        scales: np.ndarray,
+        zero_points: np.ndarray | None = None,
+    ) -> UniformTensor:
+        """``codes``: of the weight, not clamped, of its shape; ``zeros``: the codes of zero, which a mask need not keep."""
+        codes = codes.clamp(least_code(self.scheme), (1 << self.bits) - 1)
+        return UniformTensor(
+            dtype=check_tensor("weight", kept).name,
+            shape=tuple(kept.shape),
+            bits=self.bits,
+            codes=codes.to("cpu", torch.uint8).numpy(),
+            scales=scales,
+            granularity=self.granularity,
+            zero_points=zero_points,
+            mask=None if self.mask is None else (codes != zeros).cpu().numpy(),
+        )
 
 
 def granularity_of(described: Mapping[str, Any]) -> Granularity:
