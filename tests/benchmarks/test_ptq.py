@@ -191,7 +191,6 @@ def test_tables_and_plots(tmp_path: Path) -> None:
     assert "| peer | of 45 | 4 | 45 | 3.60 | other 46 | 0.95 |" in page
     assert "| 4 | **peer** | of 45, 4 bits | 45 | 0.95 |" in page
     assert "| 4 | dcz | of 50, 4 bits | 50 | 0.9 |" in page
-    pytest.importorskip("matplotlib")
     ptq.draw("net", results["networks"]["net"], tmp_path)
     assert (tmp_path / "net.svg").read_text(encoding="utf-8").startswith("<?xml")
 
