@@ -117,8 +117,9 @@ NewHash = Callable[[], _Hash]
 class _Hashing:
     """Digest and length of all that it is fed."""
 
-    def __init__(self, on_bytes: OnBytes | None, new: NewHash) -> None:
+    def __init__(self, on_bytes: OnBytes | None, new: NewHash, piece: int = BUFFER) -> None:
         self._digest = new()
+        self._piece = piece
         self._total = 0
         self._on_bytes = on_bytes
 
@@ -127,13 +128,13 @@ class _Hashing:
 
         What is long is hashed by another thread, while this one reads and writes.
         """
-        buffers = [memoryview(bytearray(BUFFER)) for _ in range(2)]
+        buffers = [memoryview(bytearray(self._piece)) for _ in range(2)]
         with contextlib.ExitStack() as stack:
             pool: ThreadPoolExecutor | None = None
             hashed: list[Future[None]] = []
             while count := source.readinto(buffers[0]):  # type: ignore[attr-defined]  # every raw and buffered file has it
                 part = buffers[0][:count]
-                if pool is None and count == BUFFER:
+                if pool is None and count == self._piece:
                     pool = stack.enter_context(ThreadPoolExecutor(1))
                 if pool is None:
                     self._digest.update(part)
@@ -158,10 +159,17 @@ class _Hashing:
 
 
 def hash_stream(
-    source: BinaryIO, on_bytes: OnBytes | None = None, new: NewHash = hashlib.sha256
+    source: BinaryIO,
+    on_bytes: OnBytes | None = None,
+    new: NewHash = hashlib.sha256,
+    *,
+    piece: int = BUFFER,
 ) -> tuple[str, int]:
-    """The digest (SHA-256 in hex, or what ``new`` makes) and the length of all that ``source`` still gives. Raises OSError."""
-    hashing = _Hashing(on_bytes, new)
+    """The digest (SHA-256 in hex, or what ``new`` makes) and the length of all that ``source`` still gives.
+
+    ``piece``: bytes that are read at once. Raises OSError.
+    """
+    hashing = _Hashing(on_bytes, new, piece)
     hashing.feed(source)
     return hashing.result()
 

@@ -38,7 +38,7 @@ from dcz.registry.together import Abandoned
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Connection", "Garbled", "Refused", "joined"]
+__all__ = ["Connection", "Garbled", "Refused", "joined", "load_api"]
 
 _T = TypeVar("_T")
 
@@ -116,6 +116,13 @@ def joined(url: str, location: str) -> str:
         return urllib.parse.urljoin(url, location)
     except ValueError as exc:
         raise Garbled(f"not a URL: {exc}") from exc
+
+
+def load_api() -> type[HfApi]:
+    """huggingface_hub's API, whose import takes a while."""
+    from huggingface_hub import HfApi
+
+    return HfApi
 
 
 def _printable(text: str) -> str:
@@ -385,14 +392,12 @@ class Connection:
     @contextlib.contextmanager
     def api(self) -> Generator[HfApi]:
         """huggingface_hub's API, whose client waits no longer than we do while this is open."""
-        from huggingface_hub import HfApi
-
         client = self._session()
         before = client.timeout
         # A commit of many files, or the last part of an upload, may be answered late.
         client.timeout = self._http().Timeout(max(self.patience.stall, self.patience.give_up / 2))
         try:
-            yield HfApi(
+            yield load_api()(
                 endpoint=self.endpoint,
                 token=cast("Any", self.token),
                 library_name="dcz",

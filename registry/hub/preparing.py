@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["GIT_MAX", "Content", "Outgoing", "Preparing"]
 
 GIT_MAX: Final = 16 << 20  # bytes of a file that git may hold itself; larger ones are always for Git LFS
+# Between two pieces the threads that hash wait for the one that imports.
+_PIECE: Final = 8 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ class Preparing:
                 data = path.read_bytes()
                 git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
             with open_regular(path) as file:
-                digest, length = hash_stream(file, steps(hashed.one(), "", size))
+                step = steps(hashed.one(), "", size)
+                digest, length = hash_stream(file, step, piece=_PIECE)
             if length != size:
                 raise UsageError(f"cannot push {str(path)!r}: it changes while it is read")
             return digest, git

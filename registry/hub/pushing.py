@@ -25,7 +25,7 @@ from dcz.errors import (
     UsageError,
     VersionExists,
 )
-from dcz.registry.hub.connection import Connection
+from dcz.registry.hub.connection import Connection, load_api
 from dcz.registry.hub.preparing import Outgoing
 from dcz.registry.hub.refs import Refs, check_tag, list_refs, make_tag
 from dcz.registry.hub.settings import Hub
@@ -94,6 +94,7 @@ def _ready(
     except NotInRegistry:
         if not connection.token:
             raise
+        load_api()  # takes a while, in which the files are being hashed
         for item in outgoing:
             item.check()
 
