@@ -46,14 +46,16 @@ def float_dtype_of(weights: np.ndarray) -> DType:
     return dtype
 
 
-def not_finite(weights: np.ndarray, mask: np.ndarray | None = None) -> EncodingError:
+def not_finite(
+    weights: np.ndarray, mask: np.ndarray | None = None, *, what: str = "weights"
+) -> EncodingError:
     """The error about the weights, of those that ``mask`` keeps, that are infinite or NaN. There has to be one."""
     bad = ~np.isfinite(weights)
     if mask is not None:
         bad &= mask.reshape(weights.shape)
     first = tuple(int(index) for index in np.unravel_index(int(np.argmax(bad)), weights.shape))
     return EncodingError(
-        f"{int(bad.sum())} of {weights.size} weights are not finite, the first is {weights[first]} at {list(first)}"
+        f"{int(bad.sum())} of {weights.size} {what} are not finite, the first is {weights[first]} at {list(first)}"
     )
 
 

@@ -96,7 +96,7 @@ class Observer(ABC):
         """
         float_dtype_of(values)
         if not np.isfinite(values).all():
-            raise not_finite(values)
+            raise not_finite(values, what="activations")
         if self.axis is None:
             self._add(values.astype(np.float64).reshape(1, -1))
             return

@@ -24,6 +24,7 @@ from dcz.format import BaseLike, Reader
 from dcz.format.atomic import naming
 from dcz.format.effort import effort_of
 from dcz.format.layout import MAGIC
+from dcz.format.parallel import thread_count
 
 if TYPE_CHECKING:
     import torch
@@ -120,6 +121,13 @@ def open_source(
     raise SourceError(f"{source}: no such file or folder")
 
 
+def check_options(*, effort: str, threads: int | None, metadata: Mapping[str, str] | None) -> None:
+    """What `convert` checks before anything else. Raises UsageError."""
+    effort_of(effort)
+    thread_count(threads)
+    _check_metadata({} if metadata is None else metadata)
+
+
 def _check_metadata(metadata: Any) -> None:
     if not isinstance(metadata, Mapping):
         raise UsageError(f"metadata is a dictionary of strings, not a {type(metadata).__name__}")
@@ -166,8 +174,7 @@ def convert(
     """
     start = time.perf_counter()
     plan = load_recipe(recipe)
-    effort_of(effort)
-    _check_metadata({} if metadata is None else metadata)
+    check_options(effort=effort, threads=threads, metadata=metadata)
     opened = open_source(source, threads=threads, bases=bases)
     try:
         with naming(path):

@@ -35,8 +35,9 @@ from dcz.compression.training.masks import PruningMask
 from dcz.compression.training.rate import UniformGrid, find_biases
 from dcz.compression.training.weight_sharing import SharedWeights
 from dcz.compression.training.weights import WeightParametrization, find_weights
-from dcz.errors import EncodingError, UsageError
+from dcz.errors import EncodingError, FormatError, UsageError
 from dcz.format import Reader
+from dcz.format.digests import Hasher, digest_name
 from dcz.runtime.loading import load_tensors, save
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ _Part = TypeVar("_Part", WeightParametrization, ActivationQuantizer)
 _NAME: Final = "checkpoint.dcz"
 _KEY: Final = "dcz.compress"  # of the metadata
 _VALUE, _PART, _ACTIVATION, _RANDOM = "value:", "part:", "activation:", "random:"
+
+_ANEW: Final = "take an empty folder to begin anew"
 
 # By their names: what a checkpoint says is looked up here, and nowhere else.
 _PARTS: Final[Mapping[str, type[WeightParametrization]]] = {
@@ -103,14 +106,28 @@ class Snapshot:
                 tensors[f"{name}/{key}"] = value.detach().to("cpu", copy=True)
         return cls(tensors, parts)
 
-    def put_back(self, module: nn.Module) -> None:
-        """Make the module what it was. Raises UsageError if it is another one."""
-        weights = _all(module)
-        expected = {_VALUE + name for name in _held(module, weights)}
+    def digest(self) -> str:
+        """The same for the same model with the same weights, and no other."""
+        hasher = Hasher()
+        for name, tensor in sorted(self.tensors.items()):
+            hasher.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(json.dumps(dict(self.parts), sort_keys=True).encode())
+        return digest_name(hasher.digest())
+
+    def check_fits(self, module: nn.Module) -> None:
+        """Raises UsageError if the module has other parameters or buffers."""
+        held = _held(module, _all(module))
+        expected = {_VALUE + name for name in held}
         found = {name for name in self.tensors if name.startswith(_VALUE)}
         if expected != found:
             strange = min(expected ^ found).removeprefix(_VALUE)
             raise UsageError(f"the checkpoint is of another model: {strange!r} is only in one of them")
+
+    def put_back(self, module: nn.Module) -> None:
+        """Make the module what it was. Raises UsageError if it is another one."""
+        self.check_fits(module)
+        weights = _all(module)
         for weight in weights:
             original = self.tensors[_VALUE + weight.name].to(weight.parameter.device)
             weight.unparametrize()
@@ -202,8 +219,15 @@ class Checkpoints:
     """The newest checkpoint in a folder, and the way to write the next one."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        if not os.fspath(folder):
+            raise UsageError("checkpoints need a folder")
         self._path = Path(folder) / _NAME
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise UsageError(
+                f"{os.fspath(folder)!r} cannot be a folder for checkpoints: {exc.strerror}"
+            ) from exc
 
     @property
     def path(self) -> Path:
@@ -239,16 +263,18 @@ class Checkpoints:
         """
         if not self._path.exists():
             return None
-        with Reader(self._path) as reader:
-            found = reader.manifest.metadata.get(_KEY)
-            tensors = load_tensors(reader)
+        try:
+            with Reader(self._path) as reader:
+                found = reader.manifest.metadata.get(_KEY)
+                tensors = load_tensors(reader)
+        except FormatError as exc:
+            exc.hint = _ANEW
+            raise
         if found is None:
             raise UsageError(f"{self._path} is not a checkpoint of dcz.compress")
         content = json.loads(found)
-        if "parts" not in content:
-            raise UsageError(
-                f"{self._path} was written by another version of dcz", hint="take an empty folder"
-            )
+        if "parts" not in content or "model" not in content["place"]:
+            raise UsageError(f"{self._path} was written by another version of dcz", hint=_ANEW)
         parts: dict[str, dict[str, torch.Tensor]] = {}
         generators: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():

@@ -8,6 +8,7 @@ it; here is only what happens around that: schedules, the quality budget, checkp
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
@@ -15,10 +16,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
-from dcz.compression.torch_tensors import unwrapped
+from dcz.compression.torch_tensors import is_module, unwrapped
 from dcz.compression.training.activation_metadata import ACTIVATIONS, describe_activations
 from dcz.compression.training.activations import activation_quantizers, remove_activation_quantizers
 from dcz.compression.training.masks import density_of, global_densities, prune, std_densities
@@ -42,8 +45,9 @@ from dcz.converters.recipe_stages import (
     Uniform,
 )
 from dcz.converters.recipes import load_recipe
-from dcz.errors import UsageError
+from dcz.errors import EncodingError, UsageError
 from dcz.format import Reader
+from dcz.format.atomic import atomic_file, naming
 from dcz.format.layers import layer_table
 from dcz.runtime.checkpoints import Checkpoints, Snapshot, held_values
 from dcz.runtime.folders import is_pretrained
@@ -65,6 +69,10 @@ Evaluate: TypeAlias = "Callable[[nn.Module], float]"
 Kind: TypeAlias = Literal["dense", "prune", "share", "quantize", "rate", "round"]
 
 _MOST_BITS: Final = 8
+
+# What the compression of a module began with that was broken off: the weights that it has now are neither these nor its last
+# checkpoint's.
+_INTERRUPTED: Final[WeakKeyDictionary[nn.Module, str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,11 @@ def compress(
     of another model or recipe; RecipeError; EncodingError if a weight is not finite; OSError. The model is left as the last
     step left it, with its parametrizations removed; what train() and evaluate() raise passes through.
     """
+    if not is_module(model) or isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            f"a {type(model).__name__} cannot be trained through parametrizations",
+            hint="give the torch.nn.Module itself",
+        )
     plan = load_recipe(recipe)
     if not plan.stages:
         raise UsageError(
@@ -176,6 +189,8 @@ def compress(
         )
     if not find_weights(model):
         raise UsageError("the model has no weights of two and more dimensions: there is nothing to compress")
+    # Before hours of training, not after them.
+    conversion.check_options(effort=effort, threads=threads, metadata=metadata)
     _check_writable(path)
     run = _Run(model, plan, train, evaluate, tolerance, progress)
     try:
@@ -218,15 +233,22 @@ def _saved(model: Any, tokenizer: Any, folder: Path) -> Path:
     return folder
 
 
+class _Tried(Exception):
+    """Leaves nothing of a file that was only tried."""
+
+
 def _check_writable(path: str | os.PathLike[str] | None) -> None:
-    """Before hours of training, not after them."""
     if path is None:
         return
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or Path(path).is_dir() or not os.access(folder, os.W_OK):
+    try:
+        with contextlib.suppress(_Tried), naming(path), atomic_file(path):
+            raise _Tried
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
         raise UsageError(
-            f"{os.fspath(path)}: no file can be written there", hint="name a file in a folder that exists"
-        )
+            f"{os.fspath(path)!r}: no file can be written there: {reason}",
+            hint="name a file in a folder that exists",
+        ) from exc
 
 
 class _Run:
@@ -251,6 +273,8 @@ class _Run:
         self._before: Snapshot | None = None
         """The model before the step that is being tried."""
         self._resumed: dict[str, Any] | None = None
+        self._began = ""
+        """Says which model, and with which weights, the first stage began with."""
         self.steps: list[Step] = []
 
     @property
@@ -273,7 +297,12 @@ class _Run:
 
     def all_stages(self, checkpoints: Checkpoints | None) -> None:
         self._checkpoints = checkpoints
+        self._check_finite("before the first stage")
+        if checkpoints is not None:
+            self._began = _INTERRUPTED.get(self._model) or Snapshot.take(self._model).digest()
         self._resume()
+        if self._began:
+            _INTERRUPTED[self._model] = self._began
         if not self.steps:
             self._note(self._taken(0, "dense", 1, 1, {}))
             self._save(0, {})
@@ -296,6 +325,7 @@ class _Run:
             else:
                 self._round(number, stage)
             self._save(number, {"done": True})
+        _INTERRUPTED.pop(self._model, None)
 
     # -- stages
 
@@ -478,6 +508,7 @@ class _Run:
         for epoch in range(first, epochs):
             each_epoch()
             self._train(self._model)
+            self._check_finite(f"after train() in stage {stage}")
             self._save(stage, {**place, "epoch": epoch + 1, "shared": bits})
         taken = self._taken(stage, kind, step, steps, bits)
         self._note(taken)
@@ -488,6 +519,11 @@ class _Run:
         return taken.kept
 
     # -- around them
+
+    def _check_finite(self, when: str) -> None:
+        for weight in find_weights(self._model):
+            if not weight.value().isfinite().all():
+                raise EncodingError(f"{weight.name} is not finite {when}")
 
     def _taken(self, stage: int, kind: Kind, step: int, steps: int, bits: dict[str, int]) -> Step:
         """The step that was just taken, measured."""
@@ -509,6 +545,10 @@ class _Run:
         modes = [(part, part.training) for part in self._model.modules()]
         self._model.eval()
         quality = float(self._evaluate(self._model))
+        if not self.steps and self._tolerance is not None and not math.isfinite(quality):
+            raise UsageError(
+                f"evaluate() says {quality} of the model as it is: no loss of that can be measured"
+            )
         for part, training in modes:
             part.training = training
         return quality
@@ -544,6 +584,7 @@ class _Run:
             snapshots["before"] = self._before
         self._checkpoints.write(
             {
+                "model": self._began,
                 "recipe": self._plan.describe(),
                 "tolerance": self._tolerance,
                 "stage": stage,
@@ -562,6 +603,12 @@ class _Run:
             raise UsageError(
                 f"{self._checkpoints.path} is of another recipe or tolerance",
                 hint="go on with the same ones, or take an empty folder to begin anew",
+            )
+        snapshots["model"].check_fits(self._model)
+        if place["model"] != self._began:
+            raise UsageError(
+                f"{self._checkpoints.path} is of another model: its compression began with other weights",
+                hint="go on with the model as it was then, or take an empty folder to begin anew",
             )
         snapshots["model"].put_back(self._model)
         self._before = snapshots.get("before")

@@ -84,6 +84,8 @@ def integer_network(
     kept = list(batches)
     if not kept:
         raise UsageError("there are no calibration batches", hint="give at least one batch of inputs")
+    if not all(torch.is_tensor(batch) and batch.is_floating_point() for batch in kept):
+        raise UsageError("calibration batches are tensors of inputs", hint="[inputs for inputs, _ in loader]")
     if len({tuple(batch.shape[1:]) for batch in kept}) > 1:
         raise UsageError("the calibration batches have different shapes")
     plan = _plan(network)
@@ -245,7 +247,10 @@ def _observe(
         if isinstance(value, torch.Tensor):
             original.meta["shape"] = tuple(value.shape)
             if original in watched:
-                watched[original].observe(value.detach().float().cpu().numpy())
+                try:
+                    watched[original].observe(value.detach().float().cpu().numpy())
+                except EncodingError as exc:
+                    raise EncodingError(f"{network.operations[original].name}: {exc.message}") from exc
 
     watcher = _Watcher(network.module, graph, see)
     with torch.no_grad():
@@ -464,6 +469,8 @@ def _given(name: str, layer: Layer, tensor: UniformTensor) -> tuple[np.ndarray, 
     codes = tensor.codes.reshape(shape).astype(np.int16) - middle
     if tensor.mask is not None:
         codes = np.where(tensor.mask.reshape(shape), codes, 0)
+    if (codes == -128).any():
+        raise UsageError(f"{name}.weight uses the code -128", hint='scheme="symmetric" has -127 to 127')
     scales = np.broadcast_to(tensor.scales.astype(np.float32), (shape[0],)).copy()
     scales[scales == 0] = np.finfo(np.float32).tiny
     return codes.astype(np.int8), scales

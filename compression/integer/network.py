@@ -84,8 +84,10 @@ class IntegerNetwork:
                     raise EncodingError(f"{step.name}: the scales of the weights do not fit")
 
     def quantize(self, inputs: torch.Tensor) -> torch.Tensor:
-        """clamp(rne(x / S) + Z): int8 codes of floating-point inputs (batch, \\*shape)."""
+        """clamp(rne(x / S) + Z): int8 codes of floating-point inputs (batch, \\*shape). Raises EncodingError for NaN."""
         scale, zero = self.tensors[SCALES][0], self.tensors[ZERO_POINTS][0]
+        if inputs.isnan().any():
+            raise EncodingError("an input is not a number, and has no code")
         codes = torch.round(inputs.float() / scale) + zero.float()
         low, high = self.tensors[INPUT_BOUNDS].tolist()
         return codes.clamp(low, high).to(torch.int8)

@@ -41,7 +41,7 @@ def largest_accumulator(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tenso
 
 def linear(codes: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """sum w q + b: int32 (..., out) from int8 (..., in), int8 (out, in) and int32 (out,)."""
-    rows = codes.reshape(-1, codes.shape[-1]).int()
+    rows = codes.flatten(0, -2).int()
     return (rows @ weight.int().T + bias).reshape(*codes.shape[:-1], len(bias))
 
 
@@ -64,11 +64,13 @@ def convolve(
     parts = []
     windows = _windows(padded, kernel, stride, dilation)
     places = windows.shape[2 : 2 + len(kernel)]
-    step = max(1, _WINDOW_ELEMENTS // max(1, windows[0].numel()))
+    step = max(1, _WINDOW_ELEMENTS // max(1, windows[:1].numel()))
     for part in windows.split(step):
         count = len(part)
         rows = part.reshape(count, groups, into, math.prod(places), math.prod(kernel))
-        rows = rows.permute(1, 0, 3, 2, 4).reshape(groups, count * math.prod(places), -1)
+        rows = rows.permute(1, 0, 3, 2, 4).reshape(
+            groups, count * math.prod(places), into * math.prod(kernel)
+        )
         sums = torch.bmm(rows.int(), matrix).reshape(groups, count, math.prod(places), out)
         parts.append(sums.permute(1, 0, 3, 2).reshape(count, groups * out, *places))
     return torch.cat(parts) + bias.reshape(-1, *[1] * len(kernel))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from torch import nn
 
 import dcz
 from dcz.converters.recipes import Recipe
-from dcz.errors import UsageError
+from dcz.errors import EncodingError, UsageError
 from dcz.format import Reader
 from dcz.format.manifest import Affine, Codebook, Dense
 
@@ -246,12 +248,78 @@ def test_rate_aware_without_loss(model: Net, tmp_path: Path) -> None:
         assert isinstance(values, Affine | Codebook)
 
 
-def test_a_checkpoint_of_something_else_is_refused(model: Net, tmp_path: Path) -> None:
+def test_what_was_broken_off_goes_on_with_the_same_module(dense: Net, model: Net, tmp_path: Path) -> None:
+    calls = 0
+
+    def breaks_off(module: nn.Module) -> None:
+        nonlocal calls
+        train(module)
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dcz.compress(model, train=breaks_off, recipe=quick(), checkpoints=tmp_path)
+    done = dcz.compress(model, train=breaks_off, recipe=quick(), checkpoints=tmp_path)
+    torch.manual_seed(1)
+    whole = dcz.compress(copy.deepcopy(dense), train=train, recipe=quick())
+    assert done.digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"effort": "silly"}, "silly"),
+        ({"threads": 0}, "at least 1"),
+        ({"metadata": {"a": 1}}, "strings"),
+        ({"path": "nowhere/m.dcz"}, "no file can be written there"),
+        ({"path": "m\0.dcz"}, "no file can be written there"),
+        ({"path": "/proc/m.dcz"}, "no file can be written there"),
+        ({"checkpoints": ""}, "need a folder"),
+        ({"tolerance": 1.0, "evaluate": lambda _: float("nan")}, "no loss of that"),
+    ],
+)
+def test_wrong_arguments_are_seen_before_training(
+    model: Net, arguments: dict[str, Any], message: str
+) -> None:
+    def fails(_: nn.Module) -> None:
+        raise AssertionError("trained")
+
+    with pytest.raises(UsageError, match=message):
+        dcz.compress(model, train=fails, recipe=quick(), **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_is_no_module_is_refused(model: Net) -> None:
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    for given in (model.state_dict(), scripted):
+        with pytest.raises(UsageError, match=r"give the torch\.nn\.Module itself"):
+            dcz.compress(given, train=train)  # type: ignore[arg-type]
+
+
+def test_training_that_diverges_is_named(model: Net) -> None:
+    def diverges(module: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(math.nan)
+
+    with pytest.raises(EncodingError, match=r"conv\.weight is not finite after train\(\) in stage 1"):
+        dcz.compress(model, train=diverges, recipe=quick())
+
+
+def test_a_checkpoint_of_something_else_is_refused(dense: Net, model: Net, tmp_path: Path) -> None:
     dcz.compress(model, train=train, recipe=quick(), checkpoints=tmp_path)
     with pytest.raises(UsageError, match="of another recipe or tolerance"):
         dcz.compress(model, train=train, recipe=quick(name="other"), checkpoints=tmp_path)
     with pytest.raises(UsageError, match="of another model"):
         dcz.compress(nn.Linear(8, 8), train=train, recipe=quick(), checkpoints=tmp_path)
+    other = copy.deepcopy(dense)
+    with torch.no_grad():
+        other.last.bias[0] += 1
+    kept = copy.deepcopy(other.state_dict())
+    with pytest.raises(UsageError, match="began with other weights"):
+        dcz.compress(other, train=train, recipe=quick(), checkpoints=tmp_path)
+    assert all(torch.equal(value, kept[name]) for name, value in other.state_dict().items())
     dcz.save({"a": torch.ones(2)}, tmp_path / "checkpoint.dcz")
     with pytest.raises(UsageError, match="is not a checkpoint"):
         dcz.compress(model, train=train, recipe=quick(), checkpoints=tmp_path)

@@ -186,7 +186,7 @@ def test_resuming_after_each_epoch_gives_the_same_bits(
 )
 def test_a_checkpoint_that_is_not_ours(model: Net, old: str, new: str, tmp_path: Path) -> None:
     plan = recipe(quantize(method="ste", bits=3, epochs=0))
-    dcz.compress(model, train=train, recipe=plan, checkpoints=tmp_path)
+    dcz.compress(copy.deepcopy(model), train=train, recipe=plan, checkpoints=tmp_path)
     path = tmp_path / "checkpoint.dcz"
     with dcz.open(path) as file:
         metadata = dict(file.metadata())

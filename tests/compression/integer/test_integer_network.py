@@ -284,7 +284,9 @@ def test_learned_ranges_and_weights_are_taken_as_they_are() -> None:
     assert (int(codes.min()), int(codes.max())) == (-8, 7)
     asymmetric = quantize_affine(first.weight.detach().numpy(), scheme="asymmetric")
     wide = quantize_affine(first.weight.detach().numpy(), granularity=PerChannel(axis=1))
-    for wrong in (asymmetric, wide):
+    lowest = quantize_affine(first.weight.detach().numpy(), scheme="symmetric-full")
+    lowest.codes.reshape(-1)[0] = 0
+    for wrong in (asymmetric, wide, lowest):
         with pytest.raises(UsageError, match=r"0\.weight"):
             integer_network(module, [inputs], weights={"0.weight": wrong})
     with pytest.raises(UsageError, match="no layer"):
@@ -358,7 +360,9 @@ def test_calibration_has_to_fit() -> None:
         integer_network(module, [])
     with pytest.raises(UsageError, match="different shapes"):
         integer_network(module, [batch((2, 8, 8)), batch((2, 6, 6))])
-    with pytest.raises(EncodingError, match="finite"):
+    with pytest.raises(UsageError, match="tensors of inputs"):
+        integer_network(module, [(batch((2, 8, 8)), torch.zeros(2))])  # type: ignore[list-item]
+    with pytest.raises(EncodingError, match=r"activations are not finite"):
         integer_network(module, [batch((2, 8, 8)) * torch.nan])
     with pytest.raises(EncodingError, match="bits"):
         integer_network(module, [batch((2, 8, 8))], bits=9)
@@ -367,6 +371,14 @@ def test_calibration_has_to_fit() -> None:
         network.run(batch((2, 8, 8)))
     with pytest.raises(UsageError, match="what this network takes"):
         network.run(torch.zeros(1, 2, 8, 9, dtype=torch.int8))
+    with pytest.raises(EncodingError, match="not a number"):
+        network(batch((2, 8, 8)) * torch.nan)
+
+
+def test_an_empty_batch() -> None:
+    module = seeded(Residual())
+    network = integer_network(module, [batch((2, 8, 8))])
+    assert network(torch.zeros(0, 2, 8, 8)).shape == module(torch.zeros(0, 2, 8, 8)).shape
 
 
 def linear_network(inputs: int, weight: int, bias: int) -> IntegerNetwork:
