@@ -48,6 +48,18 @@ def _bitsandbytes(cases: dict[str, Any], tensors: dict[str, torch.Tensor]) -> No
                 cases[name] = {"config": config, **_described(functional.dequantize_4bit(codes, state))}
 
 
+def _bitsandbytes_rows(cases: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """As Linear8bitLt saves itself."""
+    from bitsandbytes import functional
+
+    codes, scales, _ = functional.int8_vectorwise_quant(torch.randn(20, 50).to(torch.float16))
+    name = "bitsandbytes int8"
+    found = {"weight": codes, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    tensors |= {f"{name}/layer.{key}": value for key, value in found.items()}
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    cases[name] = {"config": config, **_described(functional.int8_vectorwise_dequant(codes, scales))}
+
+
 def _compressed_tensors(cases: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     from compressed_tensors.compressors.naive_quantized.base import NaiveQuantizationCompressor
     from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
@@ -107,6 +119,7 @@ def main() -> None:
     tensors: dict[str, torch.Tensor] = {}
     _bitsandbytes(cases, tensors)
     _compressed_tensors(cases, tensors)
+    _bitsandbytes_rows(cases, tensors)
     save_file({name: value.contiguous() for name, value in tensors.items()}, HERE / "checkpoints.safetensors")
     (HERE / "checkpoints.json").write_text(json.dumps(cases, indent=1) + "\n")
 
