@@ -1,6 +1,6 @@
 """Quantized checkpoints: what comes out is what their libraries decode to; and what is refused.
 
-Of GPTQ and AWQ the oracle is plain arithmetic from the published layout (quantized_checkpoints.py), of bitsandbytes and
+Of GPTQ and AWQ the oracle is plain arithmetic from the published layout (quantized_checkpoints.py), of AutoGPTQ, bitsandbytes and
 compressed-tensors what those libraries gave for tensors that they made (data/make_checkpoints.py).
 """
 
