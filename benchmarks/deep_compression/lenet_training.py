@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -215,9 +216,11 @@ def finishing_run(
     with dcz.open(path) as file:
         for weight in weights:
             stored = stored_tensor(file.reader, weight.name)
+            grid = weight.parametrization
             assert isinstance(stored, AffineTensor | UniformTensor)
-            assert isinstance(weight.parametrization, UniformGrid)
-            nn.init.constant_(weight.parametrization.log_step, math.log(stored.scales.item()))
+            assert isinstance(stored.scales, np.ndarray)
+            assert isinstance(grid, UniformGrid)
+            nn.init.constant_(grid.log_step, math.log(stored.scales.item()))
     for strength in settings.finishing:
         yield _rate_stage(settings, data, lessons, generator, network, rate, strength, folder, start)
 
