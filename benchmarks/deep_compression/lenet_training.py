@@ -10,42 +10,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-import dcz
 from benchmarks.deep_compression.mnist import Lessons, Mnist, error_percent, normalized
 from benchmarks.deep_compression.networks import LeNet5, LeNet300
 from dcz.compression.torch_tensors import check_tensor, to_numpy
 from dcz.compression.training.masks import density_of, global_densities, prune
-from dcz.compression.training.rate import RateAware, UniformGrid, find_biases
+from dcz.compression.training.rate import RateAware
 from dcz.compression.training.weight_sharing import share
 from dcz.compression.training.weights import find_weights, remove_parametrizations
-from dcz.format.stored import stored_tensor
-from dcz.format.tensors import AffineTensor, UniformTensor
 from dcz.format.writer import Writer
 
 if TYPE_CHECKING:
     from dcz.format.tensors import TensorData
 
-__all__ = [
-    "SETTINGS",
-    "Candidate",
-    "Settings",
-    "finishing_run",
-    "plain_run",
-    "rate_aware_run",
-    "write_file",
-]
+__all__ = ["SETTINGS", "Candidate", "Settings", "plain_run", "rate_aware_run", "write_file"]
 
 _SMOOTHING = 0.02  # of the labels
 _CLEAN = 0.5  # part of the images that are shown as they are
 _LOWEST_RATE = 0.03  # of the learning rate, at the end of a stage
 _STEP_LR = 5e-3
 _RETRAINING_EPOCHS = 3
-_FINISHING_SEED = 1000  # beyond that of the run before, whose random numbers are not used again
 _FIRST_DENSITIES = (0.4, 0.2)  # on the way, without a file
 _CLUSTER_BITS = 3
 _FLOOR = 0.01  # of each layer, that no threshold takes
@@ -56,8 +43,7 @@ _CENTROID_LR = 5e-4
 class Settings:
     """``strengths``: of the rate, in units of the loss for 1,000 bits, one for each stage of ``epochs``.
 
-    ``cluster_densities``: to which the plain variant prunes, one after the other. ``finishing``: strengths of further stages,
-    from the file of the stage ``finish_from``.
+    ``cluster_densities``: to which the plain variant prunes, one after the other.
     """
 
     make: Callable[[], nn.Module]
@@ -68,8 +54,6 @@ class Settings:
     epochs: int
     strengths: tuple[float, ...]
     cluster_densities: tuple[float, ...]
-    finish_from: float = 0.0
-    finishing: tuple[float, ...] = ()
 
 
 SETTINGS = {
@@ -92,8 +76,6 @@ SETTINGS = {
         levels=6,
         strengths=(0.0003, 0.0006, 0.0012, 0.0025, 0.005),
         cluster_densities=(0.1, 0.07, 0.045, 0.03),
-        finish_from=0.0025,
-        finishing=(0.004, 0.0055),
     ),
 }
 
@@ -196,70 +178,29 @@ def rate_aware_run(
     print(f"dense: validation error {error_percent(network, *data.validation):.2f} %", flush=True)
     rate = RateAware(network, levels=settings.levels)
     for strength in settings.strengths:
-        yield _rate_stage(settings, data, lessons, generator, network, rate, strength, folder, start)
-
-
-def finishing_run(
-    settings: Settings, data: Mnist, lessons: Lessons, seed: int, folder: Path
-) -> Iterator[Candidate]:
-    """Stages between and beyond those of ``rate_aware_run``, from one of its files: nothing else is kept of its run."""
-    if not settings.finishing:
-        return
-    start = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed + _FINISHING_SEED)
-    network = settings.make()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    path = folder / f"{settings.finish_from:g}.dcz"
-    network.load_state_dict(dcz.load(path))
-    weights = [*find_weights(network), *find_biases(network)]
-    rate = RateAware(network, weights)
-    with dcz.open(path) as file:
-        for weight in weights:
-            stored = stored_tensor(file.reader, weight.name)
-            grid = weight.parametrization
-            assert isinstance(stored, AffineTensor | UniformTensor)
-            assert isinstance(stored.scales, np.ndarray)
-            assert isinstance(grid, UniformGrid)
-            nn.init.constant_(grid.log_step, math.log(stored.scales.item()))
-    for strength in settings.finishing:
-        yield _rate_stage(settings, data, lessons, generator, network, rate, strength, folder, start)
-
-
-def _rate_stage(
-    settings: Settings,
-    data: Mnist,
-    lessons: Lessons,
-    generator: torch.Generator,
-    network: nn.Module,
-    rate: RateAware,
-    strength: float,
-    folder: Path,
-    start: float,
-) -> Candidate:
-    """Train with one strength, and write a file."""
-    optimizer = torch.optim.Adam(rate.parameter_groups(settings.lr, step_lr=_STEP_LR), betas=(0.9, 0.98))
-    train_stage(
-        network,
-        lessons,
-        optimizer,
-        generator,
-        settings.batch,
-        settings.epochs,
-        functools.partial(_price, rate, strength),
-    )
-    path = folder / f"{strength:g}.dcz"
-    size = write_file(path, rate.tensors())
-    candidate = Candidate(
-        path.name,
-        size,
-        strength,
-        error_percent(network, *data.validation),
-        dict(rate.densities()),
-        sum(rate.code_length().values()) / 8,
-        time.perf_counter() - start,
-    )
-    print(asdict(candidate), flush=True)
-    return candidate
+        optimizer = torch.optim.Adam(rate.parameter_groups(settings.lr, step_lr=_STEP_LR), betas=(0.9, 0.98))
+        train_stage(
+            network,
+            lessons,
+            optimizer,
+            generator,
+            settings.batch,
+            settings.epochs,
+            functools.partial(_price, rate, strength),
+        )
+        path = folder / f"{strength:g}.dcz"
+        size = write_file(path, rate.tensors())
+        candidate = Candidate(
+            path.name,
+            size,
+            strength,
+            error_percent(network, *data.validation),
+            dict(rate.densities()),
+            sum(rate.code_length().values()) / 8,
+            time.perf_counter() - start,
+        )
+        print(asdict(candidate), flush=True)
+        yield candidate
 
 
 def _copy(settings: Settings, network: nn.Module) -> nn.Module:
