@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.quantization.ptq_networks import Array, Subject, is_quantized, load, products
+from dcz.compression.calibration import Calibration
 from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.gptq import LevelRounder, quantize_gptq, refitted, round_second_order
 from dcz.compression.tables import quantize_table
@@ -32,6 +33,7 @@ from dcz.format.decoded import decoded
 
 Tensors = dict[str, TensorData]
 Rule = dict[str, Any]
+Bits = tuple[int, ...]
 Layer = Callable[[Array, Array], TensorData]  # of a matrix and its Hessian
 
 EMBEDDINGS: Final = "*embed*"
@@ -244,71 +246,71 @@ def _table(table: str, bits: int, size: int) -> Rule:
 
 
 def _second_order() -> Iterator[Method]:
-    def in_channels(bits: int) -> Layer:
-        return uniform_layer(bits, scheme="symmetric", calibration="mse")
-
-    def in_groups(bits: int, size: int) -> Layer:
-        return uniform_layer(bits, granularity=PerGroup(size=size), calibration="mse", scale_dtype="bf16")
-
-    def in_tensor(bits: int, calibration: str) -> Layer:
-        return uniform_layer(bits, scheme="symmetric", granularity=PerTensor(), calibration=calibration)
-
-    for more, some in ((0, (8, 6, 5, 4, 3, 2)), (1, (5, 4, 3, 2))):
+    in_channels: tuple[tuple[int, Bits], ...] = ((0, (8, 6, 5, 4, 3, 2)), (1, (5, 4, 3, 2)))
+    for more, some in in_channels:
         for bits in some:
             yield by_gptq(
                 f"GPTQ, symmetric, channel{_EMBEDDINGS[more]}",
                 bits,
                 affine(bits + more, ROWS, calibration="mse"),
-                in_channels(bits),
+                uniform_layer(bits, scheme="symmetric", calibration="mse"),
             )
-    for size, more, some in (
-        (128, 0, (6, 5, 4, 3, 2)),
-        (64, 0, (6, 5, 4, 3, 2)),
-        (64, 1, (6, 5, 4, 3, 2)),
-        (64, -1, (4, 3)),
-    ):
-        for bits in some:
+    for size, more, least, most in ((128, 0, 2, 6), (64, 0, 2, 6), (64, 1, 2, 6), (64, -1, 3, 4)):
+        for bits in range(most, least - 1, -1):
             yield by_gptq(
                 f"GPTQ, asymmetric, mse, groups of {size}{_EMBEDDINGS[more]}",
                 bits,
                 groups(bits + more, size),
-                in_groups(bits, size),
+                _in_groups(bits, size),
             )
-    for calibration, some in (("min-max", (8, 7, 6, 5, 4)), ("mse", (6, 5, 4, 3, 2))):
+    in_tensor: tuple[tuple[Calibration, Bits], ...] = (("min-max", (8, 7, 6, 5, 4)), ("mse", (6, 5, 4, 3, 2)))
+    for calibration, some in in_tensor:
         for bits in some:
             yield by_gptq(
                 f"GPTQ, symmetric, {calibration}, tensor",
                 bits,
                 affine(bits, TENSOR, calibration=calibration),
-                in_tensor(bits, calibration),
+                _in_tensor(bits, calibration),
             )
     for bits in (5, 4, 3, 2):
         yield by_gptq("GPTQ, k-means, tensor", bits, shared(bits), _shared_layer(bits))
     for bits in (4, 3):
-        nearest = partial(quantize_table, table="normal-float", bits=bits, granularity=PerGroup(size=64))
         yield by_gptq(
             "GPTQ, normal-float, groups of 64",
             bits,
             _table("normal-float", bits, 64),
-            level_layer(nearest),
+            level_layer(
+                partial(quantize_table, table="normal-float", bits=bits, granularity=PerGroup(size=64))
+            ),
         )
-    for more in (0, 1, -1):
-        for bits in (6, 5, 4, 3, 2) if more == 0 else (4, 3, 2) if more > 0 else (4, 3):
+
+
+def _refitted() -> Iterator[Method]:
+    for more, least, most in ((0, 2, 6), (1, 2, 4), (-1, 3, 4)):
+        for bits in range(most, least - 1, -1):
             yield by_refitting(
                 f"GPTQ, refitted, asymmetric, mse, groups of 64{_EMBEDDINGS[more]}",
                 bits,
                 groups(bits + more, 64),
-                in_groups(bits, 64),
+                _in_groups(bits, 64),
             )
     for bits in (7, 6, 5, 4):
         yield by_refitting(
             "GPTQ, refitted, symmetric, min-max, tensor",
             bits,
             affine(bits, TENSOR, calibration="min-max"),
-            in_tensor(bits, "min-max"),
+            _in_tensor(bits, "min-max"),
         )
     for bits in (4, 3, 2):
         yield by_refitting("GPTQ, refitted, k-means, tensor", bits, shared(bits), _shared_layer(bits))
+
+
+def _in_groups(bits: int, size: int) -> Layer:
+    return uniform_layer(bits, granularity=PerGroup(size=size), calibration="mse", scale_dtype="bf16")
+
+
+def _in_tensor(bits: int, calibration: Calibration) -> Layer:
+    return uniform_layer(bits, scheme="symmetric", granularity=PerTensor(), calibration=calibration)
 
 
 def _shared_layer(bits: int) -> Layer:
@@ -316,4 +318,11 @@ def _shared_layer(bits: int) -> Layer:
 
 
 _EMBEDDINGS: Final = {0: "", 1: "; embeddings one bit more", -1: "; embeddings one bit less"}
-METHODS: Final = (*_uniform(), *_codebooks(), *_tables_in_groups(), *_vectors(), *_second_order())
+METHODS: Final = (
+    *_uniform(),
+    *_codebooks(),
+    *_tables_in_groups(),
+    *_vectors(),
+    *_second_order(),
+    *_refitted(),
+)

@@ -152,9 +152,11 @@ def g2p() -> Subject:
         }
 
     # Every 28th word of the 113,000.
-    said_by_dense = Teacher.ask(
-        network, [word.letters for word in training[:: len(training) // CALIBRATION_WORDS]]
-    )
+    chosen = Teacher.ask(network, [word.letters for word in training[:: len(training) // CALIBRATION_WORDS]])
+
+    def rows(part: Any, names: Collection[str]) -> Rows:
+        return {name: seen for name, seen in inputs_of_words(part, chosen).items() if name in names}
+
     return Subject(
         "g2p",
         "g2p-en",
@@ -166,9 +168,7 @@ def g2p() -> Subject:
         network,
         _embeddings(network),
         score,
-        lambda part, names: {
-            name: rows for name, rows in inputs_of_words(part, said_by_dense).items() if name in names
-        },
+        rows,
         tuple((f"{name}.weight",) for name in (*_RECURRENT, "output")),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_inputs_that_are_always_zero_do_not_matter() -> None:
     assert output_error(change(weights, tensor), hessian) < output_error(change(weights, nearest), hessian)
 
 
-LEVELS = {
+LEVELS: dict[str, Callable[[Array], CodebookTensor | ScaledCodebookTensor]] = {
     "shared": lambda w: quantize_codebook(w, size=8),
     "shared by rows": lambda w: quantize_codebook(w, size=8, granularity=PerChannel(axis=0)),
     "a table in groups": lambda w: quantize_table(
@@ -142,7 +143,7 @@ LEVELS = {
 def test_levels_that_are_not_uniform(kind: str) -> None:
     """With independent inputs the nearest; otherwise outputs that change less, by levels that the weight's group has."""
     weights, hessian = layer(24, 160)
-    nearest: CodebookTensor | ScaledCodebookTensor = LEVELS[kind](weights)
+    nearest = LEVELS[kind](weights)
     assert isinstance(nearest, ScaledCodebookTensor) == ("table" in kind)
     rounder = LevelRounder(nearest).round
     np.testing.assert_array_equal(
