@@ -8,6 +8,7 @@ neither among those to choose nor among those to test with.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def minilm() -> Subject:
         network,
         _embeddings(network),
         score,
-        lambda part, names: inputs_of_sentences(part, _calibration_texts(), names),
+        SentenceInputs(_calibration_texts()),
         (
             *(
                 tuple(f"encoder.encoder.layer.{layer}.{name}.weight" for name in names)
@@ -195,36 +196,72 @@ def _embeddings(network: nn.Module) -> frozenset[str]:
     )
 
 
-@torch.no_grad()
-def inputs_of_sentences(network: Any, texts: Sequence[str], names: Collection[str]) -> Rows:
-    """Of linear layers of a `Sentences`, over the tokens of the texts; padding does not count."""
-    texts = sorted(texts, key=len)
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    seen = torch.zeros(0)
+class SentenceInputs:
+    """Inputs of the linear layers of a `Sentences` over the tokens of some texts; padding does not count.
 
-    def watch(name: str) -> Callable[..., None]:
-        def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = inputs[0]
-            found[name].append(
-                rows[seen] if rows.ndim == 3 else rows
-            )  # the pooler sees one token of each text
-            if len({len(batches) for batches in found.values()}) == 1:
-                raise _Seen
+    Whoever quantizes layer by layer asks for them in their order. So what went into the block of the last ones is kept, and the
+    next call with the same network starts there: blocks before must not have changed in between.
+    """
 
-        return before
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = sorted(texts, key=len)
+        self._network: Any = None
+        self._block = 0
+        self._calls: list[tuple[Any, Any]] = []
 
-    hooks = [
-        network.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(watch(name))
-        for name in names
-    ]
-    for start in range(0, len(texts), 32):
-        tokens = network.tokens(texts[start : start + 32], LONGEST)
-        seen = tokens["attention_mask"].bool()
-        with suppress(_Seen):
-            network(tokens)
-    for hook in hooks:
-        hook.remove()
-    return {name: torch.cat(batches) for name, batches in found.items()}
+    @torch.no_grad()
+    def __call__(self, network: Any, names: Collection[str]) -> Rows:
+        """(tokens, in) by name."""
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        calls: list[tuple[Any, Any]] = []
+        seen = torch.zeros(0)
+
+        def watch(name: str) -> Callable[..., None]:
+            def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                rows = inputs[0]
+                # The pooler sees one token of each text.
+                found[name].append(rows[seen] if rows.ndim == 3 else rows)
+                if len({len(batches) for batches in found.values()}) == 1:
+                    raise _Seen
+
+            return before
+
+        hooks = [
+            network.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(watch(name))
+            for name in names
+        ]
+        numbers = {_block_of(name) for name in names}
+        number = numbers.pop() if len(numbers) == 1 else None
+        blocks = [] if number is None else network.encoder.encoder.layer
+        if number is not None:
+            hooks.append(
+                blocks[number].register_forward_pre_hook(
+                    lambda _, args, options: calls.append((args, options)), with_kwargs=True
+                )
+            )
+        goes_on = self._network is network and number is not None and self._block <= number
+        for batch, start in enumerate(range(0, len(self._texts), 32)):
+            tokens = network.tokens(self._texts[start : start + 32], LONGEST)
+            seen = tokens["attention_mask"].bool()
+            with suppress(_Seen):
+                if not goes_on:
+                    network(tokens)
+                else:
+                    (states, *others), options = self._calls[batch]
+                    for block in blocks[self._block :]:
+                        given = block(states, *others, **options)
+                        states = given[0] if isinstance(given, tuple) else given
+        for hook in hooks:
+            hook.remove()
+        if number is not None:
+            self._network, self._block, self._calls = network, number, calls
+        return {name: torch.cat(batches) for name, batches in found.items()}
+
+
+def _block_of(name: str) -> int | None:
+    """Which block of the encoder a layer is in."""
+    found = re.match(r"encoder\.encoder\.layer\.(\d+)\.", name)
+    return None if found is None else int(found[1])
 
 
 class _Seen(Exception):

@@ -18,8 +18,8 @@ from benchmarks.quantization.ptq_networks import (
     Arrays,
     Measure,
     Rows,
+    SentenceInputs,
     Subject,
-    inputs_of_sentences,
     inputs_of_words,
 )
 from torch import nn
@@ -183,7 +183,7 @@ def test_padding_is_not_an_input() -> None:
     texts = ["one", "three words here", "a much longer line of seven words"]
     found = {
         name: inputs.T @ inputs
-        for name, inputs in inputs_of_sentences(network, texts, ["linear.weight", "pooler.weight"]).items()
+        for name, inputs in SentenceInputs(texts)(network, ["linear.weight", "pooler.weight"]).items()
     }
     rows = network.embedding.weight.detach().numpy()[[len(word) for text in texts for word in text.split()]]
     np.testing.assert_allclose(found["linear.weight"], rows.T @ rows, rtol=1e-5)
@@ -194,10 +194,47 @@ def test_padding_is_not_an_input() -> None:
 def test_nothing_is_computed_behind_the_last_layer_that_is_watched() -> None:
     network = _Texts()
     texts = ["some words"] * 70
-    assert inputs_of_sentences(network, texts, ["linear.weight"])["linear.weight"].shape == (140, 6)
+    assert SentenceInputs(texts)(network, ["linear.weight"])["linear.weight"].shape == (140, 6)
     assert network.last == 0
-    assert inputs_of_sentences(network, texts, ["pooler.weight"])["pooler.weight"].shape == (70, 6)
+    assert SentenceInputs(texts)(network, ["pooler.weight"])["pooler.weight"].shape == (70, 6)
     assert network.last == 3
+
+
+class _Encoder(nn.Module):
+    """A small BERT without a tokenizer: tokens are the lengths of words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = pytest.importorskip("transformers")
+        shape = {"hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 3}
+        config = transformers.BertConfig(vocab_size=20, attn_implementation="eager", **shape)
+        self.encoder = transformers.BertModel(config).eval()
+
+    def tokens(self, texts: list[str], longest: int) -> dict[str, torch.Tensor]:
+        found = _Texts().tokens(texts, longest)
+        return {"input_ids": found["ids"], "attention_mask": found["attention_mask"]}
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> None:
+        self.encoder(**tokens)
+
+
+def test_layer_by_layer_is_as_from_the_beginning() -> None:
+    """While what comes before is changed between the layers."""
+    torch.manual_seed(0)
+    network = _Encoder()
+    texts = [" ".join(["word", "of", "texts"] * (1 + n % 3)) for n in range(40)]
+    block = "encoder.encoder.layer"
+    inputs = SentenceInputs(texts)
+    for name in (
+        f"{block}.0.attention.self.query.weight",
+        f"{block}.0.output.dense.weight",
+        f"{block}.2.attention.output.dense.weight",
+        f"{block}.1.intermediate.dense.weight",
+        "encoder.pooler.dense.weight",
+    ):
+        found, wanted = (look(network, [name])[name] for look in (inputs, SentenceInputs(texts)))
+        assert torch.equal(found, wanted)
+        network.get_parameter(name).data.mul_(1.5)
 
 
 # -- who wins
