@@ -81,7 +81,7 @@ def integer_network(
     check_bits(bits, "symmetric")
     check_bits(activation_bits, "symmetric")
     network = fold_batch_norms(module)
-    kept = list(batches)
+    kept: list[Any] = list(batches)  # of whatever a loader gives
     if not kept:
         raise UsageError("there are no calibration batches", hint="give at least one batch of inputs")
     if not all(torch.is_tensor(batch) and batch.is_floating_point() for batch in kept):
