@@ -160,13 +160,13 @@ def test_what_is_pruned_is_not_stored() -> None:
 
 def test_what_is_refused() -> None:
     weights = gaussian((4, 64))
-    wrong: dict[str, Any]
-    for wrong, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"scale_bits": 1}, "scales of 1 bits"),
         ({"scale_bits": 9}, "scales of 9 bits"),
         ({"scale_group": 0}, "0 scales that share"),
         ({"bits": 9}, "codes of 9 bits"),
-    ):
+    ]
+    for wrong, message in cases:
         with pytest.raises(EncodingError, match=message):
             double_quantize(weights, **wrong)
     with pytest.raises(EncodingError, match="f64"):

@@ -56,6 +56,10 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["done"].compression > 6
     folded, model, images = names["folded"], names["model"].eval(), names["images"][0]
     np.testing.assert_allclose(folded.module(images).detach(), model(images).detach(), atol=1e-2)
+    with Reader("network.dcz") as reader:
+        assert set(reader) == set(folded.module.state_dict())
+        for name, tensor in names["quantized"].items():
+            np.testing.assert_array_equal(reader.read(name), decoded(tensor))
     assert len(names["pairs"]) == 2
     assert {type(names[key]["3.weight"]).__name__ for key in ("quantized", "clustered")} == {
         "UniformTensor",
