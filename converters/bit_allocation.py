@@ -29,7 +29,7 @@ from dcz.compression.search.sensitivity import (
 )
 from dcz.compression.training.weights import Weight, find_weights
 from dcz.converters import conversion
-from dcz.converters.recipe_actions import Affine, Binary, Codebook, Exact, Ternary
+from dcz.converters.recipe_actions import Affine, Binary, Codebook, Exact, Ternary, VectorCodebook
 from dcz.converters.recipes import Recipe, Rule
 from dcz.errors import UsageError
 from dcz.format.manifest import PerChannel, PerGroup
@@ -244,6 +244,8 @@ def _bits(values: Values) -> int:
             return 2
         case Codebook(size=size):
             return max(1, (size - 1).bit_length())
+        case VectorCodebook(size=size, dimension=dimension):
+            return max(1, -(-(size - 1).bit_length() // dimension))
         case _:
             return values.bits
 
@@ -251,7 +253,7 @@ def _bits(values: Values) -> int:
 def _name(values: Values, by_name: Mapping[str, Values]) -> str:
     """Short, and another one for other values."""
     name = values.kind if isinstance(values, Exact | Binary | Ternary) else f"{values.kind}-{_bits(values)}"
-    match None if isinstance(values, Exact) else values.granularity:
+    match None if isinstance(values, Exact | VectorCodebook) else values.granularity:
         case PerChannel(axis=axis):
             name += f", channel {axis}"
         case PerGroup(size=size):

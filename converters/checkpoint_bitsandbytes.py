@@ -1,4 +1,4 @@
-"""Checkpoints of bitsandbytes with weights of 4 bits, NF4 or FP4, and their scales, which may be 8-bit codes themselves.
+"""Checkpoints of bitsandbytes: weights of 4 bits, NF4 or FP4, whose scales may be 8-bit codes themselves; and of 8 bits (LLM.int8).
 
     weight                   u8 (ceil(elements / 2), 1)   two codes in each byte, the first in its upper half
     weight.quant_map         f32 (16,)                    what a code stands for
@@ -8,7 +8,14 @@
     weight.nested_absmax     f32 (ceil(blocks / 256),)    one of these, plus an offset
     weight.quant_state.bitsandbytes__nf4   u8             JSON: shape, dtype, blocksize, nested_blocksize, nested_offset
 
-They decode to scale x value in binary32, rounded to the type that the state names.
+They decode to scale x value in binary32, rounded to the type that the state names. Those of 8 bits are of the layer ``name``
+
+    name.weight         i8 (out, in)
+    name.SCB            f32 (out,)    the largest magnitude of each row, which is 127
+    name.weight_format  u8 ()         0, in rows; older versions had other orders
+
+and decode to f32. int8_vectorwise_dequant rounds code x SCB, and that times 1 / 127; here SCB / 127 is rounded, and that times the
+code: so one in five is the neighbouring number.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -27,7 +34,17 @@ from dcz.converters.safetensors_header import load_json
 from dcz.errors import SourceError
 from dcz.format.dtypes import DTYPES
 from dcz.format.layout import MAX_RANK
-from dcz.format.tensors import CodebookParameters, PerFlat, ScaledCodebookTensor, TensorData
+from dcz.format.tensors import (
+    AffineTensor,
+    CodebookParameters,
+    PerChannel,
+    PerFlat,
+    ScaledCodebookTensor,
+    TensorData,
+)
+
+if TYPE_CHECKING:
+    from dcz.converters.base import TensorOutline
 
 __all__ = ["bitsandbytes_tensors"]
 
@@ -36,6 +53,7 @@ _KINDS: Final = ("nf4", "fp4")
 _TYPES: Final = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _MAX_STATE: Final = 1 << 16  # bytes
 _MAX_BLOCK: Final = 1 << 24
+_ROW_SCALES: Final = ".SCB"
 
 
 @dataclass(frozen=True)
@@ -50,19 +68,55 @@ class _State:
 
 
 def bitsandbytes_tensors(config: Mapping[str, Any], outlines: Outlines) -> Iterator[QuantizedTensor]:
-    """The weights of 4 bits of a checkpoint of bitsandbytes. Raises SourceError, Unread."""
+    """The quantized weights of a checkpoint of bitsandbytes. Raises SourceError, Unread."""
     for name in outlines:
-        if name.endswith(".SCB"):
-            raise Unread(
-                f"of bitsandbytes, dcz does not read weights of 8 bits ({name!r:.200}): what they decode to is rounded twice, "
-                "which a scale for each row does not give"
-            )
+        if name.endswith(_ROW_SCALES):
+            yield _rows_tensor(name.removesuffix(_ROW_SCALES), outlines)
+            continue
         if _STATE not in name:
             continue
         weight, _, kind = name.rpartition(_STATE)
         expect(kind in _KINDS, weight, f"is of the unknown kind {kind!r:.100}")
         expect(weight in outlines, weight, "has a state, and no codes")
         yield _tensor(weight, name, outlines)
+
+
+def _rows_tensor(layer: str, outlines: Outlines) -> QuantizedTensor:
+    """A weight of 8 bits, with a scale for each row."""
+    weight, scales, form = f"{layer}.weight", f"{layer}{_ROW_SCALES}", f"{layer}.weight_format"
+    expect(weight in outlines, weight, "has scales, and no codes")
+    shape, dtype = outlines[weight].shape, outlines[weight].dtype.name
+    expect(
+        dtype == "i8" and len(shape) == 2 and min(shape) > 0, weight, f"has codes of {dtype} {list(shape)}"
+    )
+    found = outlines[scales]
+    expect(
+        found.dtype.name == "f32" and found.shape == shape[:1],
+        weight,
+        f"has scales of {found.dtype.name} {list(found.shape)}, not of f32 {list(shape[:1])}",
+    )
+    parts = [weight, scales]
+    if form in outlines:
+        size = math.prod(outlines[form].shape)
+        expect(
+            outlines[form].dtype.name == "u8" and size == 1, weight, f"has a weight_format of {size} numbers"
+        )
+        if read_whole(outlines[form]).item() != 0:
+            raise Unread(
+                f"of bitsandbytes, dcz reads weights of 8 bits in rows, not in the order of {form!r:.200}"
+            )
+        parts.append(form)
+    read = functools.partial(_read_rows, outlines[weight], found)
+    return QuantizedTensor(weight, DTYPES["f32"], shape, tuple(parts), read)
+
+
+def _read_rows(weight: TensorOutline, scales: TensorOutline, start: int, stop: int) -> TensorData:
+    codes = weight.read(start, stop)
+    assert isinstance(codes, np.ndarray)
+    steps = (read_whole(scales)[start:stop].astype(np.float64) / 127).astype(np.float32)
+    return AffineTensor(
+        "f32", codes.shape, 8, codes.reshape(-1).view(np.uint8) ^ np.uint8(128), steps, PerChannel(axis=0)
+    )
 
 
 def _state(weight: str, name: str, outlines: Outlines) -> _State:

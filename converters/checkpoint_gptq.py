@@ -7,7 +7,7 @@
             4 bits; in each word the outputs stand in the order 0, 2, 4, 6, 1, 3, 5, 7 ("GEMM")
 
 What both decode to is scale x (code - zero point), in the type of the scales (AutoGPTQ 0.7.1, qlinear_cuda_old; AutoAWQ 0.2.9,
-packing_utils). A zero point less 1 that was 0 has all bits set, and is 0 again.
+packing_utils). A stored zero point that has all bits set is 0 with 2, 4 and 8 bits, and 8 with 3.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _gptq(
     codes = unpacked_bits(words, bits, module.inputs)
     zeros = unpacked_bits(read_whole(outlines[module.qzeros]), bits, module.outputs)[:, start:stop]
     if less_one:
-        zeros = (zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
+        zeros = (zeros + np.uint8(1)) & np.uint8(15 if bits == 3 else (1 << bits) - 1)
     granularity = _gptq_granularity(module, size, outlines)
     return _affine(module, bits, codes, zeros, granularity, outlines, start, stop)
 

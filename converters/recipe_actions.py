@@ -1,7 +1,7 @@
 """What a rule of a recipe can do with a tensor: three small families, independent of each other.
 
     pruning     which weights are kept           magnitude
-    values      what a stored value is           exact, affine, codebook, table, binary-coding, binary, ternary
+    values      what a stored value is           exact, affine, codebook, vector-codebook, table, binary-coding, binary, ternary
     layout      how positions are written        auto, dense, relative-index, bitmap
 
 A new method is a new member of one of them. The field ``kind`` tells the members of a family apart, as in the manifest
@@ -23,7 +23,9 @@ from dcz.compression.extreme import TernaryMethod, quantize_binary, quantize_ter
 from dcz.compression.pruning import magnitude_mask, nonzero_mask
 from dcz.compression.quantizers import Calibration, Rounding, ScaleDType, Scheme, quantize_affine
 from dcz.compression.tables import Table, quantize_table, table_bits
+from dcz.compression.vector_codebooks import quantize_vectors
 from dcz.format.encoder import LayoutChoice
+from dcz.format.layout import MAX_DIMENSION
 from dcz.format.manifest import Granularity, PerTensor, RelativeIndex
 from dcz.format.tensors import TensorData
 
@@ -43,6 +45,7 @@ __all__ = [
     "TableValues",
     "Ternary",
     "Values",
+    "VectorCodebook",
     "kind_alone",
     "layout_choice",
 ]
@@ -139,6 +142,29 @@ class Codebook(RecipeModel):
             mask=mask,
         )
         return with_zero(tensor) if zero else tensor
+
+
+class VectorCodebook(RecipeModel):
+    """Neighbours that share a code (dcz.compression.vector_codebooks). Dense: single weights have no position."""
+
+    kind: Literal["vector-codebook"]
+    dimension: Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
+    size: Annotated[int, Field(ge=1, le=256)]
+    product: bool = False
+    iterations: Annotated[int, Field(ge=1, le=1000)] = 25
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+        assert mask is None, "a rule with vectors has no pruning and no sparse layout"
+        del dense
+        return quantize_vectors(
+            weights,
+            dimension=self.dimension,
+            size=self.size,
+            product=self.product,
+            iterations=self.iterations,
+            seed=self.seed,
+        ).tensor()
 
 
 class TableValues(RecipeModel):
@@ -248,7 +274,7 @@ class Bitmap(RecipeModel):
 
 
 Values: TypeAlias = Annotated[
-    Exact | Affine | Codebook | TableValues | BinaryCoding | Binary | Ternary,
+    Exact | Affine | Codebook | VectorCodebook | TableValues | BinaryCoding | Binary | Ternary,
     Field(discriminator="kind"),
     BeforeValidator(kind_alone),
 ]

@@ -2,81 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dcz.converters.recipe_actions import (
-    Affine,
-    Auto,
-    Bitmap,
-    Codebook,
-    Dense,
-    Exact,
-    MagnitudePruning,
-    RelativeIndexLayout,
-)
-from dcz.converters.recipe_stages import (
-    BlockPattern,
-    ChannelPattern,
-    DescriptionLength,
-    DynamicActivations,
-    FixedBits,
-    GlobalThreshold,
-    LearnedActivations,
-    NMPattern,
-    PruneStage,
-    QuantizeStage,
-    RateStage,
-    RoundStage,
-    SensitivityScan,
-    ShareStage,
-    StaticActivations,
-    StdThreshold,
-    Uniform,
-    UnstructuredPattern,
-)
-from dcz.format.manifest import PerChannel, PerGroup, PerTensor
+from dcz.converters.recipe_actions import MagnitudePruning
 
 __all__ = ["explain"]
 
-# Fields whose kind decides which further fields they have.
-_FAMILIES: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
-    "values": {"exact": Exact, "affine": Affine, "codebook": Codebook},
-    "layout": {"auto": Auto, "dense": Dense, "relative-index": RelativeIndexLayout, "bitmap": Bitmap},
-    "granularity": {"tensor": PerTensor, "channel": PerChannel, "group": PerGroup},
-    "densities": {
-        "uniform": Uniform,
-        "global": GlobalThreshold,
-        "std": StdThreshold,
-        "sensitivity": SensitivityScan,
-    },
-    "pattern": {
-        "unstructured": UnstructuredPattern,
-        "n:m": NMPattern,
-        "channel": ChannelPattern,
-        "block": BlockPattern,
-    },
-    "bits": {"fixed": FixedBits, "description-length": DescriptionLength},
-    "activations": {
-        "learned": LearnedActivations,
-        "dynamic": DynamicActivations,
-        "static": StaticActivations,
-    },
-}
-# Lists of tables, and the kinds of their items if they have kinds.
-_STAGES: Final[Mapping[str, type[BaseModel]]] = {
-    "prune": PruneStage,
-    "share": ShareStage,
-    "rate": RateStage,
-    "quantize": QuantizeStage,
-    "round": RoundStage,
-}
+_Family: TypeAlias = Mapping[str, type[BaseModel]]
+
+# Lists of tables.
 _LISTS: Final = ("rules", "stages")
 
 Path = list[str | int]
+
+
+@functools.cache
+def _families(root: type[BaseModel]) -> Mapping[str, _Family]:
+    """The fields whose kind decides which further fields they have, in a model or anywhere below it: the kinds of each."""
+    families: dict[str, _Family] = {}
+    waiting, seen = [root], {root}
+    while waiting:
+        for name, field in waiting.pop().model_fields.items():
+            members = list(_models(field.annotation))
+            kinds = {
+                get_args(member.model_fields["kind"].annotation)[0]: member
+                for member in members
+                if "kind" in member.model_fields
+            }
+            if len(kinds) > 1:
+                families[name] = kinds
+            waiting += [member for member in members if member not in seen]
+            seen.update(members)
+    return families
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
 
 
 def explain(
@@ -99,9 +68,9 @@ def _fault(fault: Any, text: str, file: str, root: type[BaseModel], rule: type[B
         case "missing":
             what = "is missing"
         case "union_tag_not_found":
-            what = f"the field 'kind' is missing; allowed: {_kinds(path)}"
+            what = f"the field 'kind' is missing; allowed: {_kinds(path, root)}"
         case "union_tag_invalid":
-            what = f"unknown kind {fault['ctx']['tag']!r}; allowed: {_kinds(path)}"
+            what = f"unknown kind {fault['ctx']['tag']!r}; allowed: {_kinds(path, root)}"
         case "value_error":
             what = str(fault["ctx"]["error"])
         case "too_short" | "string_too_short":
@@ -124,27 +93,30 @@ def _field(
     """The path of a field as it stands in the file, without the kinds that pydantic adds, and the model around it."""
     model = root
     path: Path = []
+    kinds: _Family = {}
     for step in location:
-        family = _FAMILIES.get(path[-1]) if path and isinstance(path[-1], str) else None
-        if family is not None and step in family:
-            model = family[str(step)]
-            continue
-        if path[:1] == ["stages"] and len(path) == 2 and step in _STAGES:
-            model = _STAGES[str(step)]
+        if step in kinds:
+            model, kinds = kinds[str(step)], {}  # a field may be called like its kind
             continue
         if step == "pruning":
             model = MagnitudePruning
         elif step == "rules":
             model = rule
         path.append(step)
+        kinds = _family(path, root)
     if path and path[-1] in ("pruning", *_LISTS):
         model = root
     return path, model
 
 
-def _kinds(path: Path) -> str:
-    family = _STAGES if path[:1] == ["stages"] and len(path) == 2 else _FAMILIES.get(str(path[-1]), {})
-    return ", ".join(family)
+def _family(path: Path, root: type[BaseModel]) -> _Family:
+    """The kinds of what stands at a path; of an item of a list, those of the list."""
+    name = path[0] if len(path) == 2 and path[0] in _LISTS else path[-1] if path else None
+    return _families(root).get(str(name), {})
+
+
+def _kinds(path: Path, root: type[BaseModel]) -> str:
+    return ", ".join(_family(path, root))
 
 
 def _short(value: Any) -> str:

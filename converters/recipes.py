@@ -31,6 +31,7 @@ from dcz.converters.recipe_actions import (
     MagnitudePruning,
     RecipeModel,
     Values,
+    VectorCodebook,
     layout_choice,
 )
 from dcz.converters.recipe_errors import explain
@@ -113,6 +114,20 @@ class Rule(RecipeModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _vectors_are_dense(self) -> Rule:
+        if not isinstance(self.values, VectorCodebook):
+            return self
+        if self.pruning is not None:
+            raise ValueError(
+                "a vector-codebook has no code for a single weight: it cannot be combined with pruning"
+            )
+        if self.layout.kind not in ("auto", "dense"):
+            raise ValueError(
+                f"a vector-codebook has no code for a single weight; allowed: layout = 'auto' or 'dense', not {self.layout.kind!r}"
+            )
+        return self
+
     @property
     def changes_weights(self) -> bool:
         return self.pruning is not None or not isinstance(self.values, Exact)
@@ -162,7 +177,7 @@ class Rule(RecipeModel):
     def _zeros_left_out(self, weights: np.ndarray) -> np.ndarray | None:
         """The mask of a tensor that was pruned before: as the layout says, or if more than half of it is zero, where a
         code word for each zero would cost more than the positions."""
-        if isinstance(self.layout, Dense) or isinstance(self.values, Exact):
+        if isinstance(self.layout, Dense) or isinstance(self.values, Exact | VectorCodebook):
             return None
         mask = nonzero_mask(weights)
         if isinstance(self.layout, Auto) and 2 * int(np.count_nonzero(mask)) >= mask.size:

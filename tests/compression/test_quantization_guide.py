@@ -33,7 +33,7 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(reader.read("weight"), names["approximation"])
     assert names["added"].shape == (64,)
     np.testing.assert_allclose(names["second"] @ names["first"], names["following"] @ weights, atol=1e-3)
-    for one, tensor in zip(("0.weight", "2.weight"), names["codes_of_weights"].values(), strict=True):
+    for one, tensor in zip(("0.weight", "2.weight"), names["ste"].values(), strict=True):
         with Reader(tmp_path / "ste.dcz") as reader:
             np.testing.assert_array_equal(reader.read(one), decode_affine(tensor))
     assert names["after"] < names["before"]
@@ -53,6 +53,9 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["substitute"].shape == (16, 3, 8, 8)
     assert str(names["codes8"].dtype) == "torch.int8"
     np.testing.assert_allclose(names["logits"], model(images).detach(), atol=0.05)
+    learned, lsq, (x, _) = names["learned"], names["lsq"], names["data"][0]
+    assert set(names["ranges"]) == {"0", "2"}
+    assert np.corrcoef(learned(x).reshape(-1), lsq(x).detach().reshape(-1))[0, 1] > 0.99
     assert Path("mixed.dcz").stat().st_size <= 9000
     assert load_recipe("mixed.toml").rules
     assert names["shared"][0].kind == "codebook"

@@ -57,7 +57,9 @@ def gptq_checkpoint(
     size = inputs if group == -1 else group
     groups = inputs // size
     codes = random.integers(0, 1 << bits, (inputs, outputs))
-    zeros = random.integers(0, 1 << bits, (groups, outputs))
+    # In the first version of the format, 3 bits reach from 1 to 8: AutoGPTQ's kernels add 1 to what is stored.
+    least = 1 if bits == 3 and form == "gptq" else 0
+    zeros = random.integers(least, (1 << bits) + least, (groups, outputs))
     zeros = np.full_like(zeros, 1 << (bits - 1)) if symmetric else zeros
     scales = random.standard_normal((groups, outputs)).astype(np.float16)
     index = np.arange(inputs) // size

@@ -29,6 +29,7 @@ from dcz.converters.recipe_actions import (
     TableValues,
     Ternary,
     Values,
+    VectorCodebook,
 )
 from dcz.converters.recipe_files import recipe_text, save_recipe
 from dcz.converters.recipes import BUILTIN_RECIPES, TRAINING_RECIPES, Recipe, load_recipe
@@ -225,11 +226,13 @@ def test_options_have_names_of_their_own() -> None:
         TableValues(kind="table", table="normal-float", bits=3),
         Codebook(kind="codebook", size=1),
         Exact(kind="exact"),
+        VectorCodebook(kind="vector-codebook", dimension=4, size=200),
+        VectorCodebook(kind="vector-codebook", dimension=8, size=16),
     ]
     options = options_of(values, by_name)
     assert options[0].name == options[3].name
-    assert len({option.name for option in options}) == len(by_name) == 7
-    assert [option.bits for option in options] == [4, 4, 4, 4, 3, 3, 1, 32]
+    assert len({option.name for option in options}) == len(by_name) == 9
+    assert [option.bits for option in options] == [4, 4, 4, 4, 3, 3, 1, 32, 2, 1]
     assert all(by_name[option.name] == value for option, value in zip(options, values, strict=True))
 
 

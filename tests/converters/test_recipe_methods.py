@@ -14,8 +14,9 @@ from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.extreme import quantize_binary, quantize_ternary
 from dcz.compression.quantizers import quantize_affine
 from dcz.compression.tables import quantize_table
+from dcz.compression.vector_codebooks import quantize_vectors
 from dcz.converters.recipes import load_recipe
-from dcz.errors import RecipeError
+from dcz.errors import EncodingError, RecipeError
 from dcz.format import CodedTensor, PerChannel, PerGroup, Reader, Writer, decoded
 from dcz.format.dtypes import DTYPES
 
@@ -120,6 +121,32 @@ def test_pruned_weights_are_zeros_in_a_dense_layout_too(name: str, tmp_path: Pat
         np.testing.assert_array_equal(dense, sparse)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+@pytest.mark.parametrize("product", ["", ", product = true, iterations = 9, seed = 3"])
+@pytest.mark.parametrize("layout", ["", "layout = 'dense'"])
+def test_vectors_through_a_file(dtype: str, product: str, layout: str, tmp_path: Path) -> None:
+    """Zeros among the weights, as many as there are, are weights like others."""
+    weights = (np.random.default_rng(1).standard_normal((48, 60)) / 16).astype(DTYPES[dtype].numpy)
+    weights[:, ::3] = 0
+    weights[:, 1::3] = 0
+    options: dict[str, Any] = {"product": True, "iterations": 9, "seed": 3} if product else {}
+    wanted = quantize_vectors(weights, dimension=5, size=20, **options).decode()
+    values = f'{{ kind = "vector-codebook", dimension = 5, size = 20{product} }}'
+    found, _ = through_a_file(f"values = {values}\n{layout}", weights, tmp_path)
+    assert found.tobytes() == wanted.tobytes()
+
+
+def test_rows_that_cannot_be_cut_have_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        '[[rules]]\nvalues = { kind = "vector-codebook", dimension = 8, size = 20 }\n', encoding="utf-8"
+    )
+    recipe = load_recipe(tmp_path / "mine.toml")
+    with pytest.raises(EncodingError, match="rows of 60 weights cannot be cut into pieces of 8") as caught:
+        recipe.apply("layer.weight", np.zeros((48, 60), np.float32))
+    assert caught.value.hint is not None
+    assert 'names = ["layer.weight"]' in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("text", "most"),
     [
@@ -147,7 +174,7 @@ def test_the_bits_of_extreme_weights(text: str, most: float, tails: int, tmp_pat
     ("values", "message"),
     [
         ('{ kind = "table", table = "float", bits = 2 }', "3 to 6 bits"),
-        ('{ kind = "table", table = "nf4" }', "table"),
+        ('{ kind = "table", table = "nf4" }', r"values\.table: Input should be 'normal-float'"),
         ('{ kind = "binary-coding", bits = 7 }', "bits"),
         ('{ kind = "ternary", scales = 3 }', "scales"),
         ('{ kind = "affine", percentile = 50 }', "percentile"),

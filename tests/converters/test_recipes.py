@@ -406,7 +406,47 @@ BAD = [
     (
         "[[rules]]\nvalues = 'int8'",
         "mine.toml:2: rules[1].values: ",
-        "unknown kind 'int8'; allowed: exact, affine",
+        "unknown kind 'int8'; allowed: exact, affine, codebook, vector-codebook, table, binary-coding, binary, ternary",
+    ),
+    (
+        "[[rules]]\nvalues = { kind = 'table', table = 'float', bit = 3 }",
+        "mine.toml:2: rules[1].values.bit: ",
+        "unknown field; allowed: kind, table, bits, granularity",
+    ),
+    (
+        "[[rules]]\nvalues = { kind = 'vector-codebook', dimension = 4, size = 257 }",
+        "mine.toml:2: rules[1].values.size: ",
+        "less than or equal to 256, not 257",
+    ),
+    (
+        "[[rules]]\nvalues = { kind = 'vector-codebook', size = 16 }",
+        "mine.toml:2: rules[1].values.dimension: ",
+        "is missing",
+    ),
+    (
+        "[[rules]]\nvalues = { kind = 'vector-codebook', dimension = 4, size = 16, granularity = 'tensor' }",
+        "mine.toml:2: rules[1].values.granularity: ",
+        "unknown field; allowed: kind, dimension, size, product, iterations, seed",
+    ),
+    (
+        "[[rules]]\npruning = { kind = 'magnitude', density = 0.5 }\nvalues = { kind = 'vector-codebook', dimension = 4, size = 16 }",
+        "mine.toml:1: rules[1]: ",
+        "cannot be combined with pruning",
+    ),
+    (
+        "[[rules]]\nlayout = 'bitmap'\nvalues = { kind = 'vector-codebook', dimension = 4, size = 16 }",
+        "mine.toml:1: rules[1]: ",
+        "allowed: layout = 'auto' or 'dense', not 'bitmap'",
+    ),
+    (
+        "[[stages]]\nkind = 'prune'\ndensities = { kind = 'std', factor = 1, floor = 2 }",
+        "mine.toml:3: stages[1].densities.floor: ",
+        "unknown field; allowed: kind, factor",
+    ),
+    (
+        "[[stages]]\nkind = 'quant'",
+        "mine.toml:1: stages[1]: ",
+        "unknown kind 'quant'; allowed: prune, share, rate, quantize, round",
     ),
     (
         "[[rules]]\nvalues = { bits = 3 }",
