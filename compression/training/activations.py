@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcz.compression.observers import MinMaxObserver, Observer, Parameters
-from dcz.compression.scales import Scheme, affine_parameters, check_bits
+from dcz.compression.observers import MinMaxObserver, Observer, Parameters, parameters_of_ranges
+from dcz.compression.scales import Scheme, check_bits
 from dcz.compression.torch_tensors import check_tensor, to_numpy, unwrapped
 from dcz.compression.training.fake_quantization import fake_quantized
 from dcz.compression.training.torch_groups import rows_of, spread
@@ -109,11 +109,7 @@ class DynamicQuantizer(ActivationQuantizer):
             low, high = torch.stack(rows.aminmax(dim=1)).to("cpu", torch.float64).numpy()
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 raise EncodingError("an activation is not finite")
-            scales, zero_points = affine_parameters(
-                low, high, bits=self.bits, scheme=self.scheme, scale_dtype=np.dtype(np.float32)
-            )
-            if zero_points is None:
-                zero_points = np.full(scales.shape, 1 << (self.bits - 1), np.uint8)
+            scales, zero_points = parameters_of_ranges(low, high, bits=self.bits, scheme=self.scheme)
             parameters = [
                 spread(
                     torch.from_numpy(part.astype(np.float32)).to(values.device),
