@@ -18,7 +18,7 @@ import numpy as np
 
 from dcz.converters.base import decoded_bytes
 from dcz.converters.conversion import open_source
-from dcz.converters.recipes import BUILTIN_RECIPES, load_recipe
+from dcz.converters.recipes import BUILTIN_RECIPES, recipe_of_rules
 from dcz.errors import EncodingError
 from dcz.format import Reader
 from dcz.format.coding import encode_zstd
@@ -233,7 +233,7 @@ def _hints(lossless: _Total) -> Iterator[str]:
 
 
 def _plans(recipes: Sequence[RecipeLike] | None, efforts: Sequence[EffortName] | None) -> list[_Total]:
-    chosen = [load_recipe(recipe) for recipe in (BUILTIN_RECIPES if recipes is None else recipes)]
+    chosen = [recipe_of_rules(recipe) for recipe in (BUILTIN_RECIPES if recipes is None else recipes)]
     given = None if efforts is None else [effort_of(name) for name in efforts]
     plans: list[_Total] = []
     for recipe in chosen:
@@ -261,7 +261,7 @@ def estimate(
     """
     start = time.perf_counter()
     plans = _plans(recipes, efforts)
-    lossless = _Total(load_recipe("lossless"), EFFORTS["balanced"])
+    lossless = _Total(recipe_of_rules("lossless"), EFFORTS["balanced"])
     opened: TensorSource = open_source(source)
     try:
         outlines = list(opened.outlines())

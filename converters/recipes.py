@@ -36,7 +36,7 @@ from dcz.converters.recipe_actions import (
 )
 from dcz.converters.recipe_errors import explain
 from dcz.converters.recipe_stages import Names, Stage
-from dcz.errors import EncodingError, RecipeError
+from dcz.errors import EncodingError, RecipeError, UsageError
 from dcz.format.coding import CodingChoice
 from dcz.format.decoded import decoded
 from dcz.format.dtypes import DTYPES, DType
@@ -46,7 +46,16 @@ from dcz.format.tensors import TensorData
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["BUILTIN_RECIPES", "TRAINING_RECIPES", "Prepared", "Recipe", "Rule", "is_builtin", "load_recipe"]
+__all__ = [
+    "BUILTIN_RECIPES",
+    "TRAINING_RECIPES",
+    "Prepared",
+    "Recipe",
+    "Rule",
+    "is_builtin",
+    "load_recipe",
+    "recipe_of_rules",
+]
 
 BUILTIN_RECIPES: Final = ("lossless", "int8", "int4", "codebook", "deep-compression")
 TRAINING_RECIPES: Final = ("deep-compression", "rate-aware", "qat-int4", "qat-ternary", "qat-binary")
@@ -248,8 +257,8 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
     """
     if isinstance(spec, Recipe):
         return spec
-    builtin = dict.fromkeys(BUILTIN_RECIPES + TRAINING_RECIPES)
-    allowed = f"built in: {', '.join(builtin)}; otherwise the path of a TOML file"
+    training = [name for name in TRAINING_RECIPES if name not in BUILTIN_RECIPES]
+    allowed = f"built in: {', '.join(BUILTIN_RECIPES)}; for dcz.compress: {', '.join(training)}; otherwise the path of a TOML file"
     given: Any = spec
     if not isinstance(given, str | os.PathLike):
         raise RecipeError(
@@ -267,6 +276,17 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
     except (OSError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{path}: the recipe cannot be read: {exc}") from exc
     return _parse(text, file=str(path))
+
+
+def recipe_of_rules(spec: str | os.PathLike[str] | Recipe) -> Recipe:
+    """The same, for what does not train. Raises RecipeError; UsageError if all that the recipe says needs training."""
+    recipe = load_recipe(spec)
+    if recipe.stages and not recipe.rules:
+        raise UsageError(
+            f"the recipe {recipe.name!r} has stages only, which need training: nothing of it can be done to a model as it is",
+            hint="dcz.compress trains; recipes with rules do without",
+        )
+    return recipe
 
 
 def _read(path: Path) -> bytes:
