@@ -188,7 +188,7 @@ class _Total:
         if sample.elements:
             rule = self.recipe.rule_for(outline.name, outline.dtype, outline.shape)
             try:
-                prepared = None if rule is None else rule.apply(sample.rows)
+                prepared = None if rule is None else rule.apply(sample.rows, self.effort.name)
                 how = {} if prepared is None else {"layout": prepared.layout, "coding": prepared.coding}
                 tensor = sample.rows if prepared is None else prepared.tensor
                 stored, narrow = _stored(sample, tensor, how, self.effort)

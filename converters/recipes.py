@@ -30,6 +30,7 @@ from dcz.converters.recipe_actions import (
     Layout,
     MagnitudePruning,
     RecipeModel,
+    Ternary,
     Values,
     VectorCodebook,
     layout_choice,
@@ -45,6 +46,8 @@ from dcz.format.tensors import TensorData
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
+
+    from dcz.format.effort import EffortName
 
 __all__ = [
     "BUILTIN_RECIPES",
@@ -167,8 +170,9 @@ class Rule(RecipeModel):
             return given or 0
         return _MIN_ELEMENTS if what == "elements" else _MIN_RANK
 
-    def apply(self, tensor: TensorData) -> Prepared:
+    def apply(self, tensor: TensorData, effort: EffortName = "balanced") -> Prepared:
         """Prune and quantize. Codes stay as they are if the rule does not change weights; otherwise they are decoded first.
+        ``effort``: with which the result will be written.
 
         Raises EncodingError if the tensor does not allow it.
         """
@@ -181,6 +185,10 @@ class Rule(RecipeModel):
             mask: np.ndarray | None = self.pruning.mask(weights)
         else:
             mask = self._zeros_left_out(weights)
+        if isinstance(self.values, Ternary):
+            ternary = self.values.quantize(weights, mask, dense=dense)
+            coding = self.values.coding(ternary, effort) if self.coding == "auto" else self.coding
+            return Prepared(ternary, layout, coding)
         return Prepared(self.values.quantize(weights, mask, dense=dense), layout, self.coding)
 
     def _zeros_left_out(self, weights: np.ndarray) -> np.ndarray | None:
@@ -210,17 +218,17 @@ class Recipe(RecipeModel):
         """The first rule that matches, or None."""
         return next((rule for rule in self.rules if rule.matches(name, dtype, shape)), None)
 
-    def apply(self, name: str, tensor: TensorData) -> Prepared:
+    def apply(self, name: str, tensor: TensorData, effort: EffortName = "balanced") -> Prepared:
         """What is to be stored in place of a tensor.
 
-        ``tensor``: an array of any type and shape that the format has (dcz.format.dtypes), or codes. Raises EncodingError if the rule
-        cannot be applied to it, for example because a weight is not finite.
+        ``tensor``: an array of any type and shape that the format has (dcz.format.dtypes), or codes. ``effort``: with which it
+        will be written. Raises EncodingError if the rule cannot be applied to it, for example because a weight is not finite.
         """
         rule = self.rule_for(name, element_type(tensor), tensor.shape)
         if rule is None:
             return Prepared(tensor, "auto", "auto")
         try:
-            return rule.apply(tensor)
+            return rule.apply(tensor, effort)
         except EncodingError as exc:
             raise EncodingError(exc.message, hint=exc.hint or self._way_out(name)) from exc
 
