@@ -229,14 +229,21 @@ def test_wrong_use() -> None:
         module(images(0))
     with pytest.raises(UsageError, match="no batch"):
         calibrate(module, [])
-    with pytest.raises(EncodingError, match="not finite"):
+    with pytest.raises(EncodingError, match=r"the inputs of 0: \d+ of \d+ activations are not finite"):
         calibrate(module, [images(0) * float("nan")])
+    with pytest.raises(UsageError, match="no set of arguments of the Sequential: too many") as caught:
+        calibrate(module, [(images(0), torch.zeros(4))])
+    assert "for inputs, _ in loader" in str(caught.value.hint)
     with pytest.raises(UsageError, match="range of an activation is not known"):
         module(images(0))
     remove_activation_quantizers(module)
     quantize_activations(module, 8, mode="dynamic", axis=7)
-    with pytest.raises(EncodingError, match="axis 7"):
+    with pytest.raises(EncodingError, match="the inputs of 0: axis 7"):
         module(images(0))
+    remove_activation_quantizers(module)
+    quantize_activations(module, 8, mode="dynamic", layers=["4"])
+    with pytest.raises(EncodingError, match="the inputs of 4: 1 of 24 activations"):
+        module[4](torch.tensor([[float("inf")] + [0.0] * 23]))
 
 
 def test_layers_that_are_not_called_do_not_matter() -> None:
