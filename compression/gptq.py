@@ -9,7 +9,10 @@ after the other, and each time the error is made up for, as well as it can be, b
 All rows of the inverses that this takes are those of the upper Cholesky factor of H^-1. With H = I nothing is made up for, and
 the result is that of rounding to nearest.
 
-What the matrix becomes is an UniformTensor like any other; how it was rounded is not to be seen. The sums are those of the
+Where the layers before are quantized already, their errors are among the inputs; `refitted` first changes the weights so
+that the outputs come as near as they can to what they were (a least-squares form of GPTAQ: Li et al. 2025).
+
+What the matrix becomes is a tensor like any other; how it was rounded is not to be seen. The sums are those of the
 machine's BLAS, so another machine may round a weight differently.
 """
 
@@ -24,10 +27,20 @@ import numpy.typing as npt
 from dcz.compression.quantizers import Calibration, ScaleDType, Scheme, quantize_affine
 from dcz.compression.scales import least_code
 from dcz.errors import EncodingError
+from dcz.format.dtypes import DTYPES
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
-from dcz.format.tensors import UniformTensor
+from dcz.format.tensors import CodebookTensor, ScaledCodebookTensor, UniformTensor, parameter_values
 
-__all__ = ["AffineRounder", "Order", "Rounder", "output_error", "quantize_gptq", "round_second_order"]
+__all__ = [
+    "AffineRounder",
+    "LevelRounder",
+    "Order",
+    "Rounder",
+    "output_error",
+    "quantize_gptq",
+    "refitted",
+    "round_second_order",
+]
 
 Order: TypeAlias = Literal["given", "activation"]
 
@@ -119,6 +132,38 @@ def round_second_order(
     return codes
 
 
+def refitted(
+    weights: np.ndarray, hessian: np.ndarray, cross: np.ndarray, *, damping: float = 0.01
+) -> npt.NDArray[np.float64]:
+    """The weights whose outputs for the inputs of now are nearest to those that the layer had for the inputs of before.
+
+    ``weights``: (out, in), finite. ``hessian``: (in, in), the sum of y y^T over the inputs y of now; ``cross``: (in, in), the
+    sum of x y^T over those of before and of now. Of all W' this one, float64 (out, in), has the least
+
+        sum |W x - W' y|^2 + damping x mean of the Hessian's diagonal x |W - W'|^2
+
+    which for x = y is W. ``damping``: above 0 if the Hessian may be singular. Raises EncodingError if the arguments do not fit
+    together.
+    """
+    if weights.ndim != 2:
+        raise EncodingError(f"weights of {weights.ndim} dimensions: a matrix (out, in) is needed")
+    if not 0 <= damping < np.inf:
+        raise EncodingError(f"a damping of {damping}: 0 and more are possible")
+    damped = _checked_hessian(hessian, weights.shape[1])
+    if cross.shape != damped.shape or not np.isfinite(cross).all():
+        raise EncodingError(
+            f"a sum of products of shape {cross.shape} for {weights.shape[1]} inputs, or not finite"
+        )
+    both = cross.astype(np.float64)
+    strength = damping * np.diagonal(damped).mean()
+    for sums in (damped, both):
+        sums[np.diag_indices(len(sums))] += strength
+    try:
+        return np.asarray(np.linalg.solve(damped, both.T @ weights.astype(np.float64).T).T, np.float64)
+    except np.linalg.LinAlgError as exc:
+        raise _singular() from exc
+
+
 def output_error(change: np.ndarray, hessian: np.ndarray) -> float:
     """tr(dW H dW^T): the sum of the squared changes of the outputs. ``change``: (out, in); ``hessian``: (in, in)."""
     wide = change.astype(np.float64)
@@ -154,6 +199,37 @@ class AffineRounder:
         return codes, scales * (codes - zeros)
 
 
+class LevelRounder:
+    """Codes and values of one column, given the levels of all groups: shared weights, or a table and scales.
+
+    ``nearest``: (out, in, ...), for the tensor, channel on axis 0, or groups of a matrix, without a mask. Raises EncodingError for
+    others.
+    """
+
+    def __init__(self, nearest: CodebookTensor | ScaledCodebookTensor) -> None:
+        granularity = nearest.granularity
+        if nearest.mask is not None or not (
+            isinstance(granularity, PerTensor | PerGroup) or granularity == PerChannel(axis=0)
+        ):
+            raise EncodingError(
+                "second-order rounding needs levels for the tensor, axis 0 or groups, and no mask"
+            )
+        if isinstance(nearest, ScaledCodebookTensor):
+            products = parameter_values(nearest.scales)[:, None] * nearest.table
+            levels = products.astype(DTYPES[nearest.dtype].numpy).astype(np.float64)
+        else:
+            levels = nearest.centroids.astype(np.float64)
+        self._size = granularity.size if isinstance(granularity, PerGroup) else nearest.codes.size
+        rows = 1 if isinstance(granularity, PerTensor) else nearest.shape[0]
+        self._levels = levels.reshape(rows, -1, levels.shape[1])
+
+    def round(self, values: _Doubles, column: int) -> tuple[_Doubles, _Doubles]:
+        """Codes and decoded values, float64 (rows,) both; of equally near levels the first."""
+        levels = self._levels[:, column // self._size]
+        codes = np.abs(values[:, None] - levels).argmin(axis=1)
+        return codes.astype(np.float64), levels[np.arange(len(levels)) if len(levels) > 1 else 0, codes]
+
+
 def _checked_hessian(hessian: np.ndarray, columns: int) -> _Doubles:
     if hessian.shape != (columns, columns):
         raise EncodingError(f"a Hessian of shape {hessian.shape} for {columns} inputs")
@@ -175,9 +251,11 @@ def _inverse_factor(hessian: _Doubles) -> _Doubles:
         inverse = np.linalg.inv(lower)
         return np.asarray(np.linalg.cholesky(inverse.T @ inverse).T, dtype=np.float64)
     except np.linalg.LinAlgError as exc:
-        raise EncodingError(
-            "the Hessian is singular", hint="use more calibration data, or a greater damping"
-        ) from exc
+        raise _singular() from exc
+
+
+def _singular() -> EncodingError:
+    return EncodingError("the Hessian is singular", hint="use more calibration data, or a greater damping")
 
 
 def _round_columns(

@@ -6,6 +6,8 @@ what the dense network says of 113,000 words of CMUdict; 2,000 others choose, an
 - *shared, untrained*: shared weights by k-means, 3 to 6 bits;
 - *folded, untrained*: the same after the embeddings were multiplied into the input gates (`g2p_network.folded`), which
   changes nothing that the network says and leaves zeros where 41 % of the weights were;
+- *pruned and shared*, untrained and trained: folded, pruned to a part of all weights by one threshold, and 5 bits of shared
+  weights for the rest; trained after each of the two, as in the paper;
 - *rate-aware*: folded, and trained against the size of the file (dcz.compression.training.rate), one line for each
   strength, in nats of divergence for each kilobit.
 
@@ -44,7 +46,9 @@ from benchmarks.deep_compression.g2p_training import Teacher, distil, training_w
 from benchmarks.deep_compression.plots import Line, Panel, plot
 from benchmarks.deep_compression.study import RESULTS, write_file, write_json
 from dcz.compression.clustering import assign, kmeans
+from dcz.compression.training.masks import array_of, global_densities, prune
 from dcz.compression.training.rate import RateAware, UniformGrid, find_biases
+from dcz.compression.training.weight_sharing import share
 from dcz.compression.training.weights import find_weights
 from dcz.format.manifest import PerTensor
 from dcz.format.tensors import CodebookTensor
@@ -54,10 +58,20 @@ if TYPE_CHECKING:
 
     from dcz.format.tensors import TensorData
 
-METHODS: Final = ("shared, untrained", "folded, untrained", "rate-aware")
+METHODS: Final = (
+    "shared, untrained",
+    "folded, untrained",
+    "pruned and shared, untrained",
+    "pruned and shared",
+    "rate-aware",
+)
 COMMAND: Final = "python -m benchmarks.deep_compression.g2p --test words.tsv"
 BITS: Final = (5, 4, 6, 3)
 BIAS_BITS: Final = 5
+# Of all weights, of which 59 % are not zero once the network is folded.
+DENSITIES: Final = (0.45, 0.35)
+PRUNED_BITS: Final = 5
+_FLOOR: Final = 0.01  # of each matrix, that no threshold takes
 # Nats of divergence for each kilobit of the file; STEP is the first step of the grids at the first of them.
 STRENGTHS: Final = (1.4e-5, 2e-5)
 _REFERENCE: Final = 4e-5  # the strength for which the first step was found
@@ -124,6 +138,31 @@ def importance(network: G2p, teacher: Teacher, batches: int = 100) -> dict[str, 
         ).sqrt()
         for part in ("encoder", "decoder")
     }
+
+
+def pruned_and_shared(
+    dense: G2p, teacher: Teacher, density: float, seed: int, epochs: float
+) -> dict[str, TensorData]:
+    """Folded, pruned and shared, and trained for ``epochs`` after each of the two: the tensors of the file."""
+    network = folded(dense, importance(dense, teacher))
+    for part in (network.encoder, network.decoder):
+        part.embedding.weight.requires_grad_(False)
+        part.input.bias.requires_grad_(False)  # all zero
+    weights = [weight for weight in find_weights(network) if weight.kind != "embedding"]
+    # Folding has made an error of any weight cost the same.
+    prune(weights, global_densities(weights, density, floor=_FLOOR))
+    if epochs:
+        distil(network, teacher, epochs, rate=RATE, seed=seed)
+    share(weights, PRUNED_BITS)
+    if epochs:
+        distil(network, teacher, epochs, rate=RATE, seed=seed)
+    matrices = {weight.name: array_of(weight.value()) for weight in weights}
+    rest = {
+        name: clustered(value.numpy(), BIAS_BITS)
+        for name, value in network.state_dict().items()
+        if name in dict(dense.named_parameters()) and name not in matrices
+    }
+    return {**matrices, **rest}
 
 
 def rate_aware(
@@ -271,7 +310,9 @@ def main() -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument(
-        "--only", choices=("untrained", "trained"), help="measure a part, and keep the other results"
+        "--only",
+        choices=("untrained", "pruned", "rate-aware"),
+        help="measure a part, and keep the other results",
     )
     parser.add_argument("--draw", action="store_true", help="only draw the committed results again")
     options = parser.parse_args()
@@ -310,12 +351,19 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         write_json(path, COMMAND, {**first, "rows": [*kept, found]})
 
-    if options.only != "trained":
+    if options.only in (None, "untrained"):
         tables_first = folded(dense, importance(dense, teacher))
         for bits in BITS:
             add(row("shared, untrained", bits, 0, shared_tensors(dense, bits), sets))
             add(row("folded, untrained", bits, 0, shared_tensors(tables_first, bits), sets))
-    if options.only != "untrained":
+    if options.only in (None, "pruned"):
+        for density in DENSITIES:
+            tensors = pruned_and_shared(dense, teacher, density, 0, 0.0)
+            add(row("pruned and shared, untrained", density, 0, tensors, sets))
+            for seed in options.seeds:
+                tensors = pruned_and_shared(dense, teacher, density, seed, options.epochs / 2)
+                add(row("pruned and shared", density, seed, tensors, sets))
+    if options.only in (None, "rate-aware"):
         for strength in options.strengths:
             for seed in options.seeds:
                 tensors = rate_aware(dense, teacher, strength, seed, options.epochs)

@@ -34,6 +34,8 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(500, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        # With one channel, images and weights look contiguous and channels-last alike; contiguous features are slow to pool.
+        images = images.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
         features = torch.max_pool2d(self.conv1(images), 2)
         features = torch.max_pool2d(self.conv2(features), 2)
         outputs: torch.Tensor = self.fc2(torch.relu(self.fc1(features.flatten(1))))

@@ -25,9 +25,10 @@ import zstandard
 from benchmarks.common import Figure, figures_table, markdown
 from benchmarks.deep_compression.plots import Line, Panel, plot
 from benchmarks.deep_compression.study import write_json
-from benchmarks.quantization.ptq_methods import METHODS, Method, Tensors, decoded
+from benchmarks.quantization.ptq_methods import METHODS, Method, Tensors
 from benchmarks.quantization.ptq_networks import SUBJECTS, Arrays, Subject
 from dcz.format import Reader, Writer
+from dcz.format.decoded import decoded
 
 Row = dict[str, Any]
 

@@ -8,7 +8,9 @@ neither among those to choose nor among those to test with.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -25,10 +27,12 @@ from benchmarks.deep_compression.g2p_training import Teacher, divergence
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 Hessians = dict[str, npt.NDArray[np.float64]]
+Rows = dict[str, torch.Tensor]
 
 SENTENCES: Final = 256
 CALIBRATION_WORDS: Final = 4000
 LONGEST: Final = 64
+_RECURRENT: Final = ("encoder.input", "encoder.hidden", "decoder.input", "decoder.hidden")
 FEWEST: Final = 256  # elements of what is quantized, as in the recipes
 
 
@@ -47,7 +51,8 @@ class Subject:
     """A network. ``arrays``: its parameters, f32. ``score``: of a network with these arrays, by `Measure.key`.
 
     The first of ``measures`` is the agreement with the dense network's outputs, the others are scores.
-    ``collect``: for each matrix that is multiplied with inputs, the sum of x x^T over the calibration inputs.
+    ``rows``: what the matrices of these names are multiplied with over the calibration inputs, (inputs, in), in a network that may
+    be quantized in part. ``order``: the names in the order in which they come, those with the same inputs together.
     """
 
     name: str
@@ -56,20 +61,32 @@ class Subject:
     network: nn.Module
     embeddings: frozenset[str]
     score: Callable[[Mapping[str, Array]], dict[str, float]]
-    collect: Callable[[], Hessians] = field(repr=False)
+    rows: Callable[[nn.Module, Collection[str]], Rows] = field(repr=False)
+    order: tuple[tuple[str, ...], ...]
 
     @cached_property
     def arrays(self) -> Arrays:
         return {name: value.detach().numpy() for name, value in self.network.named_parameters()}
 
     @cached_property
+    def dense_rows(self) -> Rows:
+        """Of the dense network."""
+        return self.rows(self.network, [name for names in self.order for name in names])
+
+    @cached_property
     def hessians(self) -> Hessians:
-        return self.collect()
+        """The sums of x x^T, of the dense network."""
+        return {name: products(rows, rows) for name, rows in self.dense_rows.items()}
 
     @property
     def bytes(self) -> int:
         """Of the dense parameters: what sizes are compared with."""
         return sum(array.nbytes for array in self.arrays.values())
+
+
+def products(before: torch.Tensor, now: torch.Tensor) -> npt.NDArray[np.float64]:
+    """The sum of x y^T over the rows x of one and y of the other."""
+    return (before.T @ now).double().numpy()
 
 
 def is_quantized(array: Array) -> bool:
@@ -84,7 +101,7 @@ def minilm() -> Subject:
     other = copy.deepcopy(network)
 
     def score(arrays: Mapping[str, Array]) -> dict[str, float]:
-        _load(other, arrays)
+        load(other, arrays)
         found = minilm_network.score(other, data, dense)
         return {"agreement": found.agreement, "documents": found.documents, "words": found.words}
 
@@ -99,7 +116,20 @@ def minilm() -> Subject:
         network,
         _embeddings(network),
         score,
-        lambda: inputs_of_sentences(network, _calibration_texts()),
+        SentenceInputs(_calibration_texts()),
+        (
+            *(
+                tuple(f"encoder.encoder.layer.{layer}.{name}.weight" for name in names)
+                for layer in range(len(network.encoder.encoder.layer))
+                for names in (
+                    ("attention.self.query", "attention.self.key", "attention.self.value"),
+                    ("attention.output.dense",),
+                    ("intermediate.dense",),
+                    ("output.dense",),
+                )
+            ),
+            ("encoder.pooler.dense.weight",),
+        ),
     )
 
 
@@ -113,7 +143,7 @@ def g2p() -> Subject:
     other = copy.deepcopy(network)
 
     def score(arrays: Mapping[str, Array]) -> dict[str, float]:
-        _load(other, arrays)
+        load(other, arrays)
         said = g2p_network.spell(other, [word.letters for word in words])
         same = sum(one == another for one, another in zip(said, dense, strict=True))
         return {
@@ -123,7 +153,11 @@ def g2p() -> Subject:
         }
 
     # Every 28th word of the 113,000.
-    chosen = [word.letters for word in training[:: len(training) // CALIBRATION_WORDS]]
+    chosen = Teacher.ask(network, [word.letters for word in training[:: len(training) // CALIBRATION_WORDS]])
+
+    def rows(part: Any, names: Collection[str]) -> Rows:
+        return {name: seen for name, seen in inputs_of_words(part, chosen).items() if name in names}
+
     return Subject(
         "g2p",
         "g2p-en",
@@ -135,7 +169,8 @@ def g2p() -> Subject:
         network,
         _embeddings(network),
         score,
-        lambda: inputs_of_words(network, chosen),
+        rows,
+        tuple((f"{name}.weight",) for name in (*_RECURRENT, "output")),
     )
 
 
@@ -147,10 +182,12 @@ def _calibration_texts() -> list[str]:
     return texts[:: max(1, len(texts) // SENTENCES)]
 
 
-def _load(network: nn.Module, arrays: Mapping[str, Array]) -> None:
+def load(network: nn.Module, arrays: Mapping[str, Array]) -> None:
+    """Set those parameters that are among the arrays."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.copy_(torch.from_numpy(arrays[name]))
+            if name in arrays:
+                parameter.copy_(torch.from_numpy(arrays[name]))
 
 
 def _embeddings(network: nn.Module) -> frozenset[str]:
@@ -159,65 +196,97 @@ def _embeddings(network: nn.Module) -> frozenset[str]:
     )
 
 
-class _Sums:
-    """Sums of x x^T by name, of inputs x in rows."""
+class SentenceInputs:
+    """Inputs of the linear layers of a `Sentences` over the tokens of some texts; padding does not count.
 
-    def __init__(self) -> None:
-        self.found: Hessians = {}
+    Whoever quantizes layer by layer asks for them in their order. So what went into the block of the last ones is kept, and the
+    next call with the same network starts there: blocks before must not have changed in between.
+    """
 
-    def add(self, name: str, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        wide = rows.detach().float()
-        product = wide.T @ (wide if weights is None else wide * weights[:, None])
-        self.found[name] = self.found.get(name, 0.0) + product.double().numpy()
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = sorted(texts, key=len)
+        self._network: Any = None
+        self._block = 0
+        self._calls: list[tuple[Any, Any]] = []
+
+    @torch.no_grad()
+    def __call__(self, network: Any, names: Collection[str]) -> Rows:
+        """(tokens, in) by name."""
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        calls: list[tuple[Any, Any]] = []
+        seen = torch.zeros(0)
+
+        def watch(name: str) -> Callable[..., None]:
+            def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                rows = inputs[0]
+                # The pooler sees one token of each text.
+                found[name].append(rows[seen] if rows.ndim == 3 else rows)
+                if len({len(batches) for batches in found.values()}) == 1:
+                    raise _Seen
+
+            return before
+
+        hooks = [
+            network.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(watch(name))
+            for name in names
+        ]
+        numbers = {_block_of(name) for name in names}
+        number = numbers.pop() if len(numbers) == 1 else None
+        blocks = [] if number is None else network.encoder.encoder.layer
+        if number is not None:
+            hooks.append(
+                blocks[number].register_forward_pre_hook(
+                    lambda _, args, options: calls.append((args, options)), with_kwargs=True
+                )
+            )
+        goes_on = self._network is network and number is not None and self._block <= number
+        for batch, start in enumerate(range(0, len(self._texts), 32)):
+            tokens = network.tokens(self._texts[start : start + 32], LONGEST)
+            seen = tokens["attention_mask"].bool()
+            with suppress(_Seen):
+                if not goes_on:
+                    network(tokens)
+                else:
+                    (states, *others), options = self._calls[batch]
+                    for block in blocks[self._block :]:
+                        given = block(states, *others, **options)
+                        states = given[0] if isinstance(given, tuple) else given
+        for hook in hooks:
+            hook.remove()
+        if number is not None:
+            self._network, self._block, self._calls = network, number, calls
+        return {name: torch.cat(batches) for name, batches in found.items()}
+
+
+def _block_of(name: str) -> int | None:
+    """Which block of the encoder a layer is in."""
+    found = re.match(r"encoder\.encoder\.layer\.(\d+)\.", name)
+    return None if found is None else int(found[1])
+
+
+class _Seen(Exception):
+    """All layers that are watched have had their inputs: what follows is not needed."""
 
 
 @torch.no_grad()
-def inputs_of_sentences(network: Any, texts: Sequence[str]) -> Hessians:
-    """Of all linear layers of a `Sentences`, over the tokens of the texts; padding does not count."""
-    texts = sorted(texts, key=len)
-    sums, seen = _Sums(), torch.zeros(0)
+def inputs_of_words(network: G2p, said: Teacher) -> Rows:
+    """Of all matrices of a `G2p` but embeddings, over the letters of words and the phonemes that a teacher says for them."""
+    found: dict[str, list[torch.Tensor]] = {}
 
-    def watch(name: str) -> Callable[..., None]:
-        def before(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = inputs[0]
-            sums.add(name, rows[seen] if rows.ndim == 3 else rows)  # the pooler sees one token of each text
+    def add(name: str, rows: torch.Tensor) -> None:
+        found.setdefault(f"{name}.weight", []).append(rows)
 
-        return before
-
-    hooks = [
-        module.register_forward_pre_hook(watch(f"{name}.weight"))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    for start in range(0, len(texts), 32):
-        tokens = network.tokens(texts[start : start + 32], LONGEST)
-        seen = tokens["attention_mask"].bool()
-        network(tokens)
-    for hook in hooks:
-        hook.remove()
-    return sums.found
-
-
-@torch.no_grad()
-def inputs_of_words(network: G2p, words: Sequence[str]) -> Hessians:
-    """Of all matrices of a `G2p` but embeddings, over the letters of the words and the phonemes that it says for them."""
-    sums = _Sums()
-    for batch in Teacher.ask(network, words).shuffled(torch.Generator().manual_seed(0)):
+    for batch in _batches(said):
         counts = batch.says != IGNORED
         zero = torch.zeros(len(batch.letters), network.width)
         read = [zero, *network.encoder.unroll(zero, batch.letters)]
         written = [read[-1], *network.decoder.unroll(read[-1], batch.before)]
-        sums.add("encoder.hidden.weight", torch.cat(read[:-1]))
-        sums.add("decoder.hidden.weight", torch.stack(written[:-1], 1)[counts])
-        sums.add("output.weight", torch.stack(written[1:], 1)[counts])
-        for name, part, tokens in (
-            ("encoder", network.encoder, batch.letters.flatten()),
-            ("decoder", network.decoder, batch.before[counts]),
-        ):
-            table = part.embedding.weight
-            times = torch.bincount(tokens, minlength=len(table)).float()
-            sums.add(f"{name}.input.weight", table, times)
-    return sums.found
+        add("encoder.input", network.encoder.embedding(batch.letters.flatten()))
+        add("encoder.hidden", torch.cat(read[:-1]))
+        add("decoder.input", network.decoder.embedding(batch.before[counts]))
+        add("decoder.hidden", torch.stack(written[:-1], 1)[counts])
+        add("output", torch.stack(written[1:], 1)[counts])
+    return {name: torch.cat(batches) for name, batches in found.items()}
 
 
 @torch.no_grad()

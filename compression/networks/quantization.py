@@ -37,7 +37,7 @@ from torch.nn import functional
 
 from dcz.compression.calibration import Calibration
 from dcz.compression.codebooks import quantize_codebook
-from dcz.compression.gptq import AffineRounder, Order, Rounder, round_second_order
+from dcz.compression.gptq import AffineRounder, LevelRounder, Order, Rounder, round_second_order
 from dcz.compression.networks.bias_correction import correct_biases
 from dcz.compression.networks.equalization import equalize as equalize_ranges
 from dcz.compression.networks.graph import Layer, Network, Operation, check_network, kept_batches, trace
@@ -111,7 +111,7 @@ def quantize_network(
             shared = quantize_codebook(weight, size=1 << bits)
             if rounding == "nearest" or hessians is None:
                 return shared
-            return _with_codes(shared, weight, hessians, damping, order, [_shared_rounder(shared)])
+            return _with_codes(shared, weight, hessians, damping, order, [LevelRounder(shared).round])
         tensor = quantize_affine(
             weight,
             bits=bits,
@@ -244,20 +244,6 @@ def _parts(tensor: UniformTensor, groups: int) -> list[UniformTensor]:
             )
         )
     return parts
-
-
-def _shared_rounder(tensor: CodebookTensor) -> Rounder:
-    centroids = tensor.centroids[0].astype(np.float64)
-    order = np.argsort(centroids, kind="stable")
-    levels = centroids[order]
-    middles = (levels[:-1] + levels[1:]) / 2
-
-    def rounder(values: Doubles, column: int) -> tuple[Doubles, Doubles]:
-        del column
-        nearest = np.searchsorted(middles, values)
-        return order[nearest].astype(np.float64), levels[nearest]
-
-    return rounder
 
 
 def _decoded(tensor: UniformTensor | CodebookTensor) -> npt.NDArray[np.float32]:

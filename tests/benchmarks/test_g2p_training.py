@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from benchmarks.deep_compression.g2p_network import END, IGNORED, START, G2p, Word, as_letters, spell
+from benchmarks.deep_compression.g2p import importance, pruned_and_shared
+from benchmarks.deep_compression.g2p_network import (
+    END,
+    IGNORED,
+    START,
+    G2p,
+    Word,
+    as_letters,
+    folded,
+    spell,
+)
 from benchmarks.deep_compression.g2p_training import Teacher, distil, divergence, training_words
 
 WORDS = ["abc", "xyz", "compress", "weights", "zip", "a", "quantize"]
@@ -68,3 +79,28 @@ def test_distillation_brings_another_network_to_say_the_same(network: G2p) -> No
 def test_words_that_are_tested_with_are_not_trained_with() -> None:
     words = [Word("one", ()), Word("two", ()), Word("three", ())]
     assert training_words(words, [Word("two", (("T",),))]) == ["one", "three"]
+
+
+@pytest.mark.parametrize("epochs", [0.0, 2.0])
+def test_what_is_pruned_and_shared_keeps_the_largest_weights_and_few_values(epochs: float) -> None:
+    torch.manual_seed(0)
+    network = G2p(width=80)
+    teacher = Teacher.ask(network, WORDS)
+    tensors = pruned_and_shared(network, teacher, 0.3, 0, epochs)
+    assert tensors.keys() == dict(network.named_parameters()).keys()
+    dense = {
+        name: value.detach().numpy()
+        for name, value in folded(network, importance(network, teacher)).named_parameters()
+        if value.ndim == 2 and "embedding" not in name
+    }
+    magnitudes = np.sort(np.concatenate([np.abs(array).ravel() for array in dense.values()]))
+    threshold = magnitudes[-round(0.3 * magnitudes.size)]
+    for name, array in dense.items():
+        found = tensors[name]
+        assert isinstance(found, np.ndarray)
+        assert np.array_equal(found != 0, np.abs(array) >= threshold)
+        assert len(np.unique(found)) <= 33
+        if not epochs:
+            # No nearer than half a cluster's width, which 32 of them make small.
+            kept = array[found != 0]
+            assert np.abs(found[found != 0] - kept).max() < np.ptp(kept) / 16

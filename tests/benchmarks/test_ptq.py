@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +11,64 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.deep_compression.g2p_network import START, G2p, as_letters
+from benchmarks.deep_compression.g2p_training import Teacher
 from benchmarks.quantization import ptq
-from benchmarks.quantization.ptq_methods import METHODS, Method, by_gptq, decoded, groups
+from benchmarks.quantization.ptq_methods import METHODS, Method, by_gptq, by_refitting, groups, uniform_layer
 from benchmarks.quantization.ptq_networks import (
     Arrays,
     Measure,
+    Rows,
+    SentenceInputs,
     Subject,
-    inputs_of_sentences,
     inputs_of_words,
 )
 from torch import nn
 
 from dcz.compression.gptq import output_error
 from dcz.format import PerGroup
+from dcz.format.decoded import decoded
 
 
 @pytest.fixture
 def subject() -> Subject:
-    """A linear layer whose inputs hang together, an embedding and a bias; scored by the linear layer's outputs."""
+    """An embedding and a linear layer whose inputs, mixtures of it, hang together. The error is that of the outputs for the
+    inputs as they were; the difference is that of what the whole network gives."""
     torch.manual_seed(0)
-    linear = nn.Linear(128, 32)
-    network = nn.ModuleDict({"embedding": nn.Embedding(40, 128), "linear": linear})
-    inputs = torch.randn(500, 8) @ torch.randn(8, 128) + 0.1 * torch.randn(500, 128)
+    network = nn.ModuleDict({"embedding": nn.Embedding(40, 128), "linear": nn.Linear(128, 32)})
+    parameters = dict(network.named_parameters())
+    parameters["embedding.weight"].data = torch.randn(40, 8) @ torch.randn(8, 128) + 0.1 * torch.randn(
+        40, 128
+    )
+    weight = parameters["linear.weight"].detach().clone()
+    mixing = torch.randn(500, 40)
+    inputs = mixing @ parameters["embedding.weight"].detach()
     hessian = (inputs.T @ inputs).double().numpy()
 
     def score(arrays: Mapping[str, Any]) -> dict[str, float]:
-        change = arrays["linear.weight"] - linear.weight.detach().numpy()
-        return {"error": output_error(change, hessian)}
+        found = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        outputs = mixing @ found["embedding.weight"] @ found["linear.weight"].T + found["linear.bias"]
+        wanted = inputs @ weight.T + parameters["linear.bias"].detach()
+        return {
+            "error": output_error((found["linear.weight"] - weight).numpy(), hessian),
+            "difference": float((outputs - wanted).square().sum()),
+        }
+
+    def rows(part: nn.Module, names: Collection[str]) -> Rows:
+        assert set(names) == {"linear.weight"}
+        return {"linear.weight": mixing @ part.get_parameter("embedding.weight").detach()}
 
     return Subject(
         "small",
         "a small network",
-        (Measure("error", "squared error of the outputs", 6, more=False),),
+        (
+            Measure("error", "squared error of the outputs", 6, more=False),
+            Measure("difference", "squared difference of the outputs", 6, more=False),
+        ),
         network,
         frozenset({"embedding.weight"}),
         score,
-        lambda: {"linear.weight": hessian},
+        rows,
+        (("linear.weight",),),
     )
 
 
@@ -77,10 +99,20 @@ def test_a_file_that_gives_back_something_else_is_noticed(
 
 def test_gptq_gets_the_hessians(subject: Subject, tmp_path: Path) -> None:
     """At the same bits and groups, the outputs are nearer than with rounding to nearest."""
-    rules = {"granularity": PerGroup(size=64), "calibration": "mse", "scale_dtype": "bf16"}
-    second = ptq.measured(subject, by_gptq("GPTQ", 3, groups(3, 64), **rules), tmp_path)
+    layer = uniform_layer(3, granularity=PerGroup(size=64), calibration="mse", scale_dtype="bf16")
+    second = ptq.measured(subject, by_gptq("GPTQ", 3, groups(3, 64), layer), tmp_path)
     (plain,) = (m for m in METHODS if (m.name, m.bits) == ("affine, asymmetric, mse, groups of 64", 3))
     assert second["scores"]["error"] < 0.5 * ptq.measured(subject, plain, tmp_path)["scores"]["error"]
+
+
+def test_refitting_makes_up_for_what_came_before(subject: Subject, tmp_path: Path) -> None:
+    """With the same coarse embeddings, what the network gives is nearer."""
+    layer = uniform_layer(4, granularity=PerGroup(size=64), calibration="mse", scale_dtype="bf16")
+    plain, fitted = (
+        ptq.measured(subject, by("", 4, groups(2, 64), layer), tmp_path)["scores"]["difference"]
+        for by in (by_gptq, by_refitting)
+    )
+    assert fitted < 0.8 * plain
 
 
 # -- what layers see
@@ -89,7 +121,9 @@ def test_gptq_gets_the_hessians(subject: Subject, tmp_path: Path) -> None:
 def test_inputs_of_words_one_step_at_a_time() -> None:
     torch.manual_seed(0)
     network, words = G2p(width=8), ["abc", "xyz", "compress", "a"]
-    found = inputs_of_words(network, words)
+    found = {
+        name: rows.T @ rows for name, rows in inputs_of_words(network, Teacher.ask(network, words)).items()
+    }
     wanted = {name: torch.zeros(8, 8) for name in found}
 
     def add(name: str, row: torch.Tensor) -> None:
@@ -115,7 +149,7 @@ def test_inputs_of_words_one_step_at_a_time() -> None:
         "decoder.embedding.weight",
     }
     for name, sums in wanted.items():
-        np.testing.assert_allclose(found[name], sums.numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found[name].detach(), sums.numpy(), rtol=1e-3, atol=1e-4)
 
 
 class _Texts(nn.Module):
@@ -126,6 +160,7 @@ class _Texts(nn.Module):
         self.embedding = nn.Embedding(20, 6)
         self.linear = nn.Linear(6, 3)
         self.pooler = nn.Linear(6, 2)
+        self.last = 0
 
     def tokens(self, texts: list[str], longest: int) -> dict[str, torch.Tensor]:
         rows = [[len(word) for word in text.split()][:longest] for text in texts]
@@ -138,6 +173,7 @@ class _Texts(nn.Module):
     def forward(self, tokens: dict[str, torch.Tensor]) -> None:
         each = self.embedding(tokens["ids"])
         self.linear(each)
+        self.last += 1
         self.pooler(each[:, 0])
 
 
@@ -145,11 +181,60 @@ def test_padding_is_not_an_input() -> None:
     torch.manual_seed(0)
     network = _Texts()
     texts = ["one", "three words here", "a much longer line of seven words"]
-    found = inputs_of_sentences(network, texts)
+    found = {
+        name: inputs.T @ inputs
+        for name, inputs in SentenceInputs(texts)(network, ["linear.weight", "pooler.weight"]).items()
+    }
     rows = network.embedding.weight.detach().numpy()[[len(word) for text in texts for word in text.split()]]
     np.testing.assert_allclose(found["linear.weight"], rows.T @ rows, rtol=1e-5)
     first = network.embedding.weight.detach().numpy()[[len(text.split()[0]) for text in texts]]
     np.testing.assert_allclose(found["pooler.weight"], first.T @ first, rtol=1e-5)
+
+
+def test_nothing_is_computed_behind_the_last_layer_that_is_watched() -> None:
+    network = _Texts()
+    texts = ["some words"] * 70
+    assert SentenceInputs(texts)(network, ["linear.weight"])["linear.weight"].shape == (140, 6)
+    assert network.last == 0
+    assert SentenceInputs(texts)(network, ["pooler.weight"])["pooler.weight"].shape == (70, 6)
+    assert network.last == 3
+
+
+class _Encoder(nn.Module):
+    """A small BERT without a tokenizer: tokens are the lengths of words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = pytest.importorskip("transformers")
+        shape = {"hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 3}
+        config = transformers.BertConfig(vocab_size=20, attn_implementation="eager", **shape)
+        self.encoder = transformers.BertModel(config).eval()
+
+    def tokens(self, texts: list[str], longest: int) -> dict[str, torch.Tensor]:
+        found = _Texts().tokens(texts, longest)
+        return {"input_ids": found["ids"], "attention_mask": found["attention_mask"]}
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> None:
+        self.encoder(**tokens)
+
+
+def test_layer_by_layer_is_as_from_the_beginning() -> None:
+    """While what comes before is changed between the layers."""
+    torch.manual_seed(0)
+    network = _Encoder()
+    texts = [" ".join(["word", "of", "texts"] * (1 + n % 3)) for n in range(40)]
+    block = "encoder.encoder.layer"
+    inputs = SentenceInputs(texts)
+    for name in (
+        f"{block}.0.attention.self.query.weight",
+        f"{block}.0.output.dense.weight",
+        f"{block}.2.attention.output.dense.weight",
+        f"{block}.1.intermediate.dense.weight",
+        "encoder.pooler.dense.weight",
+    ):
+        found, wanted = (look(network, [name])[name] for look in (inputs, SentenceInputs(texts)))
+        assert torch.equal(found, wanted)
+        network.get_parameter(name).data.mul_(1.5)
 
 
 # -- who wins

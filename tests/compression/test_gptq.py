@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,20 @@ import numpy as np
 import pytest
 from tests.compression.oracles import decode_affine
 
-from dcz.compression.gptq import Order, output_error, quantize_gptq
+from dcz.compression.codebooks import quantize_codebook
+from dcz.compression.gptq import (
+    LevelRounder,
+    Order,
+    output_error,
+    quantize_gptq,
+    refitted,
+    round_second_order,
+)
 from dcz.compression.quantizers import Scheme, quantize_affine
+from dcz.compression.tables import quantize_table
 from dcz.errors import EncodingError
-from dcz.format import Reader, Writer
+from dcz.format import CodebookTensor, Reader, ScaledCodebookTensor, Writer
+from dcz.format.decoded import decoded
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -116,6 +128,77 @@ def test_inputs_that_are_always_zero_do_not_matter() -> None:
     nearest = quantize_affine(weights, bits=4, scheme="asymmetric", granularity=PerChannel(axis=0))
     np.testing.assert_array_equal(tensor.codes[:, [0, 7]], nearest.codes[:, [0, 7]])
     assert output_error(change(weights, tensor), hessian) < output_error(change(weights, nearest), hessian)
+
+
+LEVELS: dict[str, Callable[[Array], CodebookTensor | ScaledCodebookTensor]] = {
+    "shared": lambda w: quantize_codebook(w, size=8),
+    "shared by rows": lambda w: quantize_codebook(w, size=8, granularity=PerChannel(axis=0)),
+    "a table in groups": lambda w: quantize_table(
+        w, table="normal-float", bits=3, granularity=PerGroup(size=50)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_levels_that_are_not_uniform(kind: str) -> None:
+    """With independent inputs the nearest; otherwise outputs that change less, by levels that the weight's group has."""
+    weights, hessian = layer(24, 160)
+    nearest = LEVELS[kind](weights)
+    assert isinstance(nearest, ScaledCodebookTensor) == ("table" in kind)
+    rounder = LevelRounder(nearest).round
+    np.testing.assert_array_equal(
+        round_second_order(weights, np.eye(160), rounder), nearest.codes.reshape(24, 160)
+    )
+    codes = round_second_order(weights, hessian, rounder)
+    found = replace(nearest, codes=codes)
+    ours, theirs = (output_error(decoded(tensor) - weights, hessian) for tensor in (found, nearest))
+    assert ours < 0.8 * theirs
+    _, values = rounder(np.zeros(24), 159)
+    last = replace(nearest, codes=np.full((24, 160), rounder(np.zeros(24), 159)[0][:, None], np.uint8))
+    np.testing.assert_array_equal(values, decoded(last)[:, 159])
+
+
+def test_levels_that_have_no_rows() -> None:
+    weights, _ = layer(6, 8)
+    for tensor in (
+        quantize_codebook(weights, size=4, granularity=PerChannel(axis=1)),
+        quantize_codebook(weights, size=4, mask=weights > 0),
+    ):
+        with pytest.raises(EncodingError, match="axis 0 or groups, and no mask"):
+            LevelRounder(tensor)
+
+
+def test_refitted_weights_are_those_of_least_squares() -> None:
+    """With the damping as further equations, by LAPACK's own solver."""
+    random = np.random.default_rng(0)
+    before = random.standard_normal((90, 12))
+    now = before + 0.3 * random.standard_normal((90, 12))
+    weights = random.standard_normal((5, 12)).astype(np.float32)
+    hessian, cross = now.T @ now, before.T @ now
+    found = refitted(weights, hessian, cross, damping=0.05)
+    root = np.sqrt(0.05 * np.diagonal(hessian).mean())
+    wanted, *_ = np.linalg.lstsq(
+        np.concatenate([now, root * np.eye(12)]),
+        np.concatenate([before @ weights.T, root * weights.T]),
+        rcond=None,
+    )
+    np.testing.assert_allclose(found, wanted.T, rtol=1e-9)
+    np.testing.assert_allclose(refitted(weights, hessian, hessian), weights, rtol=1e-9)
+
+
+def test_what_cannot_be_refitted() -> None:
+    weights, hessian = layer(6, 8)
+    for arguments, message in (
+        ((weights[0], hessian, hessian), "matrix"),
+        ((weights, hessian[:7], hessian), "Hessian of shape"),
+        ((weights, hessian, hessian[:7]), "products of shape"),
+        ((weights, hessian, hessian * np.inf), "not finite"),
+        ((weights, np.zeros((8, 8)), hessian), "singular"),
+    ):
+        with pytest.raises(EncodingError, match=message):
+            refitted(*arguments)
+    with pytest.raises(EncodingError, match="damping"):
+        refitted(weights, hessian, hessian, damping=-1)
 
 
 def test_through_a_file(tmp_path: Path) -> None:
