@@ -36,15 +36,25 @@ from dcz.compression.scales import (
     affine_parameters,
     check_bits,
     check_not_too_small,
+    coded_scales,
     kept_finite,
     stored_dtype,
+    zero_points_of,
 )
 from dcz.compression.stochastic import check_seed
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerTensor
-from dcz.format.tensors import UniformTensor
+from dcz.format.tensors import AffineTensor, UniformTensor, parameter_values
 
-__all__ = ["Calibration", "Rounding", "ScaleDType", "Scheme", "affine_parameters", "quantize_affine"]
+__all__ = [
+    "Calibration",
+    "Rounding",
+    "ScaleDType",
+    "Scheme",
+    "affine_parameters",
+    "double_quantize",
+    "quantize_affine",
+]
 
 
 def quantize_affine(
@@ -72,36 +82,15 @@ def quantize_affine(
     Raises EncodingError if a weight is not finite, if a scale is too large or too small for ``scale_dtype``, or if the arguments do
     not fit together.
     """
-    grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
     _check(bits, scheme, calibration, percentile, rounding, seed)
+    grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
     stored = stored_dtype(scale_dtype, grouped.dtype)
-    low, high = full_ranges(grouped)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise not_finite(weights, mask)
-    check_not_too_small(low, high, bits, scheme, stored)
-    low, high = ranges(
-        grouped,
-        low,
-        high,
-        bits=bits,
-        scheme=scheme,
-        scale_dtype=stored,
-        calibration=calibration,
-        percentile=percentile,
-    )
+    low, high = _ranges(weights, grouped, mask, bits, scheme, stored, calibration, percentile)
     scales, zero_points = affine_parameters(low, high, bits=bits, scheme=scheme, scale_dtype=stored)
     scales = kept_finite(scales, zero_points, bits, scheme, grouped.dtype)
-    coder = AffineCoder(
-        grouped, scales, zero_points, bits, scheme, seed if rounding == "stochastic" else None
-    )
-    codes = np.empty(weights.shape, dtype=np.uint8)
-    kept = None if mask is None else np.empty(weights.shape, dtype=np.bool_)
-    for block in grouped.blocks():
-        values = coder.codes(block, grouped.load(block))
-        grouped.store(block, values, codes)
-        if kept is not None:
-            # Masked weights read as 0, so this drops them along with those that were rounded to it.
-            grouped.store(block, values != coder.zeros(block), kept)
+    chosen = seed if rounding == "stochastic" else None
+    coder = AffineCoder(grouped, scales, zero_points, bits, scheme, chosen)
+    codes, kept = _codes(grouped, coder, weights.shape, mask)
     return UniformTensor(
         dtype=grouped.dtype.name,
         shape=weights.shape,
@@ -112,6 +101,96 @@ def quantize_affine(
         zero_points=zero_points,
         mask=kept,
     )
+
+
+def double_quantize(
+    weights: np.ndarray,
+    *,
+    bits: int = 4,
+    scheme: Scheme = "symmetric",
+    granularity: Granularity | None = None,
+    calibration: Calibration = "min-max",
+    percentile: float = 99.9,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    scale_bits: int = 8,
+    scale_group: int = 256,
+    mask: np.ndarray | None = None,
+) -> AffineTensor:
+    """The same, with scales that are codes of ``scale_bits`` bits themselves, ``scale_group`` of which share a scale of f32
+    (dcz.compression.scales.coded_scales). Weights are divided by what the codes of the scales stand for, which covers the range;
+    equal weights of a group do not come back exactly.
+
+    ``weights``: not f64, whose scales are stored as they are. Raises EncodingError as `quantize_affine`, and if there are no such codes
+    of scales, or if a scale would be so large that a weight could become infinite.
+    """
+    _check(bits, scheme, calibration, percentile, rounding, seed)
+    grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
+    stored = stored_dtype("f32", grouped.dtype)
+    low, high = _ranges(weights, grouped, mask, bits, scheme, stored, calibration, percentile)
+    exact, _ = affine_parameters(low, high, bits=bits, scheme=scheme, scale_dtype=stored)
+    parameters = coded_scales(exact, bits=scale_bits, group=scale_group, up=True)
+    scales = parameter_values(parameters)
+    zero_points = None if scheme != "asymmetric" else zero_points_of(low, scales, bits)
+    if (kept_finite(scales, zero_points, bits, scheme, grouped.dtype) != scales).any():
+        raise EncodingError(
+            f"the weights come too near to the largest number of {grouped.dtype.name} for scales of {scale_bits} bits"
+        )
+    chosen = seed if rounding == "stochastic" else None
+    coder = AffineCoder(grouped, scales, zero_points, bits, scheme, chosen)
+    codes, kept = _codes(grouped, coder, weights.shape, mask)
+    return AffineTensor(
+        dtype=grouped.dtype.name,
+        shape=weights.shape,
+        bits=bits,
+        codes=codes,
+        scales=parameters,
+        granularity=granularity or PerTensor(),
+        zero_points=zero_points,
+        mask=kept,
+    )
+
+
+def _ranges(
+    weights: np.ndarray,
+    grouped: GroupedTensor,
+    mask: np.ndarray | None,
+    bits: int,
+    scheme: Scheme,
+    stored: np.dtype[np.generic],
+    calibration: Calibration,
+    percentile: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The range that is covered in each group, float64."""
+    low, high = full_ranges(grouped)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise not_finite(weights, mask)
+    check_not_too_small(low, high, bits, scheme, stored)
+    return ranges(
+        grouped,
+        low,
+        high,
+        bits=bits,
+        scheme=scheme,
+        scale_dtype=stored,
+        calibration=calibration,
+        percentile=percentile,
+    )
+
+
+def _codes(
+    grouped: GroupedTensor, coder: AffineCoder, shape: tuple[int, ...], mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The code of each weight, and which are stored."""
+    codes = np.empty(shape, dtype=np.uint8)
+    kept = None if mask is None else np.empty(shape, dtype=np.bool_)
+    for block in grouped.blocks():
+        values = coder.codes(block, grouped.load(block))
+        grouped.store(block, values, codes)
+        if kept is not None:
+            # Masked weights read as 0, so this drops them along with those that were rounded to it.
+            grouped.store(block, values != coder.zeros(block), kept)
+    return codes, kept
 
 
 def _check(

@@ -15,6 +15,8 @@ from dcz.compression.groups import Block, GroupedTensor, reduce_groups
 from dcz.compression.stochastic import round_stochastically
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DTYPES, DType
+from dcz.format.layout import MAX_GROUP
+from dcz.format.tensors import AffineParameters
 
 __all__ = [
     "AffineCoder",
@@ -24,10 +26,12 @@ __all__ = [
     "affine_parameters",
     "check_bits",
     "check_not_too_small",
+    "coded_scales",
     "kept_finite",
     "least_code",
     "nearest_scales",
     "stored_dtype",
+    "zero_points_of",
 ]
 
 Rounding: TypeAlias = Literal["nearest", "stochastic"]
@@ -91,8 +95,6 @@ def affine_parameters(
 
     Raises EncodingError if a scale is too large for ``scale_dtype``.
     """
-    top = (1 << bits) - 1
-    below = np.minimum(low, 0.0)
     reach, wanted = _reach_and_step(low, high, bits, scheme)
     wanted = np.maximum(wanted, np.where(reach > 0, np.finfo(np.float64).smallest_subnormal, 0.0))
     reach, wanted = reach + 0.0, wanted + 0.0  # which zero is the larger one depends on the processor
@@ -106,8 +108,43 @@ def affine_parameters(
         raise _too_large(float(wanted.max()), scale_dtype)
     if scheme != "asymmetric":
         return scales, None
-    zero_points = np.rint(-below / _divisors(scales.astype(np.float64)))
-    return scales, np.clip(zero_points, 0, top).astype(np.uint8)
+    return scales, zero_points_of(low, scales, bits)
+
+
+def zero_points_of(low: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
+    """The asymmetric zero points of ranges from ``low`` in units of their scales: uint8 (groups,)."""
+    points = np.rint(-np.minimum(low, 0.0) / _divisors(scales.astype(np.float64)))
+    return np.asarray(np.clip(points, 0, (1 << bits) - 1), np.uint8)
+
+
+def coded_scales(scales: np.ndarray, *, bits: int, group: int, up: bool) -> AffineParameters:
+    """Scales as codes of ``bits`` bits times a scale of f32 for each ``group`` of them ("double quantization": Dettmers et al.,
+    "QLoRA", 2023, section 3; there, with another table and an offset).
+
+    ``scales``: finite, not negative (groups,). ``bits``: 2 to 8. ``group``: 1 to 2**24. ``up``: the least code that is not below,
+    instead of the nearest. A scale that is not 0 has no code 0, however small it is beside the largest of its group.
+
+    Raises EncodingError if there are no such codes, or if a scale is too large for f32.
+    """
+    if not 2 <= bits <= 8:
+        raise EncodingError(f"scales of {bits} bits: 2 to 8 are possible")
+    if not 1 <= group <= MAX_GROUP:
+        raise EncodingError(f"{group} scales that share a scale: 1 to {MAX_GROUP} are possible")
+    top = (1 << bits) - 1
+    exact = scales.astype(np.float64)
+    largest = np.maximum.reduceat(exact, np.arange(0, exact.size, group))
+    outer = _round_up(largest / top, np.dtype(np.float32))
+    with np.errstate(over="ignore"):
+        reach = outer * np.float32(top)
+    if not np.isfinite(reach).all():
+        raise _too_large(float(largest.max()), np.dtype(np.float32))
+    units = _divisors(outer)[np.arange(exact.size) // group]
+    codes = np.clip(np.rint(exact / units), np.where(exact > 0, 1, 0), top).astype(np.uint8)
+    if up:
+        # What a reader makes of a code is rounded to f32.
+        below = (units * codes.astype(np.float32)).astype(np.float64) < exact
+        codes += (below & (codes < top)).astype(np.uint8)
+    return AffineParameters(codes, bits, outer, group)
 
 
 def _reach_and_step(

@@ -9,7 +9,7 @@
 
 Every weight takes the nearest level; rounding the logarithm instead would have the greater error. What is stored is the
 smaller of two: one table and a scale for each group (NF4 in groups of 64: 4.5 bits a weight), or a codebook of each group in the
-tensor's type, which needs no version 1.1 of the format.
+tensor's type, which needs no version 1.1 of the format. Scales may be codes themselves (4.127 bits).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import numpy.typing as npt
 from dcz.compression.calibration import full_ranges
 from dcz.compression.codebooks import share_weights
 from dcz.compression.groups import GroupedTensor, not_finite
+from dcz.compression.scales import coded_scales
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity, PerTensor
-from dcz.format.tensors import CodebookTensor, ScaledCodebookTensor
+from dcz.format.tensors import AffineParameters, CodebookTensor, ScaledCodebookTensor, parameter_values
 
 __all__ = ["Table", "levels", "quantize_table", "table_bits"]
 
@@ -62,12 +63,15 @@ def quantize_table(
     table: Table,
     bits: int = 4,
     granularity: Granularity | None = None,
+    scale_bits: int | None = None,
+    scale_group: int = 256,
     mask: np.ndarray | None = None,
 ) -> CodebookTensor | ScaledCodebookTensor:
     """Replace weights by the nearest level of a table, times their group's scale.
 
     ``weights``: f64, f32, f16, bf16 or fp8, any shape, not empty. ``granularity``: what shares a scale; None is the whole
-    tensor. ``mask``: bool, True where a weight is kept; weights that are not kept become 0.
+    tensor. ``scale_bits``: 2 to 8, of codes that scales are themselves, ``scale_group`` of which share a scale of f32 ("double
+    quantization", dcz.compression.scales.coded_scales; not for f64); None for scales as they are. ``mask``: bool, True where a weight is kept; weights that are not kept become 0.
 
     Raises EncodingError if a weight is not finite, or if the arguments do not fit together.
     """
@@ -83,13 +87,20 @@ def quantize_table(
 
     grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
     wide, groups = grouped.compute.itemsize, grouped.count
-    if (groups + unscaled.size) * wide >= groups * unscaled.size * grouped.dtype.itemsize:
+    if (
+        scale_bits is None
+        and (groups + unscaled.size) * wide >= groups * unscaled.size * grouped.dtype.itemsize
+    ):
         return share_weights(weights, centroids, granularity=granularity, mask=mask)
     low, high = full_ranges(grouped)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise not_finite(weights, mask)
     reaches = np.maximum(np.abs(low), np.abs(high))
     scales = np.array([scale_of(float(reach)) for reach in reaches], grouped.compute)
+    parameters: np.ndarray | AffineParameters = scales
+    if scale_bits is not None:
+        parameters = coded_scales(scales, bits=scale_bits, group=scale_group, up=False)
+        scales = parameter_values(parameters)
     stored = unscaled.astype(grouped.compute)
     return ScaledCodebookTensor(
         dtype=grouped.dtype.name,
@@ -97,7 +108,7 @@ def quantize_table(
         bits=max(1, (stored.size - 1).bit_length()),
         codes=_nearest(grouped, scales, stored).reshape(weights.shape),
         table=stored,
-        scales=scales,
+        scales=parameters,
         granularity=granularity or PerTensor(),
         mask=None if mask is None else mask.reshape(weights.shape),
     )

@@ -93,7 +93,7 @@ def _open_file(path: Path, threads: int | None, bases: Sequence[BaseLike]) -> Te
 def open_source(
     source: SourceLike, *, threads: int | None = None, bases: Sequence[BaseLike] = ()
 ) -> TensorSource:
-    """Whatever holds a model: a file or folder, a module, a mapping of names to tensors or arrays, an open .dcz.
+    """Whatever holds a model: a file or folder, a module, a mapping of names to tensors, arrays or codes, an open .dcz.
 
     ``bases``: where a .dcz that holds differences finds its bases, as for dcz.format.Reader.
     Raises SourceError if it is none of these or cannot be read, UnsafePickle if reading it would run code.

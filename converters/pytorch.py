@@ -30,8 +30,9 @@ from dcz.errors import SourceError, UnsafePickle
 from dcz.format.manifest import Provenance, SourceFile
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
+
+    from dcz.format.tensors import TensorData
 
 __all__ = ["PyTorchSource"]
 
@@ -303,7 +304,7 @@ class PyTorchSource:
     def notes(self) -> tuple[str, ...]:
         return tuple(self._notes)
 
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+    def tensors(self) -> Iterator[tuple[str, TensorData]]:
         self._digests = self._hashing.submit(self._hash)
         for (_, path), part in zip(self._files, self._parts, strict=True):
             with _in_file(path):

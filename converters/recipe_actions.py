@@ -21,11 +21,18 @@ from dcz.compression.clustering import Init
 from dcz.compression.codebooks import CodebookMethod, quantize_codebook, with_zero
 from dcz.compression.extreme import TernaryMethod, quantize_binary, quantize_ternary
 from dcz.compression.pruning import magnitude_mask, nonzero_mask
-from dcz.compression.quantizers import Calibration, Rounding, ScaleDType, Scheme, quantize_affine
+from dcz.compression.quantizers import (
+    Calibration,
+    Rounding,
+    ScaleDType,
+    Scheme,
+    double_quantize,
+    quantize_affine,
+)
 from dcz.compression.tables import Table, quantize_table, table_bits
 from dcz.compression.vector_codebooks import quantize_vectors
 from dcz.format.encoder import LayoutChoice
-from dcz.format.layout import MAX_DIMENSION
+from dcz.format.layout import MAX_DIMENSION, MAX_GROUP
 from dcz.format.manifest import Granularity, PerTensor, RelativeIndex
 from dcz.format.tensors import CodebookTensor, TensorData, UniformTensor
 
@@ -55,6 +62,8 @@ __all__ = [
 ]
 
 
+ScaleBits: TypeAlias = Annotated[int, Field(ge=2, le=8)]
+ScaleGroup: TypeAlias = Annotated[int, Field(ge=1, le=MAX_GROUP)]
 _TERNARY_BITS: Final = 1.6  # log2(3) is 1.585
 
 
@@ -93,7 +102,8 @@ class Exact(RecipeModel):
 
 
 class Affine(RecipeModel):
-    """Uniform quantization (dcz.compression.quantizers). ``scale_dtype`` is for all but f64 tensors, whose scales are f64."""
+    """Uniform quantization (dcz.compression.quantizers). ``scale_dtype`` is for all but f64 tensors, whose scales are f64;
+    ``scale_bits``, of scales that are codes, not for these."""
 
     kind: Literal["affine"]
     bits: Annotated[int, Field(ge=1, le=8)] = 8
@@ -104,6 +114,16 @@ class Affine(RecipeModel):
     rounding: Rounding = "nearest"
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     scale_dtype: Literal["f32", "f16", "bf16"] = "f32"
+    scale_bits: ScaleBits | None = None
+    scale_group: ScaleGroup = 256
+
+    @model_validator(mode="after")
+    def _one_kind_of_scales(self) -> Affine:
+        if self.scale_bits is not None and self.scale_dtype != "f32":
+            raise ValueError(
+                f"scales are either codes of {self.scale_bits} bits or {self.scale_dtype}; allowed: one of scale_bits and scale_dtype"
+            )
+        return self
 
     @model_validator(mode="after")
     def _both_signs_and_zero(self) -> Affine:
@@ -113,6 +133,20 @@ class Affine(RecipeModel):
 
     def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
         weights, mask = _zeros_among_weights(weights, mask) if dense else (weights, mask)
+        if self.scale_bits is not None:
+            return double_quantize(
+                weights,
+                bits=self.bits,
+                scheme=self.scheme,
+                granularity=self.granularity,
+                calibration=self.calibration,
+                percentile=self.percentile,
+                rounding=self.rounding,
+                seed=self.seed,
+                scale_bits=self.scale_bits,
+                scale_group=self.scale_group,
+                mask=mask,
+            )
         return quantize_affine(
             weights,
             bits=self.bits,
@@ -181,6 +215,8 @@ class TableValues(RecipeModel):
     table: Table
     bits: int = 4
     granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()
+    scale_bits: ScaleBits | None = None
+    scale_group: ScaleGroup = 256
 
     @model_validator(mode="after")
     def _possible(self) -> TableValues:
@@ -194,7 +230,13 @@ class TableValues(RecipeModel):
     def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
         weights, mask = _zeros_among_weights(weights, mask) if dense else (weights, mask)
         return quantize_table(
-            weights, table=self.table, bits=self.bits, granularity=self.granularity, mask=mask
+            weights,
+            table=self.table,
+            bits=self.bits,
+            granularity=self.granularity,
+            scale_bits=self.scale_bits,
+            scale_group=self.scale_group,
+            mask=mask,
         )
 
 

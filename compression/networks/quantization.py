@@ -8,14 +8,7 @@
 
     network = fold_batch_norms(module)
     tensors = quantize_network(network, batches, bits=4)     # network.module has the decoded weights
-    first = {}
-    with Writer("model.dcz") as writer:
-        for name, tensor in tensors.items():
-            target = first.setdefault(id(tensor), name)      # a layer under two names: one tensor
-            if target == name:
-                writer.add_tensor(name, tensor)
-            else:
-                writer.add_alias(name, target)
+    dcz.convert(tensors, "model.dcz")
 
 AdaRound, which trains for each layer, has a driver of its own (dcz.compression.training.learned_rounding); it takes
 ``network.module`` after step 1.

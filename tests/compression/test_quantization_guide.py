@@ -22,7 +22,19 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(compile(block, str(GUIDE), "exec"), names)  # noqa: S102 - our own documentation
     weights = names["weights"]
-    for name in ("kmeans", "quantiles", "nf4", "powers", "sums", "xnor", "ttq", "tensor", "twn", "best"):
+    for name in (
+        "kmeans",
+        "quantiles",
+        "nf4",
+        "smaller",
+        "powers",
+        "sums",
+        "xnor",
+        "ttq",
+        "tensor",
+        "twn",
+        "best",
+    ):
         assert np.corrcoef(decoded(names[name]).reshape(-1), weights.reshape(-1))[0, 1] > 0.75, name
     np.testing.assert_array_equal(names["layer"], decode_affine(names["gptq"]))
     assert names["codes"].dtype == np.uint8
@@ -44,6 +56,10 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["done"].compression > 6
     folded, model, images = names["folded"], names["model"].eval(), names["images"][0]
     np.testing.assert_allclose(folded.module(images).detach(), model(images).detach(), atol=1e-2)
+    with Reader("network.dcz") as reader:
+        assert set(reader) == set(folded.module.state_dict())
+        for name, tensor in names["quantized"].items():
+            np.testing.assert_array_equal(reader.read(name), decoded(tensor))
     assert len(names["pairs"]) == 2
     assert {type(names[key]["3.weight"]).__name__ for key in ("quantized", "clustered")} == {
         "UniformTensor",

@@ -11,9 +11,13 @@ import pytest
 import torch
 
 import dcz
-from dcz.converters.conversion import convert
+from dcz.compression.codebooks import quantize_codebook
+from dcz.compression.quantizers import double_quantize, quantize_affine
+from dcz.compression.tables import quantize_table
+from dcz.compression.vector_codebooks import quantize_vectors
+from dcz.converters.conversion import convert, open_source
 from dcz.errors import SourceError
-from dcz.format import DTYPES, Reader, verify
+from dcz.format import DTYPES, PerGroup, Reader, decoded, verify
 
 
 def test_arrays_of_every_type(tmp_path: Path) -> None:
@@ -54,7 +58,7 @@ def test_arrays_in_any_order_of_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"a": [1.0]}, "'a' is neither a tensor nor an array, but a list"),
+        ({"a": [1.0]}, "'a' is neither a tensor, nor an array, nor codes, but a list"),
         ({"a": "text"}, "but a str"),
         ({"a": None}, "but a NoneType"),
         ({3: np.zeros(1)}, "the name 3 is not a string"),
@@ -79,6 +83,34 @@ def test_a_later_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(dcz.EncodingError):
         convert(weights, tmp_path / "m.dcz", recipe="int8")
     assert not list(tmp_path.iterdir())
+
+
+def test_codes_of_quantizers_beside_what_is_not_quantized(tmp_path: Path) -> None:
+    weights = (np.random.default_rng(0).standard_normal((40, 64)) / 16).astype(np.float32)
+    tensors: dict[str, Any] = {
+        "uniform": quantize_affine(weights, bits=4, granularity=PerGroup(size=16)),
+        "double": double_quantize(weights, bits=3, scheme="asymmetric", granularity=PerGroup(size=16)),
+        "shared": quantize_codebook(weights, size=9, mask=weights > 0),
+        "table": quantize_table(weights, table="normal-float", granularity=PerGroup(size=16)),
+        "vectors": quantize_vectors(weights, dimension=4, size=30).tensor(),
+        "norm": torch.ones(64, dtype=torch.bfloat16),
+        "bias": weights[0],
+    }
+    done = convert(tensors, tmp_path / "m.dcz")
+    assert done.notes == ()
+    assert done.tensor_bytes == 5 * 4 * 40 * 64 + 2 * 64 + 4 * 64
+    source = open_source(tensors)
+    outlines = {outline.name: outline for outline in source.outlines()}
+    with Reader(tmp_path / "m.dcz") as reader:
+        assert list(reader) == list(tensors)
+        kinds = {one.name: one.values.kind for one in reader.manifest.tensors}
+        for name in list(tensors)[:5]:
+            expected = decoded(tensors[name])
+            assert reader.read(name).tobytes() == expected.tobytes()
+            assert decoded(outlines[name].read(7, 19)).tobytes() == expected[:12].tobytes()
+    assert list(kinds.values())[:5] == ["affine", "affine", "codebook", "scaled-codebook", "vectors"]
+    found = dcz.estimate(tensors, recipes=["lossless"], efforts=["balanced"]).estimates[0]
+    assert found.file_bytes == pytest.approx(done.file_bytes, rel=0.1)
 
 
 class _Tied(torch.nn.Module):

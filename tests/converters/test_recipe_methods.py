@@ -13,7 +13,7 @@ import dcz
 from dcz.compression.binary_coding import quantize_binary_coding
 from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.extreme import quantize_binary, quantize_ternary
-from dcz.compression.quantizers import quantize_affine
+from dcz.compression.quantizers import double_quantize, quantize_affine
 from dcz.compression.tables import quantize_table
 from dcz.compression.vector_codebooks import quantize_vectors
 from dcz.converters.recipes import Recipe, load_recipe
@@ -55,6 +55,24 @@ METHODS: dict[str, tuple[str, Method]] = {
     "normal-float in groups": (
         'kind = "table", table = "normal-float", granularity = { kind = "group", size = 20 }',
         lambda w, mask: quantize_table(w, table="normal-float", granularity=PerGroup(size=20), mask=mask),
+    ),
+    "normal-float, double": (
+        'kind = "table", table = "normal-float", granularity = { kind = "group", size = 20 }, scale_bits = 8',
+        lambda w, mask: quantize_table(
+            w, table="normal-float", granularity=PerGroup(size=20), scale_bits=8, mask=mask
+        ),
+    ),
+    "affine, double": (
+        'kind = "affine", bits = 4, scheme = "asymmetric", granularity = { kind = "group", size = 20 }, scale_bits = 6, scale_group = 16',
+        lambda w, mask: double_quantize(
+            w,
+            bits=4,
+            scheme="asymmetric",
+            granularity=PerGroup(size=20),
+            scale_bits=6,
+            scale_group=16,
+            mask=mask,
+        ),
     ),
     "power-of-two": (
         'kind = "table", table = "power-of-two", bits = 3',
@@ -101,6 +119,10 @@ def test_a_method_through_a_file(name: str, dtype: str, pruned: bool, tmp_path: 
     if pruned:
         weights[:, ::3] = 0
         weights[:, 1::3] = 0
+    if dtype == "f64" and "scale_bits" in text:
+        with pytest.raises(EncodingError, match="f64"):
+            through_a_file(f"values = {{ {text} }}", weights, tmp_path)
+        return
     expected = method(weights, weights.astype(np.float64) != 0 if pruned else None)
     wanted = decoded(expected)
     found, _ = through_a_file(f"values = {{ {text} }}", weights, tmp_path)
@@ -203,6 +225,8 @@ def test_ternary_weights_of_a_flat_distribution(scales: int, method: str, tmp_pa
         ('{ kind = "binary-coding", bits = 7 }', "bits"),
         ('{ kind = "ternary", scales = 3 }', "scales"),
         ('{ kind = "affine", percentile = 50 }', "percentile"),
+        ('{ kind = "affine", scale_bits = 9 }', "scale_bits"),
+        ('{ kind = "affine", scale_bits = 8, scale_dtype = "bf16" }', "one of scale_bits and scale_dtype"),
         ('{ kind = "affine", calibration = "entropy" }', "calibration"),
     ],
 )

@@ -60,7 +60,7 @@ def folded() -> nn.Module:
 
 
 def _learned(module: nn.Module, weights: list[Weight]) -> None:
-    learn_steps(weights, bits=8, granularity=PerChannel(axis=0))
+    learn_steps(weights, bits=8, granularity=PerChannel(axis=0), scheme="symmetric")
     learn_activation_steps(module, bits=8)
 
 

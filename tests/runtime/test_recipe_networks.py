@@ -1,4 +1,4 @@
-"""Each kind of values on a network that was trained: converted by a recipe, loaded and run.
+"""Each kind of values on a network that was trained: converted by a recipe, or by second-order rounding with data, loaded and run.
 
 That what is loaded is what the method made, tests/converters/test_recipe_methods.py says; here it has to be small and right."""
 
@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tests.runtime.digits_training import Net, evaluate, trained
+from tests.runtime.digits_training import Net, data, evaluate, trained
 
 import dcz
+from dcz.compression.networks.folding import fold_batch_norms
+from dcz.compression.networks.quantization import quantize_network
+from dcz.format import decoded
+from dcz.format.tensors import UniformTensor
 
 CHANNEL = "granularity = { kind = 'channel', axis = 0 }"
 GROUPS = "granularity = { kind = 'group', size = 32 }"
@@ -33,6 +38,7 @@ RECIPES: Mapping[str, tuple[str, float, float]] = {
         3.0,
     ),
     "normal-float": (f"values = {{ kind = 'table', table = 'normal-float', {GROUPS} }}", 5.4, 1.0),
+    "double": (f"values = {{ kind = 'affine', bits = 4, {GROUPS}, scale_bits = 6 }}", 4.3, 1.0),
     "power-of-two": ("values = { kind = 'table', table = 'power-of-two' }", 4.0, 2.0),
     "binary-coding": (f"values = {{ kind = 'binary-coding', bits = 3, {CHANNEL} }}", 4.4, 1.0),
     "binary": (f"values = {{ kind = 'binary', {CHANNEL} }}", 1.7, 25.0),
@@ -71,3 +77,22 @@ def test_a_recipe(name: str, network: Net, tmp_path: Path) -> None:
     other = Net().eval()
     other.load_state_dict(state)
     assert evaluate(other) >= evaluate(network) - loss
+
+
+def test_second_order_rounding(network: Net, tmp_path: Path) -> None:
+    """Codes of all layers, with corrected biases, are a dictionary that convert takes beside what is not quantized."""
+    images = data()[0][:256]
+    folded = fold_batch_norms(network)
+    quantized = quantize_network(fold_batch_norms(network), [images], bits=3)
+    done = dcz.convert({**folded.module.state_dict(), **quantized}, tmp_path / "model.dcz")
+    assert done.notes == ()
+    state: dict[str, Any] = dict(dcz.load(tmp_path / "model.dcz"))
+    for key, tensor in quantized.items():
+        assert state[key].numpy().tobytes() == np.ascontiguousarray(decoded(tensor)).tobytes()
+    codes = [tensor for tensor in quantized.values() if isinstance(tensor, UniformTensor)]
+    assert len(codes) == 3
+    weights = sum(tensor.codes.size for tensor in codes)
+    others = sum(tensor.nbytes for key, tensor in state.items() if key.endswith("bias"))
+    assert 8 * (done.file_bytes - others) <= 3.6 * weights
+    folded.module.load_state_dict(state)
+    assert evaluate(folded.module) >= evaluate(network) - 2.0

@@ -19,7 +19,7 @@ from dcz.compression.networks.graph import Network, trace
 from dcz.compression.networks.quantization import hessians_of, quantize_network
 from dcz.compression.quantizers import quantize_affine
 from dcz.errors import EncodingError, UsageError
-from dcz.format import CodebookTensor, PerChannel, PerGroup, PerTensor, UniformTensor, Writer
+from dcz.format import CodebookTensor, PerChannel, PerGroup, PerTensor, Reader, UniformTensor, Writer
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,9 @@ def test_a_layer_under_two_names_is_one_tensor(tmp_path: Path) -> None:
     assert isinstance(found["0.weight"], UniformTensor)
     assert found["2.weight"] is found["0.weight"]
     assert found["2.bias"] is found["0.bias"]
-    with Writer(tmp_path / "m.dcz") as writer:
-        for name in ("0.weight", "0.bias"):
-            writer.add_tensor(name, found[name])
-            writer.add_alias(name.replace("0", "2"), name)
+    dcz.convert(found, tmp_path / "m.dcz")
+    with Reader(tmp_path / "m.dcz") as reader:
+        assert reader.aliases == {"2.weight": "0.weight", "2.bias": "0.bias"}
     loaded = dcz.load(tmp_path / "m.dcz")
     state = network.module.state_dict()
     assert loaded.keys() == state.keys()
