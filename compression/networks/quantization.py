@@ -28,6 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dcz.compression.arguments import is_whole
 from dcz.compression.calibration import Calibration
 from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.gptq import AffineRounder, LevelRounder, Order, Rounder, round_second_order
@@ -89,8 +90,8 @@ def quantize_network(
         raise EncodingError(f"no levels {levels!r} with rounding {rounding!r}")
     if granularity not in (None, PerTensor(), PerChannel(axis=0)):
         raise EncodingError("scales of a network's weights are those of the tensor or of channels on axis 0")
-    if not 1 <= bits <= 8:
-        raise EncodingError(f"codes of {bits} bits: 1 to 8 are possible")
+    if not is_whole(bits, 1, 8):
+        raise EncodingError(f"codes of {bits!r} bits: 1 to 8 are possible")
     owners = Counter(id(operation.layer.weight) for operation in network.layers())
     for operation in network.layers():
         if owners[id(operation.layer.weight)] > 1:

@@ -37,6 +37,7 @@ from dcz.compression.training.torch_groups import rows_of, spread
 from dcz.compression.training.weights import find_weights
 from dcz.errors import EncodingError, UsageError
 from dcz.format.manifest import Granularity, PerChannel, PerTensor
+from dcz.format.tensors import group_count
 
 __all__ = [
     "ActivationQuantizer",
@@ -193,6 +194,11 @@ class StaticQuantizer(ActivationQuantizer):
                 "the range of an activation is not known", hint="calibrate(module, batches) observes it"
             )
         granularity, shape = _along(self.axis, values.ndim), tuple(values.shape)
+        groups = group_count(granularity, shape)
+        if groups != self.scales.numel():
+            raise EncodingError(
+                f"{self.scales.numel()} scales for {groups} positions on the axis {self.axis}"
+            )
         return fake_quantized(
             values,
             spread(self.scales, shape, granularity),

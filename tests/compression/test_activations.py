@@ -293,6 +293,40 @@ def test_text_of_something_else(described: str) -> None:
         restore_activations(network(), described)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 2, "zero_points": [200]}, "zero point"),
+        ({"bits": 4, "scheme": "symmetric", "zero_points": [7]}, "zero point"),
+        ({"scales": [1.0, 1.0], "zero_points": [0, 0]}, "2 scales, and no axis"),
+        ({"scales": [1e300]}, "too large for binary32"),
+        ({"scales": [-1.0]}, "scales"),
+        ({"axis": 1 << 70}, "axis"),
+    ],
+)
+def test_numbers_that_are_none_of_a_quantizer(fields: dict[str, Any], message: str) -> None:
+    entry = {"layer": "0", "side": "inputs", "bits": 8, "scheme": "asymmetric", "axis": None}
+    entry |= {"scales": [1.0], "zero_points": [0], **fields}
+    with pytest.raises(UsageError, match=message):
+        restore_activations(network(), json.dumps([entry]))
+
+
+def test_text_of_many_brackets() -> None:
+    for described in ("[" * 100_000, '{"a":' * 100_000, "[" + "9" * 5000 + "]"):
+        with pytest.raises(UsageError, match="not a description"):
+            restore_activations(network(), described)
+
+
+def test_scales_have_to_be_as_many_as_positions() -> None:
+    module = network()
+    entry = {"layer": "0", "side": "inputs", "bits": 8, "scheme": "asymmetric", "axis": 1}
+    restore_activations(module, json.dumps([{**entry, "scales": [1.0, 2.0], "zero_points": [0, 0]}]))
+    with pytest.raises(
+        EncodingError, match=f"the inputs of 0: 2 scales for {images(0).shape[1]} positions on the axis 1"
+    ):
+        module(images(0))
+
+
 def test_a_quantizer_of_ones_own() -> None:
     class Halves(StaticQuantizer):
         def forward(self, values: torch.Tensor) -> torch.Tensor:
