@@ -16,6 +16,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from dcz.compression.arguments import is_whole
 from dcz.compression.codebooks import share_weights
 from dcz.errors import EncodingError
 from dcz.format.manifest import Granularity
@@ -126,7 +127,7 @@ def _solve(matrix: list[list[float]], right: list[float]) -> _Doubles | None:
 
 
 def _check(bits: int, iterations: int) -> None:
-    if not 1 <= bits <= _MAX_BITS:
-        raise EncodingError(f"sums of {bits} binaries: 1 to {_MAX_BITS} are possible")
+    if not is_whole(bits, 1, _MAX_BITS):
+        raise EncodingError(f"sums of {bits!r} binaries: 1 to {_MAX_BITS} are possible")
     if iterations < 0:
         raise EncodingError(f"{iterations} iterations are not possible")

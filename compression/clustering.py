@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dcz import _native
+from dcz.compression.arguments import check_array, is_whole
+from dcz.compression.stochastic import check_seed
 from dcz.errors import EncodingError
 from dcz.format.dtypes import DType, dtype_of
 
@@ -163,8 +165,7 @@ def _density(points: _Points, k: int) -> _Doubles:
 
 
 def _forgy(points: _Points, k: int, seed: int) -> _Doubles:
-    if not 0 <= seed < 1 << 32:
-        raise EncodingError(f"{seed} is not a seed", hint="allowed: 0 to 2**32 - 1")
+    check_seed(seed)
     if points.position.size <= k:
         return points.position
     cumulative = np.cumsum(points.weight)
@@ -279,6 +280,7 @@ def _thresholds(centroids: _Doubles) -> _Doubles:
 
 
 def _flat(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], DType]:
+    check_array(values, "values")
     dtype = dtype_of(values)
     if not dtype.is_float:
         raise EncodingError(f"only floating-point values can be clustered, not {dtype.name}")
@@ -286,8 +288,8 @@ def _flat(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], DType]:
 
 
 def _check_k(k: int) -> None:
-    if not 1 <= k <= MAX_CENTROIDS:
-        raise EncodingError(f"{k} centroids are not possible", hint=f"allowed: 1 to {MAX_CENTROIDS}")
+    if not is_whole(k, 1, MAX_CENTROIDS):
+        raise EncodingError(f"{k!r} centroids are not possible", hint=f"allowed: 1 to {MAX_CENTROIDS}")
 
 
 def _check_finite(values: npt.NDArray[Any]) -> None:

@@ -20,10 +20,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from dcz.errors import EncodingError
+from dcz.compression.arguments import check_array
+from dcz.errors import EncodingError, UsageError
 from dcz.format.dtypes import DType, dtype_of
 from dcz.format.manifest import Granularity, PerChannel, PerGroup, PerTensor
 from dcz.format.tensors import group_count
@@ -36,8 +38,9 @@ BLOCK_ELEMENTS = 1 << 17  # a few float32 buffers of a block stay near the core
 def float_dtype_of(weights: np.ndarray) -> DType:
     """The element type of weights that are to be changed.
 
-    Raises EncodingError if they are not floating-point, or if there are none.
+    Raises EncodingError if they are not floating-point, or if there are none; UsageError if they are no array.
     """
+    check_array(weights, "weights")
     dtype = dtype_of(weights)
     if not dtype.is_float:
         raise EncodingError(f"only floating-point weights can be quantized or pruned, not {dtype.name}")
@@ -96,13 +99,21 @@ class GroupedTensor:
     ``weights``: floating-point, any shape, not empty. ``mask``: bool, as many elements, True where an element is kept;
     elements that are not kept read as 0.
 
-    Raises EncodingError if the granularity does not fit the shape or the mask the weights.
+    Raises EncodingError if the granularity does not fit the shape or the mask the weights; UsageError if they are none.
     """
 
     def __init__(self, weights: np.ndarray, granularity: Granularity, mask: np.ndarray | None = None) -> None:
         self.dtype = float_dtype_of(weights)
         self.compute: np.dtype[np.floating] = np.dtype(np.float64 if self.dtype.name == "f64" else np.float32)
         shape = weights.shape
+        given: Any = granularity
+        if not isinstance(given, PerTensor | PerChannel | PerGroup):
+            raise UsageError(
+                f"{given!r:.100} is not a granularity",
+                hint="PerTensor(), PerChannel(axis=0) or PerGroup(size=64) of dcz.format",
+            )
+        if mask is not None:
+            check_array(mask, "masks")
         if isinstance(granularity, PerChannel) and granularity.axis >= len(shape):
             raise EncodingError(f"axis {granularity.axis} of a tensor with {len(shape)} dimensions")
         if mask is not None and (mask.dtype != np.bool_ or mask.size != weights.size):

@@ -6,8 +6,9 @@
                       exponential moving averages of the least and the greatest value of each batch (Jacob et al. 2018)
     HistogramObserver percentile, mse or kl (dcz.compression.calibration), on a histogram of all values seen
 
-A range becomes scales and zero points by the formulas of dcz.compression.quantizers. Static quantization observes
-calibration batches once; dynamic quantization (`dynamic_parameters`) observes each tensor when it comes.
+A range becomes scales and zero points by the formulas of dcz.compression.quantizers, and always reaches to zero
+(`parameters_of_ranges`). Static quantization observes calibration batches once; dynamic quantization (`dynamic_parameters`)
+observes each tensor when it comes.
 
     observer = HistogramObserver("kl")
     for batch in batches:
@@ -38,6 +39,7 @@ __all__ = [
     "Observer",
     "Parameters",
     "dynamic_parameters",
+    "parameters_of_ranges",
 ]
 
 HistogramCalibration: TypeAlias = Literal["percentile", "mse", "kl"]
@@ -117,11 +119,7 @@ class Observer(ABC):
         """Scales and zero points for what was observed. Raises EncodingError if nothing was."""
         check_bits(bits, scheme)
         low, high = self.ranges(bits=bits, scheme=scheme)
-        scales, zero_points = affine_parameters(
-            low, high, bits=bits, scheme=scheme, scale_dtype=np.dtype(np.float32)
-        )
-        if zero_points is None:
-            zero_points = np.full(scales.shape, 1 << (bits - 1), dtype=np.uint8)
+        scales, zero_points = parameters_of_ranges(low, high, bits=bits, scheme=scheme)
         return Parameters(bits, scheme, scales, zero_points, self.axis)
 
 
@@ -269,7 +267,7 @@ class HistogramObserver(Observer):
         check_bits(bits, scheme)
         if self._low > self._high:
             raise _nothing_observed()
-        low, high = np.array([self._low]), np.array([self._high])
+        low, high = _with_zero(np.array([self._low]), np.array([self._high]))
         if self._exponent is None:
             return low, high
         if self.calibration == "percentile":
@@ -321,6 +319,28 @@ def dynamic_parameters(
     observer = MinMaxObserver(axis=axis)
     observer.observe(values)
     return observer.parameters(bits=bits, scheme=scheme)
+
+
+def parameters_of_ranges(
+    low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], *, bits: int, scheme: Scheme
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Scales and zero points of activations that lie between ``low`` and ``high``: finite, (groups,) each, as are the results.
+
+    All steps between zero and the ends are there, even if all values seen were equal: others come later. (Equal weights are
+    all there is, and become a single step.)
+    """
+    scales, zero_points = affine_parameters(
+        *_with_zero(low, high), bits=bits, scheme=scheme, scale_dtype=np.dtype(np.float32)
+    )
+    if zero_points is None:
+        zero_points = np.full(scales.shape, 1 << (bits - 1), dtype=np.uint8)
+    return scales, zero_points
+
+
+def _with_zero(
+    low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    return np.minimum(low, 0.0), np.maximum(high, 0.0)
 
 
 def _narrowest(low: float, high: float) -> int:

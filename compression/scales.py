@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import ml_dtypes
 import numpy as np
 
+from dcz.compression.arguments import is_whole
 from dcz.compression.groups import Block, GroupedTensor, reduce_groups
 from dcz.compression.stochastic import round_stochastically
 from dcz.errors import EncodingError
@@ -77,8 +78,8 @@ def check_bits(bits: int, scheme: Scheme) -> None:
     """Raises EncodingError if there is no such scheme, or if it does not have so many bits."""
     if scheme not in get_args(Scheme):
         raise EncodingError(f"unknown scheme {scheme!r}", hint=f"allowed: {', '.join(get_args(Scheme))}")
-    if not 1 <= bits <= 8:
-        raise EncodingError(f"codes of {bits} bits: 1 to 8 are possible")
+    if not is_whole(bits, 1, 8):
+        raise EncodingError(f"codes of {bits!r} bits: 1 to 8 are possible")
     if bits == 1 and scheme != "asymmetric":
         raise EncodingError(
             "one bit has no room for both signs and zero", hint="use a codebook of two values"
@@ -126,9 +127,9 @@ def coded_scales(scales: np.ndarray, *, bits: int, group: int, up: bool) -> Affi
 
     Raises EncodingError if there are no such codes, or if a scale is too large for f32.
     """
-    if not 2 <= bits <= 8:
-        raise EncodingError(f"scales of {bits} bits: 2 to 8 are possible")
-    if not 1 <= group <= MAX_GROUP:
+    if not is_whole(bits, 2, 8):
+        raise EncodingError(f"scales of {bits!r} bits: 2 to 8 are possible")
+    if not is_whole(group, 1, MAX_GROUP):
         raise EncodingError(f"{group} scales that share a scale: 1 to {MAX_GROUP} are possible")
     top = (1 << bits) - 1
     exact = scales.astype(np.float64)
@@ -182,7 +183,8 @@ def _ends_before_weights(scale_dtype: np.dtype[np.generic]) -> bool:
 
 def _too_large(scale: float, dtype: np.dtype[np.generic]) -> EncodingError:
     return EncodingError(
-        f"a scale of {scale:.3g} is too large for {dtype}", hint="store the scales as f32 or bf16"
+        f"a scale of {scale:.3g} is too large for {dtype}",
+        hint="store the scales as f32 or bf16" if dtype == np.float16 else None,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from dcz.compression.arguments import is_whole
 from dcz.errors import EncodingError
 
 __all__ = ["check_seed", "round_stochastically", "uniforms"]
@@ -23,8 +24,8 @@ _BITS: Final = 24  # of a float32's mantissa
 
 def check_seed(seed: int) -> None:
     """Raises EncodingError if it is not 0 to 2**32 - 1."""
-    if not 0 <= seed < 1 << 32:
-        raise EncodingError(f"{seed} is not a seed", hint="allowed: 0 to 2**32 - 1")
+    if not is_whole(seed, 0, (1 << 32) - 1):
+        raise EncodingError(f"{seed!r} is not a seed", hint="allowed: 0 to 2**32 - 1")
 
 
 def uniforms(seed: int, positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:

@@ -22,6 +22,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from dcz.compression.arguments import is_whole
 from dcz.compression.calibration import full_ranges
 from dcz.compression.codebooks import share_weights
 from dcz.compression.groups import GroupedTensor, not_finite
@@ -50,7 +51,7 @@ def levels(table: Table, bits: int) -> npt.NDArray[np.float64]:
     Raises EncodingError if there is no such table of so many bits.
     """
     possible = table_bits(table)
-    if bits not in possible:
+    if not is_whole(bits, possible.start, possible.stop - 1):
         raise EncodingError(
             f"a {table} table of {bits} bits", hint=f"possible: {possible.start} to {possible.stop - 1}"
         )
@@ -75,6 +76,7 @@ def quantize_table(
 
     Raises EncodingError if a weight is not finite, or if the arguments do not fit together.
     """
+    grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
     unscaled = levels(table, bits)
 
     largest = 2.0 ** (1023 if weights.dtype == np.float64 else 127)  # a power of two with a reach below it
@@ -85,7 +87,6 @@ def quantize_table(
     def centroids(values: np.ndarray) -> np.ndarray:
         return unscaled * scale_of(float(np.abs(values.astype(np.float64)).max(initial=0.0)))
 
-    grouped = GroupedTensor(weights, granularity or PerTensor(), mask)
     wide, groups = grouped.compute.itemsize, grouped.count
     if (
         scale_bits is None

@@ -11,12 +11,14 @@ With up to 256 codewords a table, a file holds it as it is (version 1.1 of the f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from dcz.compression.arguments import is_whole
 from dcz.compression.groups import float_dtype_of, not_finite
 from dcz.compression.stochastic import check_seed
 from dcz.errors import EncodingError
@@ -88,23 +90,26 @@ def quantize_vectors(
     if not np.isfinite(weights).all():
         raise not_finite(weights)
     length = weights.shape[-1] if weights.ndim else 1
-    if dimension < 1 or length % dimension:
-        raise EncodingError(f"rows of {length} weights cannot be cut into pieces of {dimension}")
-    if not 1 <= size <= _MAX_SIZE:
-        raise EncodingError(f"{size} codewords: 1 to {_MAX_SIZE} are possible")
+    if not is_whole(dimension, 1, length) or length % dimension:
+        raise EncodingError(f"rows of {length} weights cannot be cut into pieces of {dimension!r}")
+    if not is_whole(size, 1, _MAX_SIZE):
+        raise EncodingError(f"{size!r} codewords: 1 to {_MAX_SIZE} are possible")
     pieces = weights.reshape(-1, length // dimension, dimension)
+    # Squares of float64 weights could overflow or vanish; powers of two change nothing else.
+    exponent = math.frexp(float(np.abs(weights).max()))[1]
     rows, count = pieces.shape[:2]
     codes = np.empty((rows, count), np.uint16)
     codebooks: list[npt.NDArray[Any]] = []
     for place in range(count if product else 1):
         where = slice(place, place + 1) if product else slice(None)
-        points = pieces[:, where].reshape(-1, dimension).astype(np.float64)
+        points = np.ldexp(pieces[:, where].reshape(-1, dimension).astype(np.float64), -exponent)
         random = np.random.RandomState((seed + place) % 2**32)
         trained = _some(points, size * _TRAINED_ON, random)
         codewords = _lloyd(trained, _spread(trained, size, random), iterations)
         # What is stored is what weights are compared with.
-        stored = codewords.astype(dtype.numpy)
-        used, found = np.unique(nearest_codewords(points, stored.astype(np.float64)), return_inverse=True)
+        stored = np.ldexp(codewords, exponent).astype(dtype.numpy)
+        compared = np.ldexp(stored.astype(np.float64), -exponent)
+        used, found = np.unique(nearest_codewords(points, compared), return_inverse=True)
         codes[:, where] = found.reshape(rows, -1)
         codebooks.append(stored[used])
     most = max(map(len, codebooks))

@@ -107,6 +107,10 @@ def allocate_bits(
         raise UsageError("either evaluate, or loss and batches, say how sensitive weights are")
     if size is None and latency is None:
         raise UsageError("without a budget there is nothing to choose: give size or latency, or both")
+    for what, budget in (("size", size), ("latency", latency)):
+        given: Any = budget
+        if given is not None and not (isinstance(given, int | float) and not isinstance(given, bool)):
+            raise UsageError(f"the {what} is a number, not {given!r:.100}")
     if latency is not None and latency_model is None:
         raise UsageError("a budget of latency needs a latency_model")
     weights = find_weights(model)

@@ -105,6 +105,11 @@ def compressed_tensors(config: Mapping[str, Any], outlines: Outlines) -> Iterato
     sparsity = config.get("sparsity_config")
     if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
         raise Unread("of compressed-tensors, dcz does not read checkpoints that are sparse, too")
+    transforms = config.get("transform_config")
+    if isinstance(transforms, dict) and transforms.get("config_groups"):
+        raise Unread(
+            "of compressed-tensors, dcz does not read models that turn activations (transform_config)"
+        )
     arguments = [found for group in groups.values() if (found := _arguments(group)) is not None]
     for scale in outlines:
         if scale.endswith(_SCALE):

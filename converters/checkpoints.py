@@ -89,7 +89,10 @@ class QuantizedSource:
         given = dict(weights.aliases())
         # A part may be shared by several modules.
         stored |= {alias: replace(stored[target], name=alias) for alias, target in given.items()}
-        self._quantized = list(_METHODS[self._given["quant_method"]](self._given, stored))
+        method = self._given["quant_method"]
+        self._quantized = list(_METHODS[method](self._given, stored))
+        if not self._quantized:
+            raise Unread(f"no tensor of it is one that dcz knows of {method}")
         place = {name: number for number, name in enumerate(stored)}
         first: dict[str, QuantizedTensor] = {}
         used: set[str] = set()

@@ -175,7 +175,7 @@ class DczSink:
 
     def add_tensor(self, name: str, tensor: TensorData) -> None:
         try:
-            prepared = self._recipe.apply(name, tensor)
+            prepared = self._recipe.apply(name, tensor, self._effort)
             self._tally.add(name, tensor, prepared)
             entry = self._writer.add_tensor(
                 name,

@@ -17,7 +17,7 @@ from dcz.converters.gguf_header import GGUF_MAGIC
 from dcz.converters.huggingface import HuggingFaceSource
 from dcz.converters.memory import MemorySource, module_source
 from dcz.converters.pytorch import PyTorchSource
-from dcz.converters.recipes import load_recipe
+from dcz.converters.recipes import load_recipe, recipe_of_rules
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource
 from dcz.errors import SourceError, UsageError
 from dcz.format import BaseLike, Reader
@@ -170,10 +170,10 @@ def convert(
     Memory holds the largest tensor, its base if there is one, and a few segments, not the model. Nothing appears at ``path`` before it is whole.
 
     Raises SourceError (or UnsafePickle) if the source cannot be read, RecipeError if the recipe is not valid,
-    UsageError if ``metadata`` is not text or there is no such effort, EncodingError if a tensor cannot be stored as the recipe says, OSError if the disk does not take the file.
+    UsageError if it has stages only, if ``metadata`` is not text or there is no such effort, EncodingError if a tensor cannot be stored as the recipe says, OSError if the disk does not take the file.
     """
     start = time.perf_counter()
-    plan = load_recipe(recipe)
+    plan = recipe_of_rules(recipe) if trained is None else load_recipe(recipe)
     check_options(effort=effort, threads=threads, metadata=metadata)
     opened = open_source(source, threads=threads, bases=bases)
     try:

@@ -18,7 +18,7 @@ import numpy as np
 
 from dcz.converters.base import decoded_bytes
 from dcz.converters.conversion import open_source
-from dcz.converters.recipes import BUILTIN_RECIPES, load_recipe
+from dcz.converters.recipes import BUILTIN_RECIPES, recipe_of_rules
 from dcz.errors import EncodingError
 from dcz.format import Reader
 from dcz.format.coding import encode_zstd
@@ -188,7 +188,7 @@ class _Total:
         if sample.elements:
             rule = self.recipe.rule_for(outline.name, outline.dtype, outline.shape)
             try:
-                prepared = None if rule is None else rule.apply(sample.rows)
+                prepared = None if rule is None else rule.apply(sample.rows, self.effort.name)
                 how = {} if prepared is None else {"layout": prepared.layout, "coding": prepared.coding}
                 tensor = sample.rows if prepared is None else prepared.tensor
                 stored, narrow = _stored(sample, tensor, how, self.effort)
@@ -233,7 +233,7 @@ def _hints(lossless: _Total) -> Iterator[str]:
 
 
 def _plans(recipes: Sequence[RecipeLike] | None, efforts: Sequence[EffortName] | None) -> list[_Total]:
-    chosen = [load_recipe(recipe) for recipe in (BUILTIN_RECIPES if recipes is None else recipes)]
+    chosen = [recipe_of_rules(recipe) for recipe in (BUILTIN_RECIPES if recipes is None else recipes)]
     given = None if efforts is None else [effort_of(name) for name in efforts]
     plans: list[_Total] = []
     for recipe in chosen:
@@ -261,7 +261,7 @@ def estimate(
     """
     start = time.perf_counter()
     plans = _plans(recipes, efforts)
-    lossless = _Total(load_recipe("lossless"), EFFORTS["balanced"])
+    lossless = _Total(recipe_of_rules("lossless"), EFFORTS["balanced"])
     opened: TensorSource = open_source(source)
     try:
         outlines = list(opened.outlines())

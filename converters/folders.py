@@ -33,7 +33,7 @@ from dcz.converters.decoding import DecodeSink, canonical_header, folder_in_plac
 from dcz.converters.huggingface import FolderFiles, pick_weights
 from dcz.converters.model_card import CardFacts, Loading, is_generated, merged_card
 from dcz.converters.recipe_notes import RecipeTally
-from dcz.converters.recipes import load_recipe
+from dcz.converters.recipes import recipe_of_rules
 from dcz.converters.safetensors import INDEX_SUFFIX, SafetensorsSource, read_weight_map
 from dcz.converters.safetensors_header import load_json
 from dcz.converters.shards import MAX_SHARD_BYTES, Shards, ShardSink, is_shard_index
@@ -224,7 +224,7 @@ def save_folder(
     and UsageError if the folder is not empty.
     """
     start = time.perf_counter()
-    plan, most = load_recipe(recipe), shard_bytes(max_shard_size)
+    plan, most = recipe_of_rules(recipe), shard_bytes(max_shard_size)
     effort_of(effort)
     target = Path(destination)
     check_free(target)

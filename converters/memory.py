@@ -60,7 +60,7 @@ def _element_type(name: Any, value: Any) -> DType:
 
 class MemorySource:
     """The tensors of a mapping, in its order: arrays, torch tensors, and codes as quantizers make them (dcz.format.tensors). What
-    shares its memory entirely is yielded once, the rest are aliases.
+    shares its memory entirely, or is the same object, is yielded once, the rest are aliases.
 
     Everything is checked at once, so that nothing is written for a model of which a later tensor would fail.
     """
@@ -85,7 +85,7 @@ class MemorySource:
         first: dict[Any, str] = {}
         for name, value in tensors.items():
             dtype = _element_type(name, value)
-            key = None if isinstance(value, CodedTensor) else view_key(value)
+            key = id(value) if isinstance(value, CodedTensor) else view_key(value)
             target = first.setdefault(key, name) if key is not None else name
             if target == name:
                 self._tensors[name] = (value, dtype)

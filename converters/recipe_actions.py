@@ -11,7 +11,7 @@ of a file.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -34,7 +34,11 @@ from dcz.compression.vector_codebooks import quantize_vectors
 from dcz.format.encoder import LayoutChoice
 from dcz.format.layout import MAX_DIMENSION, MAX_GROUP
 from dcz.format.manifest import Granularity, PerTensor, RelativeIndex
-from dcz.format.tensors import TensorData
+from dcz.format.tensors import CodebookTensor, TensorData, UniformTensor
+
+if TYPE_CHECKING:
+    from dcz.format.coding import CodingChoice
+    from dcz.format.effort import EffortName
 
 __all__ = [
     "Affine",
@@ -60,6 +64,7 @@ __all__ = [
 
 ScaleBits: TypeAlias = Annotated[int, Field(ge=2, le=8)]
 ScaleGroup: TypeAlias = Annotated[int, Field(ge=1, le=MAX_GROUP)]
+_TERNARY_BITS: Final = 1.6  # log2(3) is 1.585
 
 
 class RecipeModel(BaseModel):
@@ -271,7 +276,9 @@ class Ternary(RecipeModel):
     scales: Literal[1, 2] = 1
     scale_dtype: Literal["f32", "f16", "bf16"] = "f32"
 
-    def quantize(self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool) -> TensorData:
+    def quantize(
+        self, weights: np.ndarray, mask: np.ndarray | None, *, dense: bool
+    ) -> UniformTensor | CodebookTensor:
         tensor = quantize_ternary(
             weights,
             granularity=self.granularity,
@@ -282,6 +289,14 @@ class Ternary(RecipeModel):
         )
         # What is not kept has the code of zero.
         return replace(tensor, mask=None) if dense else tensor
+
+    def coding(self, tensor: UniformTensor | CodebookTensor, effort: EffortName) -> CodingChoice:
+        """``range`` where a prefix code, of one bit for the most frequent code and two for the others, would take more than 1.6
+        bits a weight, unless decoding has to be fast."""
+        if effort == "fast" or tensor.mask is not None:
+            return "auto"
+        most = int(np.bincount(tensor.codes.reshape(-1)).max())
+        return "range" if 2 - most / tensor.codes.size > _TERNARY_BITS else "auto"
 
 
 def _zeros_among_weights(weights: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, None]:

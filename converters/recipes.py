@@ -30,13 +30,14 @@ from dcz.converters.recipe_actions import (
     Layout,
     MagnitudePruning,
     RecipeModel,
+    Ternary,
     Values,
     VectorCodebook,
     layout_choice,
 )
 from dcz.converters.recipe_errors import explain
 from dcz.converters.recipe_stages import Names, Stage
-from dcz.errors import EncodingError, RecipeError
+from dcz.errors import EncodingError, RecipeError, UsageError
 from dcz.format.coding import CodingChoice
 from dcz.format.decoded import decoded
 from dcz.format.dtypes import DTYPES, DType
@@ -46,7 +47,18 @@ from dcz.format.tensors import TensorData
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["BUILTIN_RECIPES", "TRAINING_RECIPES", "Prepared", "Recipe", "Rule", "is_builtin", "load_recipe"]
+    from dcz.format.effort import EffortName
+
+__all__ = [
+    "BUILTIN_RECIPES",
+    "TRAINING_RECIPES",
+    "Prepared",
+    "Recipe",
+    "Rule",
+    "is_builtin",
+    "load_recipe",
+    "recipe_of_rules",
+]
 
 BUILTIN_RECIPES: Final = ("lossless", "int8", "int4", "codebook", "deep-compression")
 TRAINING_RECIPES: Final = ("deep-compression", "rate-aware", "qat-int4", "qat-ternary", "qat-binary")
@@ -158,8 +170,9 @@ class Rule(RecipeModel):
             return given or 0
         return _MIN_ELEMENTS if what == "elements" else _MIN_RANK
 
-    def apply(self, tensor: TensorData) -> Prepared:
+    def apply(self, tensor: TensorData, effort: EffortName = "balanced") -> Prepared:
         """Prune and quantize. Codes stay as they are if the rule does not change weights; otherwise they are decoded first.
+        ``effort``: with which the result will be written.
 
         Raises EncodingError if the tensor does not allow it.
         """
@@ -172,6 +185,10 @@ class Rule(RecipeModel):
             mask: np.ndarray | None = self.pruning.mask(weights)
         else:
             mask = self._zeros_left_out(weights)
+        if isinstance(self.values, Ternary):
+            ternary = self.values.quantize(weights, mask, dense=dense)
+            coding = self.values.coding(ternary, effort) if self.coding == "auto" else self.coding
+            return Prepared(ternary, layout, coding)
         return Prepared(self.values.quantize(weights, mask, dense=dense), layout, self.coding)
 
     def _zeros_left_out(self, weights: np.ndarray) -> np.ndarray | None:
@@ -201,17 +218,17 @@ class Recipe(RecipeModel):
         """The first rule that matches, or None."""
         return next((rule for rule in self.rules if rule.matches(name, dtype, shape)), None)
 
-    def apply(self, name: str, tensor: TensorData) -> Prepared:
+    def apply(self, name: str, tensor: TensorData, effort: EffortName = "balanced") -> Prepared:
         """What is to be stored in place of a tensor.
 
-        ``tensor``: an array of any type and shape that the format has (dcz.format.dtypes), or codes. Raises EncodingError if the rule
-        cannot be applied to it, for example because a weight is not finite.
+        ``tensor``: an array of any type and shape that the format has (dcz.format.dtypes), or codes. ``effort``: with which it
+        will be written. Raises EncodingError if the rule cannot be applied to it, for example because a weight is not finite.
         """
         rule = self.rule_for(name, element_type(tensor), tensor.shape)
         if rule is None:
             return Prepared(tensor, "auto", "auto")
         try:
-            return rule.apply(tensor)
+            return rule.apply(tensor, effort)
         except EncodingError as exc:
             raise EncodingError(exc.message, hint=exc.hint or self._way_out(name)) from exc
 
@@ -248,8 +265,8 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
     """
     if isinstance(spec, Recipe):
         return spec
-    builtin = dict.fromkeys(BUILTIN_RECIPES + TRAINING_RECIPES)
-    allowed = f"built in: {', '.join(builtin)}; otherwise the path of a TOML file"
+    training = [name for name in TRAINING_RECIPES if name not in BUILTIN_RECIPES]
+    allowed = f"built in: {', '.join(BUILTIN_RECIPES)}; for dcz.compress: {', '.join(training)}; otherwise the path of a TOML file"
     given: Any = spec
     if not isinstance(given, str | os.PathLike):
         raise RecipeError(
@@ -267,6 +284,17 @@ def load_recipe(spec: str | os.PathLike[str] | Recipe = "lossless") -> Recipe:
     except (OSError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{path}: the recipe cannot be read: {exc}") from exc
     return _parse(text, file=str(path))
+
+
+def recipe_of_rules(spec: str | os.PathLike[str] | Recipe) -> Recipe:
+    """The same, for what does not train. Raises RecipeError; UsageError if all that the recipe says needs training."""
+    recipe = load_recipe(spec)
+    if recipe.stages and not recipe.rules:
+        raise UsageError(
+            f"the recipe {recipe.name!r} has stages only, which need training: nothing of it can be done to a model as it is",
+            hint="dcz.compress trains; recipes with rules do without",
+        )
+    return recipe
 
 
 def _read(path: Path) -> bytes:

@@ -36,7 +36,7 @@ from dcz.compression.integer.description import (
 from dcz.compression.integer.network import INPUT_BOUNDS, SCALES, ZERO_POINTS, IntegerNetwork
 from dcz.compression.integer.requantization import fixed_point, shared_fixed_point
 from dcz.compression.networks.folding import fold_batch_norms
-from dcz.compression.networks.graph import ChannelClamp, Layer, Network, Operation
+from dcz.compression.networks.graph import ChannelClamp, Layer, Network, Operation, kept_batches
 from dcz.compression.observers import MinMaxObserver, Observer, Parameters
 from dcz.compression.quantizers import quantize_affine
 from dcz.compression.scales import check_bits, least_code
@@ -81,11 +81,9 @@ def integer_network(
     check_bits(bits, "symmetric")
     check_bits(activation_bits, "symmetric")
     network = fold_batch_norms(module)
-    kept: list[Any] = list(batches)  # of whatever a loader gives
-    if not kept:
-        raise UsageError("there are no calibration batches", hint="give at least one batch of inputs")
-    if not all(torch.is_tensor(batch) and batch.is_floating_point() for batch in kept):
-        raise UsageError("calibration batches are tensors of inputs", hint="[inputs for inputs, _ in loader]")
+    kept = kept_batches(batches)
+    if not all(batch.is_floating_point() for batch in kept):
+        raise UsageError("calibration batches are floating-point tensors")
     if len({tuple(batch.shape[1:]) for batch in kept}) > 1:
         raise UsageError("the calibration batches have different shapes")
     plan = _plan(network)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dcz.compression.networks.graph import ChannelClamp, Network, Operation
+from dcz.compression.networks.graph import ChannelClamp, Network, Operation, kept_batches
 from dcz.compression.networks.layers import by_output, channels, ensure_bias, mean_outputs
 from dcz.errors import UsageError
 
@@ -40,7 +40,7 @@ def correct_biases(
 
     Raises UsageError if there are no batches, or if the layers are not the same.
     """
-    kept = list(batches)
+    kept = kept_batches(batches)
     names = _same_layers(quantized, original)
     wanted = mean_of_outputs(original, names, kept)
     added = {}

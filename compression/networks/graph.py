@@ -8,7 +8,7 @@ other modules are looked into. What has no kind here is `other`, and nothing is 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -17,10 +17,21 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from dcz.compression.torch_tensors import is_module
+from dcz.compression.torch_tensors import is_module, is_tensor
 from dcz.errors import UsageError
 
-__all__ = ["LAYERS", "ChannelClamp", "Kind", "Layer", "Moments", "Network", "Operation", "trace"]
+__all__ = [
+    "LAYERS",
+    "ChannelClamp",
+    "Kind",
+    "Layer",
+    "Moments",
+    "Network",
+    "Operation",
+    "check_network",
+    "kept_batches",
+    "trace",
+]
 
 Kind: TypeAlias = Literal[
     "input",
@@ -248,6 +259,33 @@ def trace(module: nn.Module) -> Network:
         raise UsageError(f"a single {type(module).__name__} is no network", hint="put it into nn.Sequential")
     module.eval()
     return Network(module, _operations(module))
+
+
+def check_network(network: object) -> None:
+    """Raises UsageError if this is a module that was not followed yet, or something else."""
+    if not isinstance(network, Network):
+        raise UsageError(
+            f"a {type(network).__name__} is not a network that was followed",
+            hint="fold_batch_norms(module), or trace(module) without folding",
+        )
+
+
+def kept_batches(batches: Iterable[object]) -> list[torch.Tensor]:
+    """Calibration batches of a network, which has one input, to go through more than once.
+
+    Raises UsageError if there are none, or if they are something else, such as the pairs of a loader with labels.
+    """
+    kept: list[torch.Tensor] = []
+    for batch in batches:
+        if not is_tensor(batch):
+            raise UsageError(
+                f"calibration batches are tensors of inputs, not {type(batch).__name__}s",
+                hint="[inputs for inputs, _ in loader]",
+            )
+        kept.append(batch)
+    if not kept:
+        raise UsageError("there are no calibration batches", hint="give at least one batch of inputs")
+    return kept
 
 
 class _Tracer(fx.Tracer):

@@ -8,9 +8,7 @@
 
     network = fold_batch_norms(module)
     tensors = quantize_network(network, batches, bits=4)     # network.module has the decoded weights
-    with Writer("model.dcz") as writer:
-        for name, tensor in tensors.items():
-            writer.add_tensor(name, tensor)
+    dcz.convert(tensors, "model.dcz")
 
 AdaRound, which trains for each layer, has a driver of its own (dcz.compression.training.learned_rounding); it takes
 ``network.module`` after step 1.
@@ -21,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -30,14 +28,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dcz.compression.arguments import is_whole
 from dcz.compression.calibration import Calibration
 from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.gptq import AffineRounder, LevelRounder, Order, Rounder, round_second_order
 from dcz.compression.networks.bias_correction import correct_biases
 from dcz.compression.networks.equalization import equalize as equalize_ranges
-from dcz.compression.networks.graph import Layer, Network, Operation, trace
+from dcz.compression.networks.graph import Layer, Network, Operation, check_network, kept_batches, trace
 from dcz.compression.quantizers import ScaleDType, Scheme, quantize_affine
-from dcz.compression.torch_tensors import check_tensor, to_numpy
+from dcz.compression.torch_tensors import check_tensor, to_numpy, view_key
 from dcz.errors import EncodingError, UsageError
 from dcz.format.decoded import decoded
 from dcz.format.manifest import PerChannel, PerTensor
@@ -81,19 +80,18 @@ def quantize_network(
     is the default. ``damping``, ``order``: as for quantize_gptq. ``equalize``, ``correct``: whether to do steps 1 (of
     folding, that is up to the caller) and 3.
 
-    Returns all entries of the module's ``state_dict``: quantized weights, and all others as they are. Transposed
-    convolutions are rounded to nearest. Raises UsageError if there are no batches or a weight is shared, EncodingError if
+    Returns all entries of the module's ``state_dict``: quantized weights, and all others as they are. Those that are one tensor
+    in the module, as of a layer under two names, are one object. Transposed convolutions are rounded to nearest. Raises UsageError if there are no batches or a weight is shared, EncodingError if
     the arguments do not fit together.
     """
-    kept = list(batches)
-    if not kept:
-        raise UsageError("there are no calibration batches", hint="give at least one batch of inputs")
+    check_network(network)
+    kept = kept_batches(batches)
     if levels not in get_args(Levels) or rounding not in get_args(Rounding):
         raise EncodingError(f"no levels {levels!r} with rounding {rounding!r}")
     if granularity not in (None, PerTensor(), PerChannel(axis=0)):
         raise EncodingError("scales of a network's weights are those of the tensor or of channels on axis 0")
-    if not 1 <= bits <= 8:
-        raise EncodingError(f"codes of {bits} bits: 1 to 8 are possible")
+    if not is_whole(bits, 1, 8):
+        raise EncodingError(f"codes of {bits!r} bits: 1 to 8 are possible")
     owners = Counter(id(operation.layer.weight) for operation in network.layers())
     for operation in network.layers():
         if owners[id(operation.layer.weight)] > 1:
@@ -141,10 +139,16 @@ def quantize_network(
     state = {
         name: value for name, value in network.module.state_dict().items() if isinstance(value, torch.Tensor)
     }
-    return {
-        name: found[name] if name in found else to_numpy(value, check_tensor(name, value)).copy()
-        for name, value in state.items()
+    keys: dict[str, Hashable] = {
+        name: name if (key := view_key(value)) is None else key for name, value in state.items()
     }
+    made = {keys[name]: tensor for name, tensor in found.items()}
+    for name, value in state.items():
+        key = keys[name]
+        if key not in made:
+            made[key] = to_numpy(value, check_tensor(name, value)).copy()
+        found[name] = made[key]
+    return {name: found[name] for name in state}
 
 
 def hessians_of(network: Network, operation: Operation, batches: Iterable[torch.Tensor]) -> Doubles:

@@ -25,7 +25,8 @@ from dcz.compression.training.activations import (
     put_on,
     remove_activation_quantizers,
 )
-from dcz.errors import UsageError
+from dcz.errors import EncodingError, UsageError
+from dcz.format.layout import MAX_RANK
 
 __all__ = ["ACTIVATIONS", "describe_activations", "restore_activations"]
 
@@ -70,7 +71,7 @@ def restore_activations(module: nn.Module, described: str) -> list[str]:
         quantizers = [(entry, entry.quantizer()) for entry in entries]
         if len({(entry.layer, entry.side) for entry in entries}) < len(entries):
             raise ValueError("a layer has two quantizers on one side")
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, OverflowError, RecursionError, EncodingError) as exc:
         raise UsageError(f"not a description of quantizers of activations: {exc}") from exc
     remove_activation_quantizers(module)
     try:
@@ -91,15 +92,25 @@ class _Described(BaseModel):
     side: Side
     bits: int = Field(ge=1, le=8)
     scheme: Scheme
-    axis: int | None
+    axis: Annotated[int, Field(ge=-MAX_RANK, lt=MAX_RANK)] | None
     scales: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(None, min_length=1)
     zero_points: list[Annotated[int, Field(ge=0, le=255)]] | None = None
 
     def quantizer(self) -> ActivationQuantizer:
         if self.scales is None:
             return DynamicQuantizer(self.bits, self.scheme, axis=self.axis)
-        scales = np.array(self.scales, np.float32)
+        with np.errstate(over="ignore"):
+            scales = np.array(self.scales, np.float32)
         zero_points = np.array(self.zero_points or [], np.uint8)
         if zero_points.shape != scales.shape:
             raise ValueError("as many zero points as scales are needed")
+        if not np.isfinite(scales).all():
+            raise ValueError("a scale is too large for binary32")
+        if self.axis is None and scales.size > 1:
+            raise ValueError(f"there are {scales.size} scales, and no axis")
+        least = most = 1 << (self.bits - 1)
+        if self.scheme == "asymmetric":
+            least, most = 0, (1 << self.bits) - 1
+        if int(zero_points.min()) < least or int(zero_points.max()) > most:
+            raise ValueError(f"a zero point is none of {self.scheme} codes of {self.bits} bits")
         return StaticQuantizer.of(Parameters(self.bits, self.scheme, scales, zero_points, self.axis))

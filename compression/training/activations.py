@@ -19,6 +19,7 @@ work. What is learned: dcz.compression.training.learned_step and clipping.
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal, Self, TypeAlias, get_args
@@ -27,14 +28,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcz.compression.observers import MinMaxObserver, Observer, Parameters
-from dcz.compression.scales import Scheme, affine_parameters, check_bits
+from dcz.compression.groups import not_finite
+from dcz.compression.observers import MinMaxObserver, Observer, Parameters, parameters_of_ranges
+from dcz.compression.scales import Scheme, check_bits
 from dcz.compression.torch_tensors import check_tensor, to_numpy, unwrapped
 from dcz.compression.training.fake_quantization import fake_quantized
 from dcz.compression.training.torch_groups import rows_of, spread
 from dcz.compression.training.weights import find_weights
 from dcz.errors import EncodingError, UsageError
 from dcz.format.manifest import Granularity, PerChannel, PerTensor
+from dcz.format.tensors import group_count
 
 __all__ = [
     "ActivationQuantizer",
@@ -69,6 +72,7 @@ class ActivationQuantizer(nn.Module, abc.ABC):
         self.bits: int = bits
         self.scheme: Scheme = scheme
         self.observing = False
+        self.place = "an activation"  # where it is, for messages
 
     @abc.abstractmethod
     def forward(self, values: torch.Tensor) -> torch.Tensor: ...
@@ -108,12 +112,8 @@ class DynamicQuantizer(ActivationQuantizer):
             rows = rows_of(values, granularity)
             low, high = torch.stack(rows.aminmax(dim=1)).to("cpu", torch.float64).numpy()
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                raise EncodingError("an activation is not finite")
-            scales, zero_points = affine_parameters(
-                low, high, bits=self.bits, scheme=self.scheme, scale_dtype=np.dtype(np.float32)
-            )
-            if zero_points is None:
-                zero_points = np.full(scales.shape, 1 << (self.bits - 1), np.uint8)
+                raise not_finite(to_numpy(values, check_tensor("activation", values)), what="activations")
+            scales, zero_points = parameters_of_ranges(low, high, bits=self.bits, scheme=self.scheme)
             parameters = [
                 spread(
                     torch.from_numpy(part.astype(np.float32)).to(values.device),
@@ -194,6 +194,11 @@ class StaticQuantizer(ActivationQuantizer):
                 "the range of an activation is not known", hint="calibrate(module, batches) observes it"
             )
         granularity, shape = _along(self.axis, values.ndim), tuple(values.shape)
+        groups = group_count(granularity, shape)
+        if groups != self.scales.numel():
+            raise EncodingError(
+                f"{self.scales.numel()} scales for {groups} positions on the axis {self.axis}"
+            )
         return fake_quantized(
             values,
             spread(self.scales, shape, granularity),
@@ -275,7 +280,7 @@ def add_activation_quantizers(
                 hint="remove_activation_quantizers(module) first",
             )
     for name, layer in chosen:
-        _put(layer, side, make(name, layer))
+        _put(name, layer, side, make(name, layer))
     return [name for name, _ in chosen]
 
 
@@ -285,10 +290,11 @@ def put_on(module: nn.Module, layer: str, side: Side, quantizer: ActivationQuant
     layers = dict(inner.named_modules())
     if layer not in layers or isinstance(layers[layer], _CONTAINERS):
         raise UsageError(f"the {type(inner).__name__} has no layer {layer!r} whose {side} could be quantized")
-    _put(layers[layer], side, quantizer)
+    _put(layer, layers[layer], side, quantizer)
 
 
-def _put(layer: nn.Module, side: Side, quantizer: ActivationQuantizer) -> None:
+def _put(name: str, layer: nn.Module, side: Side, quantizer: ActivationQuantizer) -> None:
+    quantizer.place = f"the {side} of {name or 'the module'}"
     device = next((part.device for part in layer.parameters()), torch.device("cpu"))
     layer.add_module(_NAMES[side], quantizer.to(device))
     if side == "inputs":
@@ -337,8 +343,12 @@ def _quantize_outputs(module: nn.Module, _: object, output: Any) -> Any:
 
 
 def _through(quantizer: nn.Module, value: Any) -> Any:
-    floating = isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 0
-    return quantizer(value) if floating else value
+    if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 0):
+        return value
+    try:
+        return quantizer(value)
+    except EncodingError as exc:
+        raise EncodingError(f"{getattr(quantizer, 'place', '')}: {exc.message}", hint=exc.hint) from exc
 
 
 def activation_quantizers(module: nn.Module) -> Iterator[tuple[str, nn.Module, Side, ActivationQuantizer]]:
@@ -386,10 +396,19 @@ def calibrate(
 
 
 def run_batch(module: nn.Module, batch: Any) -> object:
-    """Call a module with a batch of inputs: a tensor, or a tuple or mapping of arguments."""
-    if isinstance(batch, Mapping):
-        return module(**batch)
-    return module(*batch) if isinstance(batch, tuple | list) else module(batch)
+    """Call a module with a batch of inputs: a tensor, or a tuple or mapping of arguments. Raises UsageError if the module does not
+    take as many, as from a loader that gives labels, too."""
+    arguments = batch if isinstance(batch, tuple | list) else () if isinstance(batch, Mapping) else (batch,)
+    named = batch if isinstance(batch, Mapping) else {}
+    inner, _ = unwrapped(module)
+    try:
+        inspect.signature(inner.forward).bind(*arguments, **named)
+    except TypeError as exc:
+        raise UsageError(
+            f"a batch is no set of arguments of the {type(inner).__name__}: {exc}",
+            hint="give inputs only, [inputs for inputs, _ in loader], or run=lambda module, batch: module(...)",
+        ) from exc
+    return module(*arguments, **named)
 
 
 def activation_parameters(module: nn.Module, side: Side = "inputs") -> dict[str, Parameters]:

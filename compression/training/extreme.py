@@ -13,7 +13,8 @@ and gradients, g being that of the weight that is used:
     ttq       of w: p g, n g or g, by where w is; of p and n: the sum of g where w > D, of -g where w < -D
 
 Zero counts as negative, as in dcz.compression.extreme. Binary weights are stored as two values, ternary ones as codes of
-which the fourth never occurs: with an entropy coder about 1 bit and under 1.6 bits for each weight.
+which the fourth never occurs: 1 bit, and under 1.6 bits for each weight with the range coder, which the effort ``small`` tries;
+a prefix code takes up to 1.67 where the three are about as frequent. Scales come on top.
 """
 
 from __future__ import annotations

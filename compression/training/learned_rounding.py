@@ -36,7 +36,7 @@ from dcz.compression.training.masks import array_of, naming
 from dcz.compression.training.quantized_weights import Bits, bits_of, oriented
 from dcz.compression.training.torch_groups import spread
 from dcz.compression.training.weights import Weight, find_weights
-from dcz.errors import UsageError
+from dcz.errors import EncodingError, UsageError
 from dcz.format.manifest import Granularity, PerTensor
 from dcz.format.tensors import UniformTensor
 
@@ -92,8 +92,9 @@ def learn_rounding(
     dcz.compression.training.fake_quantization.fake_quantize. ``weights``: which; None for all. ``steps``, of ``batch_size``
     inputs each, and ``lr``: of Adam. The result depends on ``seed`` alone.
 
-    Raises UsageError if a weight is under a parametrization, belongs to several layers, or its layer is not called;
-    EncodingError, which names the weight, if it is not finite or the arguments do not fit it.
+    Raises UsageError if there are no batches, or if a weight is under a parametrization, belongs to several layers, or its layer
+    is not called; EncodingError, which names the weight, if it or the activations of its layer are not finite or the arguments
+    do not fit it.
     """
     chosen = (
         [weight for weight in find_weights(module) if weight.kind in _KINDS] if weights is None else weights
@@ -105,6 +106,8 @@ def learn_rounding(
                 hint="remove its parametrization; a linear or convolutional layer of its own is needed",
             )
     inputs = list(batches)
+    if not inputs:
+        raise UsageError("there are no batches", hint="give at least one batch of inputs")
     dense = copy.deepcopy(module)
     its = dict(zip([id(part) for part in module.modules()], dense.modules(), strict=True))
     order = _call_order(module, chosen, inputs, run or run_batch)
@@ -133,6 +136,10 @@ def learn_rounding(
         soft = _Soft(weight.parameter.detach(), nearest, scheme)
         best = soft.value(soft.nearest())
         floor = error = calls.error(best)
+        if not math.isfinite(floor):
+            raise EncodingError(
+                f"what goes into the layer of {weight.name}, or comes out of it, is not finite"
+            )
         if floor > 0:
             value = soft.value(_learned(soft, calls, floor, steps, batch_size, lr, strength, generator))
             learned = calls.error(value)

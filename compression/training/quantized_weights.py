@@ -128,7 +128,7 @@ def granularity_of(described: Mapping[str, Any]) -> Granularity:
 
 def bits_of(bits: Bits, weight: Weight) -> int | None:
     """For this weight; None if it is to be left as it is."""
-    return bits if isinstance(bits, int) else bits.get(weight.name)
+    return bits.get(weight.name) if isinstance(bits, Mapping) else bits
 
 
 def oriented(granularity: Granularity, weight: Weight) -> Granularity:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from dcz.compression.arguments import is_whole
 from dcz.compression.clustering import MAX_CENTROIDS, Init, Method, assign, kmeans
 from dcz.compression.training.masks import PruningMask, array_of, naming
 from dcz.compression.training.weights import Weight, WeightParametrization
@@ -99,12 +100,12 @@ def share(
     """
     shared: dict[str, int] = {}
     for weight in weights:
-        wanted = bits if isinstance(bits, int) else bits.get(weight.name)
+        wanted = bits.get(weight.name) if isinstance(bits, Mapping) else bits
         if wanted is None:
             continue
         with naming(weight):
-            if not 1 <= wanted <= _MAX_BITS:
-                raise EncodingError(f"{wanted} bits for shared weights: 1 to {_MAX_BITS} are possible")
+            if not is_whole(wanted, 1, _MAX_BITS):
+                raise EncodingError(f"{wanted!r} bits for shared weights: 1 to {_MAX_BITS} are possible")
             kept, codes, centroids = _clustered(weight, 1 << wanted, method, init, seed)
         _set(weight, kept, codes, centroids)
         shared[weight.name] = centroids.size

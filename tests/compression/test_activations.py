@@ -229,14 +229,21 @@ def test_wrong_use() -> None:
         module(images(0))
     with pytest.raises(UsageError, match="no batch"):
         calibrate(module, [])
-    with pytest.raises(EncodingError, match="not finite"):
+    with pytest.raises(EncodingError, match=r"the inputs of 0: \d+ of \d+ activations are not finite"):
         calibrate(module, [images(0) * float("nan")])
+    with pytest.raises(UsageError, match="no set of arguments of the Sequential: too many") as caught:
+        calibrate(module, [(images(0), torch.zeros(4))])
+    assert "for inputs, _ in loader" in str(caught.value.hint)
     with pytest.raises(UsageError, match="range of an activation is not known"):
         module(images(0))
     remove_activation_quantizers(module)
     quantize_activations(module, 8, mode="dynamic", axis=7)
-    with pytest.raises(EncodingError, match="axis 7"):
+    with pytest.raises(EncodingError, match="the inputs of 0: axis 7"):
         module(images(0))
+    remove_activation_quantizers(module)
+    quantize_activations(module, 8, mode="dynamic", layers=["4"])
+    with pytest.raises(EncodingError, match="the inputs of 4: 1 of 24 activations"):
+        module[4](torch.tensor([[float("inf")] + [0.0] * 23]))
 
 
 def test_layers_that_are_not_called_do_not_matter() -> None:
@@ -284,6 +291,40 @@ def test_they_travel_as_text() -> None:
 def test_text_of_something_else(described: str) -> None:
     with pytest.raises(UsageError):
         restore_activations(network(), described)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 2, "zero_points": [200]}, "zero point"),
+        ({"bits": 4, "scheme": "symmetric", "zero_points": [7]}, "zero point"),
+        ({"scales": [1.0, 1.0], "zero_points": [0, 0]}, "2 scales, and no axis"),
+        ({"scales": [1e300]}, "too large for binary32"),
+        ({"scales": [-1.0]}, "scales"),
+        ({"axis": 1 << 70}, "axis"),
+    ],
+)
+def test_numbers_that_are_none_of_a_quantizer(fields: dict[str, Any], message: str) -> None:
+    entry = {"layer": "0", "side": "inputs", "bits": 8, "scheme": "asymmetric", "axis": None}
+    entry |= {"scales": [1.0], "zero_points": [0], **fields}
+    with pytest.raises(UsageError, match=message):
+        restore_activations(network(), json.dumps([entry]))
+
+
+def test_text_of_many_brackets() -> None:
+    for described in ("[" * 100_000, '{"a":' * 100_000, "[" + "9" * 5000 + "]"):
+        with pytest.raises(UsageError, match="not a description"):
+            restore_activations(network(), described)
+
+
+def test_scales_have_to_be_as_many_as_positions() -> None:
+    module = network()
+    entry = {"layer": "0", "side": "inputs", "bits": 8, "scheme": "asymmetric", "axis": 1}
+    restore_activations(module, json.dumps([{**entry, "scales": [1.0, 2.0], "zero_points": [0, 0]}]))
+    with pytest.raises(
+        EncodingError, match=f"the inputs of 0: 2 scales for {images(0).shape[1]} positions on the axis 1"
+    ):
+        module(images(0))
 
 
 def test_a_quantizer_of_ones_own() -> None:

@@ -145,6 +145,12 @@ def test_wrong_use() -> None:
         learn_rounding(module, [x], 9)
     with pytest.raises(UsageError, match=r"layer of 1\.weight was not called"):
         learn_rounding(module, [x], run=lambda net, batch: net[0](batch))  # type: ignore[index]
+    with pytest.raises(UsageError, match="there are no batches"):
+        learn_rounding(module, [])
+    with pytest.raises(EncodingError, match=r"layer of 0\.weight, or comes out of it, is not finite"):
+        learn_rounding(module, [x * float("nan")], steps=2)
+    with pytest.raises(UsageError, match="no set of arguments"):
+        learn_rounding(module, [(x, torch.zeros(8))])
     prune(find_weights(module), 0.5)
     with pytest.raises(UsageError, match=r"rounding of 0\.weight cannot be learned"):
         learn_rounding(module, [x])

@@ -205,6 +205,34 @@ def test_equal_values_come_back(calibration: Any, value: float) -> None:
     np.testing.assert_allclose(parameters.dequantize(parameters.quantize(values)), values, rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [3.0, -0.75])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_a_range_of_equal_values_reaches_to_zero(torch_observers: Any, value: float, bits: int) -> None:
+    """As torch has it: what was seen is no reason to believe that nothing else will come."""
+    values = np.full((4, 5), value, dtype=np.float32)
+    peer = torch_observers.MinMaxObserver(dtype=torch.quint8, quant_min=0, quant_max=(1 << bits) - 1)
+    peer(torch.from_numpy(values))
+    step, zero_point = peer.calculate_qparams()
+    for found in (
+        *(
+            observed(observer, [values, values]).parameters(bits=bits)
+            for observer in (
+                MinMaxObserver(),
+                MovingAverageObserver(0.5),
+                HistogramObserver("percentile"),
+                HistogramObserver("mse"),
+                HistogramObserver("kl"),
+            )
+        ),
+        dynamic_parameters(values, bits=bits),
+        observed(MinMaxObserver(axis=1), [values]).parameters(bits=bits),
+    ):
+        np.testing.assert_allclose(found.scales, np.full(found.scales.shape, step.numpy()), rtol=1e-6)
+        assert (found.zero_points == zero_point.numpy()).all()
+    symmetric = observed(MinMaxObserver(), [values]).parameters(bits=8, scheme="symmetric")
+    np.testing.assert_allclose(symmetric.scales, abs(value) / 127, rtol=1e-6)
+
+
 def test_what_cannot_be_observed() -> None:
     with pytest.raises(EncodingError, match="not finite"):
         MinMaxObserver().observe(np.array([1, np.nan], dtype=np.float32))

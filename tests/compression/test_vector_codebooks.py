@@ -122,3 +122,14 @@ def test_too_many_codewords_for_a_file() -> None:
     found = quantize_vectors(gaussian((300, 2)), dimension=2, size=257)
     with pytest.raises(EncodingError, match="256"):
         found.tensor()
+
+
+@pytest.mark.parametrize("exponent", [-1000, -600, 600, 1000])
+@pytest.mark.parametrize("product", [False, True])
+def test_powers_of_two_change_nothing(exponent: int, product: bool) -> None:
+    """Neither overflow nor underflow of squares: float64 weights of any size have the codes of those near one."""
+    weights = np.random.default_rng(0).standard_normal((64, 16))
+    near = quantize_vectors(weights, dimension=4, size=16, product=product)
+    far = quantize_vectors(np.ldexp(weights, exponent), dimension=4, size=16, product=product)
+    np.testing.assert_array_equal(far.codes, near.codes)
+    np.testing.assert_array_equal(far.codewords, np.ldexp(near.codewords, exponent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -19,6 +20,8 @@ from dcz.converters.base import AssetData, StreamDigest, transfer
 from dcz.converters.container import DczSource
 from dcz.converters.conversion import convert, open_source
 from dcz.converters.decoding import decode
+from dcz.converters.folders import save_folder
+from dcz.converters.recipes import BUILTIN_RECIPES, TRAINING_RECIPES, Recipe
 from dcz.converters.safetensors_header import build_header
 from dcz.errors import DczError, EncodingError, ManifestError, RecipeError, SourceError, UsageError
 from dcz.format import DTYPES, Reader, TensorData, Writer
@@ -385,3 +388,19 @@ def test_a_folder_with_a_long_name_in_another_script(tmp_path: Path) -> None:
     _write(tmp_path / "m.dcz", {"a": np.ones(2, np.float32)})
     decode(tmp_path / "m.dcz", tmp_path / ("名" * 84))
     assert (tmp_path / ("名" * 84) / "model.safetensors").is_file()
+
+
+def test_a_recipe_of_stages_only_is_for_training(tmp_path: Path) -> None:
+    weights = {"w": np.ones((20, 20), np.float32)}
+    only = Recipe.model_validate({"name": "mine", "stages": [{"kind": "round", "dtype": "bf16"}]})
+    for recipe in (only, *(name for name in TRAINING_RECIPES if name not in BUILTIN_RECIPES)):
+        for attempt in (
+            functools.partial(dcz.convert, weights, tmp_path / "x.dcz", recipe=recipe),
+            functools.partial(save_folder, weights, tmp_path / "folder", recipe=recipe),
+            functools.partial(dcz.estimate, weights, recipes=[recipe]),
+        ):
+            with pytest.raises(UsageError, match="stages only, which need training") as caught:
+                attempt()
+            assert "dcz.compress" in str(caught.value.hint)
+    assert not list(tmp_path.iterdir())
+    assert dcz.convert(weights, tmp_path / "x.dcz", recipe="deep-compression").ratio < 1  # by its rules

@@ -157,6 +157,11 @@ def test_another_dcz_file_keeps_the_codes(tmp_path: Path) -> None:
             assert one.manifest.tensors == other.manifest.tensors
 
 
+TRANSFORMS = {
+    "config_groups": {"R1": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "input"}]}}
+}
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -168,15 +173,25 @@ def test_another_dcz_file_keeps_the_codes(tmp_path: Path) -> None:
             {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
             "sparse",
         ),
+        ({"quant_method": "compressed-tensors", "transform_config": TRANSFORMS}, "turn activations"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "is_marlin_format": True}, "no tensor"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32}, "no tensor"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "no tensor"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "no tensor"),
     ],
 )
 def test_what_is_not_read_is_kept_as_it_lies_there(
     case: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    checkpoint = gptq_checkpoint()
-    folder = write_checkpoint(tmp_path / "model", Checkpoint(case, checkpoint.tensors))
+    tensors: dict[str, Any] = gptq_checkpoint().tensors
+    if message == "no tensor":
+        # The names and types of AutoGPTQ's marlin layout.
+        tensors = {"l.B": np.arange(96, dtype=np.int32).reshape(6, 16), "l.s": np.ones((1, 8), np.float16)}
+    folder = write_checkpoint(tmp_path / "model", Checkpoint(case, tensors))
     done = dcz.convert(folder, tmp_path / "x.dcz")
-    assert any(message in note and "as they lie there" in note for note in done.notes)
+    assert len(done.notes) == 1
+    assert message in done.notes[0]
+    assert "as they lie there" in done.notes[0]
     dcz.decode(tmp_path / "x.dcz", tmp_path / "back")
     for path in folder.iterdir():
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()

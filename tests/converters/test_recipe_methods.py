@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dcz
 from dcz.compression.binary_coding import quantize_binary_coding
 from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.extreme import quantize_binary, quantize_ternary
 from dcz.compression.quantizers import double_quantize, quantize_affine
 from dcz.compression.tables import quantize_table
 from dcz.compression.vector_codebooks import quantize_vectors
-from dcz.converters.recipes import load_recipe
+from dcz.converters.recipes import Recipe, load_recipe
 from dcz.errors import EncodingError, RecipeError
 from dcz.format import CodedTensor, PerChannel, PerGroup, Reader, Writer, decoded
 from dcz.format.dtypes import DTYPES
+from dcz.format.effort import EffortName
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Method = Callable[[Array, "Array | None"], CodedTensor]
@@ -190,6 +192,29 @@ def test_the_bits_of_extreme_weights(text: str, most: float, tails: int, tmp_pat
     weights = np.random.default_rng(2).standard_t(tails, (512, 1024)).astype(np.float32)
     _, stored = through_a_file(text, weights, tmp_path)
     assert 8 * stored <= most * weights.size
+
+
+@pytest.mark.parametrize("scales", [1, 2])
+@pytest.mark.parametrize("method", ["twn", "optimal"])
+def test_ternary_weights_of_a_flat_distribution(scales: int, method: str, tmp_path: Path) -> None:
+    """As torch initializes layers: log2(3) bits, where a Huffman code takes a bit for a third of them, two for the others."""
+    weights = np.random.default_rng(3).uniform(-1, 1, (512, 512)).astype(np.float32)
+    values = {"kind": "ternary", "method": method, "scales": scales}
+    recipe = Recipe.model_validate({"name": "mine", "rules": [{"values": values}]})
+    bits = {}
+    efforts: tuple[EffortName, ...] = ("fast", "balanced", "small")
+    for effort in efforts:
+        done = dcz.convert({"w": weights}, tmp_path / "x.dcz", recipe=recipe, effort=effort)
+        with Reader(tmp_path / "x.dcz") as reader:
+            (entry,) = reader.manifest.tensors
+        bits[effort] = 8 * sum(entry.lengths) / weights.size
+        found = dcz.estimate({"w": weights}, recipes=[recipe], efforts=[effort]).estimates[0]
+        assert effort == "fast" or found.file_bytes == pytest.approx(done.file_bytes, rel=0.01)
+    zero = np.count_nonzero(decoded(recipe.apply("w", weights).tensor) == 0) / weights.size
+    p = np.array([zero, (1 - zero) / 2, (1 - zero) / 2])
+    entropy = -(p * np.log2(p)).sum()
+    assert bits["balanced"] == bits["small"]
+    assert entropy * 0.999 < bits["small"] < 1.6 < bits["fast"]
 
 
 @pytest.mark.parametrize(

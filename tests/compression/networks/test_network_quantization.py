@@ -19,7 +19,7 @@ from dcz.compression.networks.graph import Network, trace
 from dcz.compression.networks.quantization import hessians_of, quantize_network
 from dcz.compression.quantizers import quantize_affine
 from dcz.errors import EncodingError, UsageError
-from dcz.format import CodebookTensor, PerChannel, PerGroup, PerTensor, Writer
+from dcz.format import CodebookTensor, PerChannel, PerGroup, PerTensor, Reader, UniformTensor, Writer
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,33 @@ def test_rows_of_a_codebook_are_rounded_as_affine_ones_where_the_levels_are_the_
     assert F.mse_loss(layer.weight, exact) < 1e-10
 
 
+def test_a_layer_under_two_names_is_one_tensor(tmp_path: Path) -> None:
+    shared = seeded(nn.Linear(16, 16))
+    network = trace(nn.Sequential(shared, nn.ReLU(), shared))
+    found = quantize_network(network, [batch((16,), 64)], bits=4)
+    assert isinstance(found["0.weight"], UniformTensor)
+    assert found["2.weight"] is found["0.weight"]
+    assert found["2.bias"] is found["0.bias"]
+    dcz.convert(found, tmp_path / "m.dcz")
+    with Reader(tmp_path / "m.dcz") as reader:
+        assert reader.aliases == {"2.weight": "0.weight", "2.bias": "0.bias"}
+    loaded = dcz.load(tmp_path / "m.dcz")
+    state = network.module.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
 def test_what_does_not_fit() -> None:
     network = fold_batch_norms(seeded(mobile()))
     inputs = [batch((3, 8, 8))]
     with pytest.raises(UsageError, match="no calibration batches"):
         quantize_network(network, [])
+    with pytest.raises(UsageError, match="tensors of inputs, not tuples") as caught:
+        quantize_network(network, [(inputs[0], torch.zeros(1))])  # type: ignore[list-item]
+    assert caught.value.hint == "[inputs for inputs, _ in loader]"
+    with pytest.raises(UsageError, match="Sequential is not a network") as caught:
+        quantize_network(network.module, inputs)  # type: ignore[arg-type]
+    assert "fold_batch_norms" in str(caught.value.hint)
     with pytest.raises(EncodingError, match="levels"):
         quantize_network(network, inputs, levels="ternary")  # type: ignore[arg-type]
     with pytest.raises(EncodingError, match="axis 0"):
