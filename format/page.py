@@ -92,11 +92,13 @@ def html_page(
     file: str | None = None,
     tables: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    damaged: Callable[[FormatError], None] = lambda error: None,
 ) -> str:
     """The page of an opened file. ``file``: what to call it, if not by the reader's name. ``tables``: as in ``account``.
 
     The streams of the MOST_HISTOGRAMS largest layers are decoded, of each at most some 24 segments; the rest follows from
-    the manifest. ``progress`` is called with the layers done and how many there are. Raises FormatError, OSError.
+    the manifest. ``progress`` is called with the layers done and how many there are. ``damaged`` is called with the error of each
+    layer that cannot be decoded, which the page has without its histograms. Raises FormatError of the rest, OSError.
     """
     report = account(reader, tables=tables)
     table = layer_table(reader, report=report)
@@ -109,7 +111,7 @@ def html_page(
         *_file_bytes(table),
         *_layer_bytes(table),
         *_layers(table),
-        *_histograms(reader, table, progress),
+        *_histograms(reader, table, progress, damaged),
         *_facts(report),
         "</main>",
     ]
@@ -305,7 +307,10 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 def _histograms(
-    reader: Reader, table: LayerTable, progress: Callable[[int, int], None] | None
+    reader: Reader,
+    table: LayerTable,
+    progress: Callable[[int, int], None] | None,
+    damaged: Callable[[FormatError], None],
 ) -> Iterator[str]:
     layers = [layer for layer in _by_size(table) if layer.counts.stored][:MOST_HISTOGRAMS]
     if not layers:
@@ -318,17 +323,20 @@ def _histograms(
     )
     for number, layer in enumerate(layers):
         yield f"<details{' open' if number < 2 else ''}><summary>{_text(layer.name)}: {_text(layer.stored_as)}</summary>"
-        yield from _histograms_of(reader, layer)
+        yield from _histograms_of(reader, layer, damaged)
         yield "</details>"
         if progress:
             progress(number + 1, len(layers))
     yield "</section>"
 
 
-def _histograms_of(reader: Reader, layer: Layer) -> Iterator[str]:
+def _histograms_of(
+    reader: Reader, layer: Layer, damaged: Callable[[FormatError], None]
+) -> Iterator[str]:
     try:
         found = tensor_statistics(reader, layer.name, most_segments=_MOST_SEGMENTS)
     except FormatError as exc:
+        damaged(exc)
         yield f"<p>Its streams cannot be decoded: {_text(str(exc))}</p>"
         return
     if found.segments < found.of_segments:
