@@ -35,7 +35,7 @@ from dcz.converters.recipe_actions import (
     layout_choice,
 )
 from dcz.converters.recipe_errors import explain
-from dcz.converters.recipe_stages import Names, Stage
+from dcz.converters.recipe_stages import Names, Stage, check_order
 from dcz.errors import EncodingError, RecipeError
 from dcz.format.coding import CodingChoice
 from dcz.format.decoded import decoded
@@ -196,6 +196,12 @@ class Recipe(RecipeModel):
     description: str = ""
     rules: Annotated[tuple[Rule, ...], Field(strict=False)] = ()
     stages: Annotated[tuple[Stage, ...], Field(strict=False)] = ()
+
+    @field_validator("stages")
+    @classmethod
+    def _in_a_possible_order(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        check_order(stages)
+        return stages
 
     def rule_for(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Rule | None:
         """The first rule that matches, or None."""

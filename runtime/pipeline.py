@@ -35,6 +35,7 @@ from dcz.converters import conversion
 from dcz.converters.recipe_stages import (
     DescriptionLength,
     GlobalThreshold,
+    NMPattern,
     PruneStage,
     QuantizeStage,
     RateStage,
@@ -53,6 +54,7 @@ from dcz.runtime.checkpoints import Checkpoints, Snapshot, held_values
 from dcz.runtime.folders import is_pretrained
 from dcz.runtime.loading import save
 from dcz.runtime.quantizing import bits_of_stage, quantize
+from dcz.runtime.stage_checks import check_stages, idle_stages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +103,8 @@ Progress: TypeAlias = "Callable[[Step], object]"
 class Compressed:
     """What came out. ``path``: of the file; None if none was asked for. ``quality``: of the model before and after, None if
     it was not evaluated. ``steps``: all of them, in order. ``layers``: the table of the file, in the paper's columns; its
-    ``text()`` is for people. ``file_bytes``: of the complete file; ``tensor_bytes``: of the model as it was."""
+    ``text()`` is for people. ``file_bytes``: of the complete file; ``tensor_bytes``: of the model as it was. ``notes``: such as
+    stages that took no weight, for which nothing was trained."""
 
     path: str | None
     digest: str
@@ -159,7 +162,7 @@ def compress(
     ``effort``, ``threads``, ``metadata``: as for dcz.convert. ``progress`` is called after each step.
 
     Raises UsageError if the recipe has no stages, the model cannot be trained through parametrizations, or a checkpoint is
-    of another model or recipe; RecipeError; EncodingError if a weight is not finite; OSError. The model is left as the last
+    of another model or recipe; RecipeError, also before anything is trained if a stage comes too late for a weight; EncodingError if a weight is not finite; OSError. The model is left as the last
     step left it, with its parametrizations removed; what train() and evaluate() raise passes through.
     """
     if not is_module(model) or isinstance(model, torch.jit.ScriptModule):
@@ -187,11 +190,13 @@ def compress(
         raise UsageError(
             f"a tokenizer travels with a model of transformers, not with a {type(inner).__name__}"
         )
-    if not find_weights(model):
+    weights = find_weights(model)
+    if not weights:
         raise UsageError("the model has no weights of two and more dimensions: there is nothing to compress")
     # Before hours of training, not after them.
     conversion.check_options(effort=effort, threads=threads, metadata=metadata)
     _check_writable(path)
+    check_stages(plan.stages, weights, evaluates=evaluate is not None)
     run = _Run(model, plan, train, evaluate, tolerance, progress)
     try:
         run.all_stages(None if checkpoints is None else Checkpoints(checkpoints))
@@ -221,7 +226,7 @@ def compress(
         layers=layers,
         file_bytes=done.file_bytes,
         tensor_bytes=done.tensor_bytes,
-        notes=done.notes,
+        notes=(*run.idle.values(), *done.notes),
     )
 
 
@@ -276,6 +281,8 @@ class _Run:
         self._began = ""
         """Says which model, and with which weights, the first stage began with."""
         self.steps: list[Step] = []
+        self.idle = idle_stages(plan.stages, model, find_weights(model))
+        """Stages that take nothing, by their numbers: nothing is trained for them."""
 
     @property
     def quality(self) -> float | None:
@@ -307,7 +314,7 @@ class _Run:
             self._note(self._taken(0, "dense", 1, 1, {}))
             self._save(0, {})
         for number, stage in enumerate(self._plan.stages, 1):
-            if self._done(number):
+            if number in self.idle or self._done(number):
                 continue
             weights = [
                 weight
@@ -332,6 +339,8 @@ class _Run:
     def _targets(self, stage: PruneStage, weights: list[Weight]) -> dict[str, float]:
         """The density of each weight at the end, where that can be said at the beginning."""
         wanted, pattern = stage.densities, stage.pattern.pattern()
+        if isinstance(stage.pattern, NMPattern):
+            return {weight.name: stage.pattern.density for weight in weights}
         if isinstance(wanted, StdThreshold):
             return std_densities(weights, wanted.factor, pattern)
         if isinstance(wanted, Uniform):
@@ -360,7 +369,7 @@ class _Run:
                     densities = global_densities(
                         weights,
                         density,
-                        floor=min(stage.densities.floor, density),
+                        floor=min(stage.densities.floor, stage.densities.density),
                         scale=stage.densities.scale,
                         pattern=pattern,
                     )
