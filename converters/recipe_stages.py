@@ -92,7 +92,8 @@ class GlobalThreshold(RecipeModel):
     def _fit(self) -> GlobalThreshold:
         if "floor" in self.model_fields_set and self.floor > self.density:
             raise Misplaced(
-                f"{self.floor} of each weight cannot be kept where all have a density of {self.density}", "floor"
+                f"{self.floor} of each weight cannot be kept where all have a density of {self.density}",
+                "floor",
             )
         return self
 

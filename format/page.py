@@ -330,9 +330,7 @@ def _histograms(
     yield "</section>"
 
 
-def _histograms_of(
-    reader: Reader, layer: Layer, damaged: Callable[[FormatError], None]
-) -> Iterator[str]:
+def _histograms_of(reader: Reader, layer: Layer, damaged: Callable[[FormatError], None]) -> Iterator[str]:
     try:
         found = tensor_statistics(reader, layer.name, most_segments=_MOST_SEGMENTS)
     except FormatError as exc:

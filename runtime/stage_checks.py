@@ -24,14 +24,14 @@ from dcz.converters.recipe_stages import (
 from dcz.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from dcz.compression.training.weights import Weight, WeightParametrization
+    from dcz.compression.training.weights import Weight
     from dcz.converters.recipe_stages import Stage
 
 __all__ = ["check_stages", "idle_stages"]
 
 _SHOWN: Final = 5
 # By which stage a weight becomes that.
-_KINDS: Final[Mapping[type[WeightParametrization], str]] = {
+_KINDS: Final[Mapping[type, str]] = {
     PruningMask: "prune",
     SharedWeights: "share",
     QuantizedWeight: "quantize",

@@ -74,7 +74,9 @@ def test_an_order_is_refused_at_its_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     prune = '[[stages]]\nkind = "prune"\ndensities = { kind = "uniform", density = 0.5 }\n'
     path.write_text('[[stages]]\nkind = "share"\n' + prune)
-    with pytest.raises(RecipeError, match=r"mine\.toml:4: stages\[2\]\.kind: what is shared cannot be pruned"):
+    with pytest.raises(
+        RecipeError, match=r"mine\.toml:4: stages\[2\]\.kind: what is shared cannot be pruned"
+    ):
         load_recipe(path)
     path.write_text('[[stages]]\nkind = "share"\nnames = ["a.*"]\n' + prune + 'names = ["b.*"]\n')
     assert len(load_recipe(path).stages) == 2
@@ -95,7 +97,10 @@ def test_an_order_that_only_the_model_shows() -> None:
 @pytest.mark.parametrize(
     ("stage", "why"),
     [
-        ({"names": ["encoder.*", "x"]}, '(share, names = ["encoder.*", "x"]) did nothing: it matches no weight'),
+        (
+            {"names": ["encoder.*", "x"]},
+            '(share, names = ["encoder.*", "x"]) did nothing: it matches no weight',
+        ),
         (
             {"min_elements": 641},
             '(share, names = ["*"]) did nothing: its names fit 2 weights, none of 641 elements or more',
@@ -107,7 +112,9 @@ def test_a_stage_for_nothing_is_noted_and_not_trained(stage: dict[str, Any], why
     done = dcz.compress(
         network(),
         train=never,
-        recipe=recipe(KINDS["prune"], {"kind": "share", **({} if "kind" in stage else {"epochs": 3}), **stage}),
+        recipe=recipe(
+            KINDS["prune"], {"kind": "share", **({} if "kind" in stage else {"epochs": 3}), **stage}
+        ),
     )
     assert done.notes == ("stage 2 " + why,)
     assert [step.kind for step in done.steps] == ["dense", "prune"]
@@ -146,7 +153,10 @@ N_OF_M = {"pattern": {"kind": "n:m", "n": 2, "m": 4}}
     ("fields", "what"),
     [
         ({"densities": None}, r"densities: is missing"),
-        ({"densities": {"kind": "uniform", "density": 0.1}, **N_OF_M}, r"densities: .*2 of 4 weights of every"),
+        (
+            {"densities": {"kind": "uniform", "density": 0.1}, **N_OF_M},
+            r"densities: .*2 of 4 weights of every",
+        ),
         ({"densities": {"kind": "global", "density": 0.5}, **N_OF_M}, r"densities: .*leave them out"),
         ({"densities": {"kind": "std", "factor": 1.0}, **N_OF_M}, r"densities: .*leave them out"),
         ({"pattern": {"kind": "n:m", "n": 4, "m": 2}}, r"pattern\.n: of 2 neighbours 4 cannot stay"),

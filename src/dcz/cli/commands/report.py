@@ -73,4 +73,6 @@ def _check_is_page(output: str) -> None:
     with open(output, "rb") as file:
         start = file.read(256)
     if start and not start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
-        raise UsageError(f"{output} is not an HTML page, and is not replaced by one", hint="give another name")
+        raise UsageError(
+            f"{output} is not an HTML page, and is not replaced by one", hint="give another name"
+        )
