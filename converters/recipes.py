@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from dcz.compression.codebooks import with_zero
 from dcz.compression.pruning import nonzero_mask
 from dcz.converters.base import element_type
 from dcz.converters.recipe_actions import (
@@ -41,7 +42,7 @@ from dcz.format.coding import CodingChoice
 from dcz.format.decoded import decoded
 from dcz.format.dtypes import DTYPES, DType
 from dcz.format.encoder import LayoutChoice
-from dcz.format.tensors import TensorData
+from dcz.format.tensors import AffineTensor, CodebookTensor, ScaledCodebookTensor, TensorData
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -58,6 +59,7 @@ _CHANGEABLE: Final = ("f64", "f32", "f16", "bf16")
 _MIN_RANK: Final = 2
 _MIN_ELEMENTS: Final = 256
 _MAX_BYTES: Final = 1 << 20  # of a recipe
+_MOST_SHARED: Final = 256  # in a codebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,14 +161,15 @@ class Rule(RecipeModel):
         return _MIN_ELEMENTS if what == "elements" else _MIN_RANK
 
     def apply(self, tensor: TensorData) -> Prepared:
-        """Prune and quantize. Codes stay as they are if the rule does not change weights; otherwise they are decoded first.
+        """Prune and quantize. Codes stay as they are if the rule does not change weights (in a dense layout, zero becomes one of
+        them); otherwise they are decoded first.
 
         Raises EncodingError if the tensor does not allow it.
         """
         layout = layout_choice(self.layout)
         dense = isinstance(self.layout, Dense)
         if not self.changes_weights:
-            return Prepared(tensor, layout, self.coding)
+            return Prepared(_without_mask(tensor) if dense else tensor, layout, self.coding)
         weights = decoded(tensor)
         if self.pruning is not None:
             mask: np.ndarray | None = self.pruning.mask(weights)
@@ -235,6 +238,17 @@ class Recipe(RecipeModel):
         described: dict[str, Any] = _plain(self)
         described.pop("description", None)
         return described
+
+
+def _without_mask(tensor: TensorData) -> TensorData:
+    """The same elements, zeros stored as others are: codes where they have room for zero, otherwise as they decode."""
+    if not isinstance(tensor, AffineTensor | CodebookTensor | ScaledCodebookTensor):
+        return tensor
+    if tensor.mask is None or tensor.mask.all():
+        return tensor
+    if isinstance(tensor, CodebookTensor) and tensor.centroids.shape[1] < _MOST_SHARED:
+        return with_zero(tensor)
+    return decoded(tensor)
 
 
 def _plain(value: Any) -> Any:
