@@ -344,7 +344,8 @@ class QuantizeStage(_Stage):
 
 
 class RoundStage(RecipeModel):
-    """Round what is still stored number by number, shared values, biases and norms, to ``dtype``: half of the bytes.
+    """Round what is still stored number by number (shared values, biases, norms, weights that are neither shared nor quantized) to
+    ``dtype``: half of the bytes.
     ``names``: as in the other stages."""
 
     kind: Literal["round"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -48,7 +49,7 @@ from dcz.converters.recipe_stages import (
 from dcz.converters.recipes import load_recipe
 from dcz.errors import EncodingError, UsageError
 from dcz.format import Reader
-from dcz.format.atomic import atomic_file, naming
+from dcz.format.atomic import atomic_file, naming, temporary_prefix
 from dcz.format.layers import layer_table
 from dcz.runtime.checkpoints import Checkpoints, Snapshot, held_values
 from dcz.runtime.folders import is_pretrained
@@ -161,9 +162,12 @@ def compress(
 
     ``effort``, ``threads``, ``metadata``: as for dcz.convert. ``progress`` is called after each step.
 
+    Beside the checkpoints, or else beside the file, stand files that are only measured, each for a moment; nothing of them stays.
+
     Raises UsageError if the recipe has no stages, the model cannot be trained through parametrizations, or a checkpoint is
-    of another model or recipe; RecipeError, also before anything is trained if a stage comes too late for a weight; EncodingError if a weight is not finite; OSError. The model is left as the last
-    step left it, with its parametrizations removed; what train() and evaluate() raise passes through.
+    of another model or recipe, or in use; if train() removes parametrizations; RecipeError, also before anything is trained if a
+    stage comes too late for a weight; EncodingError if a weight is not finite; OSError. The model is left as the last step left
+    it, with its parametrizations removed; what train() and evaluate() raise passes through.
     """
     if not is_module(model) or isinstance(model, torch.jit.ScriptModule):
         raise UsageError(
@@ -197,15 +201,26 @@ def compress(
     conversion.check_options(effort=effort, threads=threads, metadata=metadata)
     _check_writable(path)
     check_stages(plan.stages, weights, evaluates=evaluate is not None)
-    run = _Run(model, plan, train, evaluate, tolerance, progress)
+    kept = None if checkpoints is None else Checkpoints(checkpoints)
+    if kept is not None:
+        folder = kept.path.parent
+    else:
+        folder = Path(tempfile.gettempdir() if path is None else os.path.dirname(os.path.realpath(path)))
+    run = _Run(model, plan, train, evaluate, tolerance, progress, folder)
     try:
-        run.all_stages(None if checkpoints is None else Checkpoints(checkpoints))
+        with contextlib.nullcontext() if kept is None else kept.held():
+            run.all_stages(kept)
         if any(activation_quantizers(model)):
             metadata = {**(metadata or {}), ACTIVATIONS: describe_activations(model)}
     finally:
         remove_parametrizations(model)
         remove_activation_quantizers(model)
-    with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
+    needs_folder = path is None or is_pretrained(inner)
+    with (
+        tempfile.TemporaryDirectory(prefix=".dcz-compress-", dir=folder)
+        if needs_folder
+        else contextlib.nullcontext("") as scratch
+    ):
         done = conversion.convert(
             _saved(inner, tokenizer, Path(scratch) / "model") if is_pretrained(inner) else model,
             Path(scratch) / "model.dcz" if path is None else path,
@@ -267,7 +282,10 @@ class _Run:
         evaluate: Evaluate | None,
         tolerance: float | None,
         progress: Progress | None,
+        folder: Path,
     ) -> None:
+        """``folder``: where files may be written that are measured and removed."""
+        self._folder = folder
         self._model = model
         self._plan = plan
         self._train = train
@@ -516,7 +534,9 @@ class _Run:
         self._resumed = None
         for epoch in range(first, epochs):
             each_epoch()
+            parts = self._parts()
             self._train(self._model)
+            self._check_parts(parts, stage)
             self._check_finite(f"after train() in stage {stage}")
             self._save(stage, {**place, "epoch": epoch + 1, "shared": bits})
         taken = self._taken(stage, kind, step, steps, bits)
@@ -528,6 +548,20 @@ class _Run:
         return taken.kept
 
     # -- around them
+
+    def _parts(self) -> dict[str, str | None]:
+        """What each weight is under, by its first name."""
+        parts = {weight.name: weight.parametrization for weight in find_weights(self._model)}
+        return {name: None if part is None else type(part).__name__ for name, part in parts.items()}
+
+    def _check_parts(self, before: Mapping[str, str | None], stage: int) -> None:
+        after = self._parts()
+        for name, part in before.items():
+            if part is not None and after.get(name) != part:
+                raise UsageError(
+                    f"{name} is no longer under its {part} after train() in stage {stage}: what was compressed would be lost",
+                    hint="train() may not remove parametrizations, or put other modules in place of those of the model",
+                )
 
     def _check_finite(self, when: str) -> None:
         for weight in find_weights(self._model):
@@ -543,10 +577,11 @@ class _Run:
         )
 
     def _file_bytes(self) -> int:
-        with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
-            path = Path(scratch) / "step.dcz"
-            save(held_values(self._model), path)
-            return path.stat().st_size
+        path = self._folder / f"{temporary_prefix('step.dcz')}{secrets.token_hex(6)}.tmp"
+        try:
+            return save(held_values(self._model), path).file_bytes
+        finally:
+            path.unlink(missing_ok=True)
 
     def _measured(self) -> float | None:
         if self._evaluate is None:

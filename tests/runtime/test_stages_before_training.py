@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from torch import nn
 
 import dcz
 from dcz.compression.training.weight_sharing import share
-from dcz.compression.training.weights import find_weights
+from dcz.compression.training.weights import find_weights, remove_parametrizations
 from dcz.converters.recipe_stages import order_fault
 from dcz.converters.recipes import Recipe, load_recipe
 from dcz.errors import RecipeError, UsageError
@@ -182,3 +185,93 @@ def test_the_default_floor_gives_way_to_a_small_density() -> None:
     dcz.compress(model, train=never, recipe=recipe({**KINDS["prune"], "densities": densities}))
     kept = sum(int(torch.count_nonzero(weight.value())) for weight in find_weights(model))
     assert kept == round(0.005 * 1240)
+
+
+def test_train_may_not_remove_masks() -> None:
+    def removing(model: nn.Module) -> None:
+        remove_parametrizations(model)
+
+    stage = {**KINDS["prune"], "epochs": 1}
+    with pytest.raises(
+        UsageError, match=r"0\.weight is no longer under its PruningMask after train\(\) in stage 1"
+    ):
+        dcz.compress(network(), train=removing, recipe=recipe(stage))
+
+    def replacing(model: nn.Module) -> None:
+        assert isinstance(model, nn.Sequential)
+        model[2] = nn.Linear(20, 30)
+
+    with pytest.raises(UsageError, match=r"2\.weight is no longer under its SharedWeights"):
+        dcz.compress(network(), train=replacing, recipe=recipe({**KINDS["share"], "epochs": 1}))
+
+
+def test_one_compression_at_a_time_writes_checkpoints(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    stage = {**KINDS["prune"], "epochs": 1}
+    # A process of its own, as locks of one process may be another matter.
+    code = (
+        "import sys\nfrom dcz.runtime.checkpoints import Checkpoints\n"
+        "with Checkpoints(sys.argv[1]).held():\n    print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UsageError, match="another compression is under way"):
+        dcz.compress(network(), train=never, recipe=recipe(stage), checkpoints=folder)
+    assert not (folder / "checkpoint.dcz").exists()
+    other.kill()
+    other.wait()
+    other.stdin.close()
+    other.stdout.close()
+
+    def twice(model: nn.Module) -> None:
+        with pytest.raises(UsageError, match="another compression is under way"):
+            dcz.compress(network(), train=never, recipe=recipe(stage), checkpoints=folder)
+
+    dcz.compress(network(), train=twice, recipe=recipe(stage), checkpoints=folder)
+    dcz.compress(network(), train=never, recipe=recipe(stage), checkpoints=folder)
+
+
+def test_file_systems_without_locks_do_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    dcz.compress(network(), train=never, recipe=recipe(KINDS["prune"]), checkpoints=tmp_path)
+    assert (tmp_path / "checkpoint.dcz").exists()
+
+
+@pytest.mark.parametrize("with_checkpoints", [False, True])
+def test_nothing_is_written_to_the_temporary_folder(
+    with_checkpoints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be small. Steps are measured where the file, or the checkpoints, will be."""
+    (tmp_path / "out").mkdir()
+    sizes: list[int | None] = []
+
+    def full(*arguments: object, **options: object) -> str:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    def evaluate(model: nn.Module) -> float:
+        monkeypatch.setattr("tempfile.mkdtemp", full)
+        return 1.0
+
+    with pytest.raises(OSError, match="no space"):  # the end of it: a model that is written nowhere
+        dcz.compress(network(), train=never, evaluate=evaluate, recipe=recipe(KINDS["prune"]))
+    options: dict[str, Any] = {"checkpoints": tmp_path / "kept"} if with_checkpoints else {}
+    done = dcz.compress(
+        network(),
+        tmp_path / "out" / "m.dcz",
+        train=never,
+        evaluate=evaluate,
+        recipe=recipe(KINDS["prune"]),
+        **options,
+    )
+    sizes = [step.bytes for step in done.steps]
+    assert all(size is not None and size > 0 for size in sizes)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["m.dcz"]
+    if with_checkpoints:
+        assert {path.name for path in (tmp_path / "kept").iterdir()} == {"checkpoint.dcz", "lock"}
