@@ -349,6 +349,7 @@ def test_densities_are_those_of_sorting_everything(
     for number in (0, 2, 4):
         weight = layer(module, number).weight
         shape = tuple(weight.shape)
+        made: np.ndarray
         if values == "few":
             made = rng.integers(-3, 4, shape).astype(np.float64)
         elif values == "tiny":  # whose squares are equal, and zero
