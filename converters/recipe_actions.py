@@ -51,6 +51,7 @@ __all__ = [
     "Exact",
     "Layout",
     "MagnitudePruning",
+    "Misplaced",
     "RecipeModel",
     "RelativeIndexLayout",
     "TableValues",
@@ -71,6 +72,14 @@ class RecipeModel(BaseModel):
     """Strict, frozen, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Misplaced(ValueError):
+    """What is wrong with a part of what is being validated; ``place``: names of fields and numbers, from 0, that lead to it."""
+
+    def __init__(self, message: str, *place: str | int) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 def kind_alone(value: Any) -> Any:

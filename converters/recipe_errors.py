@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dcz.converters.recipe_actions import MagnitudePruning
+from dcz.converters.recipe_actions import MagnitudePruning, Misplaced
 
 __all__ = ["explain"]
 
@@ -72,7 +72,9 @@ def _fault(fault: Any, text: str, file: str, root: type[BaseModel], rule: type[B
         case "union_tag_invalid":
             what = f"unknown kind {fault['ctx']['tag']!r}; allowed: {_kinds(path, root)}"
         case "value_error":
-            what = str(fault["ctx"]["error"])
+            error = fault["ctx"]["error"]
+            what = str(error)
+            path += error.place if isinstance(error, Misplaced) else ()
         case "too_short" | "string_too_short":
             least = fault["ctx"]["min_length"]
             unit = "item" if fault["type"] == "too_short" else "character"

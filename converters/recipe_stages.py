@@ -12,8 +12,9 @@ dcz.compression.training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -21,7 +22,7 @@ from dcz.compression.calibration import Calibration
 from dcz.compression.clustering import Init, Method
 from dcz.compression.patterns import Block, Channel, NofM, Pattern, Unstructured
 from dcz.compression.scales import Scheme
-from dcz.converters.recipe_actions import RecipeModel, kind_alone
+from dcz.converters.recipe_actions import Misplaced, RecipeModel, kind_alone
 from dcz.format.manifest import Granularity, PerChannel
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "StdThreshold",
     "Uniform",
     "UnstructuredPattern",
+    "check_order",
+    "order_fault",
 ]
 
 Density: TypeAlias = Annotated[float, Field(gt=0, le=1)]
@@ -52,6 +55,20 @@ Names: TypeAlias = Annotated[
 ]
 _Count: TypeAlias = Annotated[int, Field(ge=0, le=10_000)]
 _MIN_ELEMENTS = 256
+_ROUNDED: Final = 0.01  # densities that people write for 1/3
+
+# What a weight cannot be any more once it is something else, as the parametrizations of dcz.compression.training are.
+_PAST: Final[Mapping[str, str]] = {
+    "prune": "pruned",
+    "share": "shared",
+    "quantize": "quantized",
+    "rate": "trained against its size",
+}
+_IMPOSSIBLE_AFTER: Final[Mapping[str, tuple[str, ...]]] = {
+    "prune": ("share", "quantize", "rate"),
+    "share": ("quantize", "rate"),
+    "quantize": ("share", "rate"),
+}
 
 
 class Uniform(RecipeModel):
@@ -62,13 +79,23 @@ class Uniform(RecipeModel):
 
 
 class GlobalThreshold(RecipeModel):
-    """One threshold for all weights, so that together they have ``density``; of each at least the part ``floor`` is kept.
+    """One threshold for all weights, so that together they have ``density``; of each at least the part ``floor`` is kept, by
+    default 0.01 or ``density`` if that is less.
     ``scale``: what makes the magnitudes of layers comparable (dcz.compression.training.masks.global_densities)."""
 
     kind: Literal["global"]
     density: Density
     floor: Annotated[float, Field(ge=0, le=1)] = 0.01
     scale: Literal["none", "std", "lamp"] = "lamp"
+
+    @model_validator(mode="after")
+    def _fit(self) -> GlobalThreshold:
+        if "floor" in self.model_fields_set and self.floor > self.density:
+            raise Misplaced(
+                f"{self.floor} of each weight cannot be kept where all have a density of {self.density}",
+                "floor",
+            )
+        return self
 
 
 class StdThreshold(RecipeModel):
@@ -107,6 +134,16 @@ class NMPattern(RecipeModel):
     kind: Literal["n:m"]
     n: Annotated[int, Field(ge=1, le=64)]
     m: Annotated[int, Field(ge=1, le=64)]
+
+    @model_validator(mode="after")
+    def _fit(self) -> NMPattern:
+        if self.n > self.m:
+            raise Misplaced(f"of {self.m} neighbours {self.n} cannot stay", "n")
+        return self
+
+    @property
+    def density(self) -> float:
+        return self.n / self.m
 
     def pattern(self) -> Pattern:
         return NofM(self.n, self.m)
@@ -170,14 +207,20 @@ class _Stage(RecipeModel):
 
 class PruneStage(_Stage):
     """Prune to ``densities`` in ``steps``, by a ``schedule`` (dcz.compression.training.schedules), with ``epochs`` of training after
-    each step and ``last_epochs`` more at the end. What a schedule cannot come down to in steps (``std``) is done in one."""
+    each step and ``last_epochs`` more at the end. What a schedule cannot come down to in steps (``std``) is done in one.
+
+    The pattern ``n:m`` is a density itself, of each weight, and needs none beside it: a schedule goes through more of the ``m``.
+    """
 
     kind: Literal["prune"]
-    densities: Annotated[
-        Uniform | GlobalThreshold | StdThreshold | SensitivityScan,
-        Field(discriminator="kind"),
-        BeforeValidator(kind_alone),
-    ]
+    densities: (
+        Annotated[
+            Uniform | GlobalThreshold | StdThreshold | SensitivityScan,
+            Field(discriminator="kind"),
+            BeforeValidator(kind_alone),
+        ]
+        | None
+    ) = None
     pattern: Annotated[
         UnstructuredPattern | NMPattern | ChannelPattern | BlockPattern,
         Field(discriminator="kind"),
@@ -187,6 +230,22 @@ class PruneStage(_Stage):
     schedule: Literal["cubic", "geometric", "linear"] = "cubic"
     epochs: _Count = 1
     last_epochs: _Count = 1
+
+    @model_validator(mode="after")
+    def _fit(self) -> PruneStage:
+        given = self.densities
+        if not isinstance(self.pattern, NMPattern):
+            if given is None:
+                raise Misplaced("is missing", "densities")
+        elif given is not None and not (
+            isinstance(given, Uniform) and abs(given.density - self.pattern.density) < _ROUNDED
+        ):
+            n, m = self.pattern.n, self.pattern.m
+            raise Misplaced(
+                f"of the pattern {n}:{m}, {n} of {m} weights of every layer stay, whatever densities say; leave them out",
+                "densities",
+            )
+        return self
 
 
 class ShareStage(_Stage):
@@ -285,7 +344,8 @@ class QuantizeStage(_Stage):
 
 
 class RoundStage(RecipeModel):
-    """Round what is still stored number by number, shared values, biases and norms, to ``dtype``: half of the bytes.
+    """Round what is still stored number by number (shared values, biases, norms, weights that are neither shared nor quantized) to
+    ``dtype``: half of the bytes.
     ``names``: as in the other stages."""
 
     kind: Literal["round"]
@@ -301,3 +361,24 @@ class RoundStage(RecipeModel):
 Stage: TypeAlias = Annotated[
     PruneStage | ShareStage | RateStage | QuantizeStage | RoundStage, Field(discriminator="kind")
 ]
+
+
+def order_fault(earlier: str, later: str) -> str | None:
+    """Why a weight cannot go through a stage of the kind ``later`` after one of the kind ``earlier``; None if it can."""
+    if earlier not in _IMPOSSIBLE_AFTER.get(later, ()):
+        return None
+    return f"what is {_PAST[earlier]} cannot be {_PAST[later]} any more"
+
+
+def check_order(stages: Sequence[Stage]) -> None:
+    """Raises Misplaced if a stage comes too late for weights that it surely has in common with an earlier one; of others,
+    only the names in a model tell."""
+    for number, later in enumerate(stages):
+        for before, earlier in enumerate(stages[:number]):
+            fault = order_fault(earlier.kind, later.kind)
+            if fault is not None and _surely_meet(earlier.names, later.names):
+                raise Misplaced(f"{fault}, and stages[{before + 1}] is {earlier.kind!r}", number, "kind")
+
+
+def _surely_meet(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    return "*" in (*some, *others) or not set(some).isdisjoint(others)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from dcz.compression.codebooks import with_zero
 from dcz.compression.pruning import nonzero_mask
 from dcz.converters.base import element_type
 from dcz.converters.recipe_actions import (
@@ -36,13 +37,13 @@ from dcz.converters.recipe_actions import (
     layout_choice,
 )
 from dcz.converters.recipe_errors import explain
-from dcz.converters.recipe_stages import Names, Stage
+from dcz.converters.recipe_stages import Names, Stage, check_order
 from dcz.errors import EncodingError, RecipeError, UsageError
 from dcz.format.coding import CodingChoice
 from dcz.format.decoded import decoded
 from dcz.format.dtypes import DTYPES, DType
 from dcz.format.encoder import LayoutChoice
-from dcz.format.tensors import TensorData
+from dcz.format.tensors import AffineTensor, CodebookTensor, ScaledCodebookTensor, TensorData
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -70,6 +71,7 @@ _CHANGEABLE: Final = ("f64", "f32", "f16", "bf16")
 _MIN_RANK: Final = 2
 _MIN_ELEMENTS: Final = 256
 _MAX_BYTES: Final = 1 << 20  # of a recipe
+_MOST_SHARED: Final = 256  # in a codebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,16 +172,15 @@ class Rule(RecipeModel):
             return given or 0
         return _MIN_ELEMENTS if what == "elements" else _MIN_RANK
 
-    def apply(self, tensor: TensorData, effort: EffortName = "balanced") -> Prepared:
-        """Prune and quantize. Codes stay as they are if the rule does not change weights; otherwise they are decoded first.
-        ``effort``: with which the result will be written.
+from dcz.converters.recipe_stages import Names, Stage, check_order
+from dcz.errors import EncodingError, RecipeError, UsageError
 
         Raises EncodingError if the tensor does not allow it.
         """
         layout = layout_choice(self.layout)
         dense = isinstance(self.layout, Dense)
         if not self.changes_weights:
-            return Prepared(tensor, layout, self.coding)
+            return Prepared(_without_mask(tensor) if dense else tensor, layout, self.coding)
         weights = decoded(tensor)
         if self.pruning is not None:
             mask: np.ndarray | None = self.pruning.mask(weights)
@@ -214,6 +215,12 @@ class Recipe(RecipeModel):
     rules: Annotated[tuple[Rule, ...], Field(strict=False)] = ()
     stages: Annotated[tuple[Stage, ...], Field(strict=False)] = ()
 
+    @field_validator("stages")
+    @classmethod
+    def _in_a_possible_order(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        check_order(stages)
+        return stages
+
     def rule_for(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Rule | None:
         """The first rule that matches, or None."""
         return next((rule for rule in self.rules if rule.matches(name, dtype, shape)), None)
@@ -246,6 +253,17 @@ class Recipe(RecipeModel):
         described: dict[str, Any] = _plain(self)
         described.pop("description", None)
         return described
+
+
+def _without_mask(tensor: TensorData) -> TensorData:
+    """The same elements, zeros stored as others are: codes where they have room for zero, otherwise as they decode."""
+    if not isinstance(tensor, AffineTensor | CodebookTensor | ScaledCodebookTensor):
+        return tensor
+    if tensor.mask is None or tensor.mask.all():
+        return tensor
+    if isinstance(tensor, CodebookTensor) and tensor.centroids.shape[1] < _MOST_SHARED:
+        return with_zero(tensor)
+    return decoded(tensor)
 
 
 def _plain(value: Any) -> Any:

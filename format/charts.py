@@ -7,7 +7,9 @@ colour or length it also says in words, in a <title> of each mark. Text is escap
 from __future__ import annotations
 
 import html
+import itertools
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,7 +19,9 @@ _WIDTH: Final = 720
 _BAR: Final = 16
 _LABEL: Final = 232
 _LABEL_CHARACTERS: Final = 30
+_WIDEST: Final = 7  # of 12 pixels, the width of most small letters and digits
 _TICKS: Final = 60
+_ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def escape(text: str) -> str:
@@ -29,12 +33,47 @@ def escape(text: str) -> str:
     return html.escape(shown, quote=True)
 
 
-def _shortened(text: str, most: int) -> str:
-    """Both ends of a name say most about it."""
-    if len(text) <= most:
-        return text
-    head = most // 3
-    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (most - head - 1) :]}"
+def _labels(names: Sequence[str], most: int) -> list[str]:
+    """Names of at most ``most`` characters: their ends, which say most, or where that leaves some of them the same, what they
+    differ in, and their ends. The whole names are in the titles."""
+    labels = [name if len(name) <= most else _ELLIPSIS + name[len(name) - most + 1 :] for name in names]
+    settled = 0
+    while settled != (settled := len(set(labels))):
+        groups: dict[str, list[int]] = {}
+        for number, label in enumerate(labels):
+            groups.setdefault(label, []).append(number)
+        for group in groups.values():
+            same = {names[number] for number in group}
+            if len(same) > 1:
+                start = sum(
+                    1
+                    for _ in itertools.takewhile(lambda chars: len(set(chars)) == 1, zip(*same, strict=False))
+                )
+                for number in group:
+                    labels[number] = _around(names[number], start, most)
+    return labels
+
+
+def _around(name: str, place: int, most: int) -> str:
+    """The name around a place, from a third of the room before it, and its end."""
+    end = most // 3
+    start = max(0, min(place - most // 6, len(name) - most + 1))
+    middle = name[start : start + most - end - 2]
+    return (_ELLIPSIS if start else "") + middle + _ELLIPSIS + name[len(name) - end :]
+
+
+def _columns(text: str) -> int:
+    """How wide a text is, about: of most small letters, 1 each."""
+    wide = sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+    return wide + sum(char.isupper() or char in "mw@%" for char in text) // 2
+
+
+def _text(classes: str, x: float, y: float, text: str, room: int) -> str:
+    """Text that is squeezed if it may not have ``room`` pixels otherwise."""
+    squeezed = (
+        "" if _WIDEST * _columns(text) <= room else f' textLength="{room}" lengthAdjust="spacingAndGlyphs"'
+    )
+    return f'<text class="{classes}" x="{_number(x)}" y="{_number(y)}"{squeezed}>{escape(text)}</text>'
 
 
 def _number(value: float) -> str:
@@ -56,11 +95,11 @@ def stacked_bars(
     lines = [
         f'<div class="chart"><svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {height}">'
     ]
+    labels = _labels([name for name, _ in rows], _LABEL_CHARACTERS)
     for number, (name, sizes) in enumerate(rows):
         y = number * (_BAR + 6)
         if not whole:
-            shown = escape(_shortened(name, _LABEL_CHARACTERS))
-            lines.append(f'<text class="name" x="{left - 8}" y="{y + 12}">{shown}</text>')
+            lines.append(_text("name", left - 8, y + 12, labels[number], left - 12))
         x = float(left)
         for part, (words, size) in enumerate(zip(parts, sizes, strict=True)):
             width = (_WIDTH - left) * size / most if most else 0.0
@@ -132,21 +171,27 @@ def points(places: Sequence[tuple[str, float, float]], label: str, across: str, 
     ]
     lines.append(f'<line class="axis" x1="{left}" x2="{_WIDTH}" y1="{bottom}" y2="{bottom}"/>')
     lines.append(f'<line class="axis" x1="{left}" x2="{left}" y1="10" y2="{bottom}"/>')
+    low, high = min(ys), max(ys)
+    for tick in sorted({low, (low + high) / 2, high}):
+        at = bottom - 24 - (tick - low) / tall * (bottom - 60)
+        lines.append(
+            f'<line class="axis" x1="{left - 4}" x2="{left}" y1="{_number(at)}" y2="{_number(at)}"/>'
+        )
+        lines.append(_text("tick", left - 8, at + 4, f"{tick:.5g}", left - 12))
+    texts: list[str] = []  # over all points
     for (name, x, y), at in zip(places, xs, strict=True):
         px = left + 40 + (at - min(xs)) / wide * (_WIDTH - left - 260)
-        py = bottom - 24 - (y - min(ys)) / tall * (bottom - 60)
+        py = bottom - 24 - (y - low) / tall * (bottom - 60)
         title = f"{name or 'on the way'}: {up} {y:g} at {x:,.0f} {across}"
         lines.append(
-            f'<circle class="c0" cx="{_number(px)}" cy="{_number(py)}" r="{6 if name else 3}">'
+            f'<circle class="{"c0" if name else "c1"}" cx="{_number(px)}" cy="{_number(py)}" r="{6 if name else 3}">'
             f"<title>{escape(title)}</title></circle>"
         )
         if not name:
             continue
-        lines.append(
-            f'<text class="beside" x="{_number(px + 11)}" y="{_number(py + 4)}">'
-            f"{escape(_shortened(name, 30))}: {y:.5g}</text>"
-        )
-        lines.append(f'<text class="under" x="{_number(px)}" y="{bottom + 18}">{x:,.0f}</text>')
+        texts.append(_text("beside", px + 11, py + 4, f"{name}: {y:.5g}", _WIDTH - int(px) - 11))
+        texts.append(f'<text class="under" x="{_number(px)}" y="{bottom + 18}">{x:,.0f}</text>')
+    lines += texts
     lines.append(
         f'<text class="under" x="{(left + _WIDTH) / 2}" y="{height - 4}">{escape(across)}, logarithmic</text>'
     )

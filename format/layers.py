@@ -196,6 +196,8 @@ class LayerTable:
     layers: tuple[Layer, ...]
     parts: FileParts
     size: int
+    needs_base: bool = False
+    """Whether the file holds differences: then ``compression`` counts none of the bytes that they are differences to."""
 
     @property
     def weights(self) -> LayerCounts:
@@ -228,6 +230,7 @@ class LayerTable:
             "bytes": self.parts.to_dict(),
             "size": self.size,
             "compression": self.compression,
+            "needs_base": self.needs_base,
         }
 
     def text(self) -> str:
@@ -242,9 +245,10 @@ class LayerTable:
         ]
         lines = [*text_table(_HEADER, rows), "", *text_table([("bytes", "%", "part")], parts)]
         if self.compression is not None:
+            base = ", and it needs its base, which is not counted" if self.needs_base else ""
             lines += [
                 "",
-                f"{self.total.dense:,} bytes dense / {self.size:,} bytes of file = {self.compression:.2f}x",
+                f"{self.total.dense:,} bytes dense / {self.size:,} bytes of file = {self.compression:.2f}x{base}",
             ]
         return "\n".join(lines)
 
@@ -336,6 +340,7 @@ def layer_table(reader: Reader, *, tables: bool = True, report: Report | None = 
             footer=bytes_.footer,
         ),
         size=report.size,
+        needs_base=bool(report.bases),
     )
 
 

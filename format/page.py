@@ -72,7 +72,7 @@ tfoot th{text-align:left}
 table.narrow{width:auto}table.narrow tbody th{min-width:0}table.narrow td:first-child,table.narrow th:first-child{text-align:left}
 svg{display:block;width:100%;max-width:60rem;min-width:34rem;height:auto;margin:.4rem 0}
 .chart{overflow-x:auto}svg text{font-size:12px;fill:var(--text)}
-svg .name,svg .tick{text-anchor:end}svg .under{text-anchor:middle}svg .tick,svg .under{fill:var(--soft)}
+svg .name,svg .tick{text-anchor:end}svg .beside{paint-order:stroke;stroke:var(--page);stroke-width:4px}svg .under{text-anchor:middle}svg .tick,svg .under{fill:var(--soft)}
 svg .axis{stroke:var(--soft);stroke-width:1}
 .c0{fill:var(--c0)}.c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}.c4{fill:var(--c4)}.c5{fill:var(--c5)}.c6{fill:var(--c6)}
 .c7{fill:var(--c7)}.c8{fill:var(--c8)}.c9{fill:var(--c9)}
@@ -92,11 +92,13 @@ def html_page(
     file: str | None = None,
     tables: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    damaged: Callable[[FormatError], None] = lambda error: None,
 ) -> str:
     """The page of an opened file. ``file``: what to call it, if not by the reader's name. ``tables``: as in ``account``.
 
     The streams of the MOST_HISTOGRAMS largest layers are decoded, of each at most some 24 segments; the rest follows from
-    the manifest. ``progress`` is called with the layers done and how many there are. Raises FormatError, OSError.
+    the manifest. ``progress`` is called with the layers done and how many there are. ``damaged`` is called with the error of each
+    layer that cannot be decoded, which the page has without its histograms. Raises FormatError of the rest, OSError.
     """
     report = account(reader, tables=tables)
     table = layer_table(reader, report=report)
@@ -109,7 +111,7 @@ def html_page(
         *_file_bytes(table),
         *_layer_bytes(table),
         *_layers(table),
-        *_histograms(reader, table, progress),
+        *_histograms(reader, table, progress, damaged),
         *_facts(report),
         "</main>",
     ]
@@ -133,7 +135,7 @@ def _key_figures(report: Report, table: LayerTable) -> Iterator[str]:
     if table.compression is not None:
         figures += [
             ("dense", f"{total.dense:,} bytes"),
-            ("dense / file", f"{table.compression:.2f}x"),
+            ("dense / file" + (" without its base" if table.needs_base else ""), f"{table.compression:.2f}x"),
             ("weights", f"{total.weights:,}"),
         ]
     if table.weights.density is not None:
@@ -142,6 +144,8 @@ def _key_figures(report: Report, table: LayerTable) -> Iterator[str]:
     yield '<dl class="key">'
     yield from (f"<div><dt>{words}</dt><dd>{number}</dd></div>" for words, number in figures)
     yield "</dl>"
+    if table.needs_base:
+        yield "<p>The file holds differences: it can be decoded only where its base is, whose bytes are not counted here.</p>"
 
 
 def _quality(report: Report, table: LayerTable) -> Iterator[str]:
@@ -305,7 +309,10 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 def _histograms(
-    reader: Reader, table: LayerTable, progress: Callable[[int, int], None] | None
+    reader: Reader,
+    table: LayerTable,
+    progress: Callable[[int, int], None] | None,
+    damaged: Callable[[FormatError], None],
 ) -> Iterator[str]:
     layers = [layer for layer in _by_size(table) if layer.counts.stored][:MOST_HISTOGRAMS]
     if not layers:
@@ -318,17 +325,18 @@ def _histograms(
     )
     for number, layer in enumerate(layers):
         yield f"<details{' open' if number < 2 else ''}><summary>{_text(layer.name)}: {_text(layer.stored_as)}</summary>"
-        yield from _histograms_of(reader, layer)
+        yield from _histograms_of(reader, layer, damaged)
         yield "</details>"
         if progress:
             progress(number + 1, len(layers))
     yield "</section>"
 
 
-def _histograms_of(reader: Reader, layer: Layer) -> Iterator[str]:
+def _histograms_of(reader: Reader, layer: Layer, damaged: Callable[[FormatError], None]) -> Iterator[str]:
     try:
         found = tensor_statistics(reader, layer.name, most_segments=_MOST_SEGMENTS)
     except FormatError as exc:
+        damaged(exc)
         yield f"<p>Its streams cannot be decoded: {_text(str(exc))}</p>"
         return
     if found.segments < found.of_segments:
@@ -344,7 +352,10 @@ def _histograms_of(reader: Reader, layer: Layer) -> Iterator[str]:
             filler = (1 << found.positions.width) - 1
             yield from _stream(found.positions, f"gaps ({filler} is the filler)", "gap")
         else:
-            yield f"<h3>gaps</h3><p>{_stream_words(found.positions)} They are stored as a bitmap, so a gap has no code word.</p>"
+            yield (
+                f"<h3>gaps</h3><p>The positions are stored as a bitmap, so a gap has no code word. The bitmap: "
+                f"{_stream_words(found.positions, 'bytes, of 8 positions each')}</p>"
+            )
             counts = found.runs.counts.tolist()
             yield histogram(
                 counts, [None] * len(counts), f"histogram of gaps of {_clipped(layer.name)}", "gap", more=True
@@ -360,14 +371,16 @@ def _stream(stream: StreamStatistics, title: str, symbol: str) -> Iterator[str]:
     yield histogram(stream.counts.tolist(), words, f"histogram of {title}", symbol)
 
 
-def _stream_words(stream: StreamStatistics) -> str:
+def _stream_words(stream: StreamStatistics, symbols: str | None = None) -> str:
+    """``symbols``: what they are, if not codes or gaps of some bits."""
     codings = " and ".join(sorted(stream.codings)) or "nothing"
     bits = (
         ""
         if stream.bits is None
         else f"{stream.bits:.3f} bits each on disk (order-0 entropy {stream.entropy:.3f}), "
     )
-    return f"{stream.symbols:,} symbols of {stream.width} bits, {bits}coded as {escape(codings)}."
+    what = symbols or f"symbols of {stream.width} bits"
+    return f"{stream.symbols:,} {what}, {bits}coded as {escape(codings)}."
 
 
 def _facts(report: Report) -> Iterator[str]:

@@ -6,10 +6,12 @@ the states of the random generators, and the place in the recipe. Nothing in it 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -48,6 +50,7 @@ __all__ = ["Checkpoints", "Snapshot", "held_values"]
 _Part = TypeVar("_Part", WeightParametrization, ActivationQuantizer)
 
 _NAME: Final = "checkpoint.dcz"
+_LOCK: Final = "lock"
 _KEY: Final = "dcz.compress"  # of the metadata
 _VALUE, _PART, _ACTIVATION, _RANDOM = "value:", "part:", "activation:", "random:"
 
@@ -232,6 +235,35 @@ class Checkpoints:
     @property
     def path(self) -> Path:
         return self._path
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """While a compression writes there, no other one does, of this process or another on this machine.
+
+        Where the file system has no locks, nothing is held. Raises UsageError if another one is under way, or nothing can be
+        written there.
+        """
+        path = self._path.with_name(_LOCK)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as exc:
+            raise UsageError(f"{path}: no checkpoints can be written there: {exc.strerror}") from exc
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise UsageError(
+                    f"another compression is under way with the checkpoints in {self._path.parent}",
+                    hint="wait for its end, or take another folder",
+                ) from exc
+            except OSError:
+                pass
+            yield
+        finally:
+            # Closing alone would leave it to children that were forked meanwhile, such as workers that load data.
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)
 
     def write(self, place: Mapping[str, Any], snapshots: Mapping[str, Snapshot]) -> None:
         """``place``: plain data that says how far it got. ``snapshots``: by names without a slash."""

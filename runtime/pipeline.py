@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,7 @@ from dcz.converters import conversion
 from dcz.converters.recipe_stages import (
     DescriptionLength,
     GlobalThreshold,
+    NMPattern,
     PruneStage,
     QuantizeStage,
     RateStage,
@@ -47,12 +49,13 @@ from dcz.converters.recipe_stages import (
 from dcz.converters.recipes import load_recipe
 from dcz.errors import EncodingError, UsageError
 from dcz.format import Reader
-from dcz.format.atomic import atomic_file, naming
+from dcz.format.atomic import atomic_file, naming, temporary_prefix
 from dcz.format.layers import layer_table
 from dcz.runtime.checkpoints import Checkpoints, Snapshot, held_values
 from dcz.runtime.folders import is_pretrained
 from dcz.runtime.loading import save
 from dcz.runtime.quantizing import bits_of_stage, quantize
+from dcz.runtime.stage_checks import check_stages, idle_stages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +104,8 @@ Progress: TypeAlias = "Callable[[Step], object]"
 class Compressed:
     """What came out. ``path``: of the file; None if none was asked for. ``quality``: of the model before and after, None if
     it was not evaluated. ``steps``: all of them, in order. ``layers``: the table of the file, in the paper's columns; its
-    ``text()`` is for people. ``file_bytes``: of the complete file; ``tensor_bytes``: of the model as it was."""
+    ``text()`` is for people. ``file_bytes``: of the complete file; ``tensor_bytes``: of the model as it was. ``notes``: such as
+    stages that took no weight, for which nothing was trained."""
 
     path: str | None
     digest: str
@@ -158,9 +162,12 @@ def compress(
 
     ``effort``, ``threads``, ``metadata``: as for dcz.convert. ``progress`` is called after each step.
 
+    Beside the checkpoints, or else beside the file, stand files that are only measured, each for a moment; nothing of them stays.
+
     Raises UsageError if the recipe has no stages, the model cannot be trained through parametrizations, or a checkpoint is
-    of another model or recipe; RecipeError; EncodingError if a weight is not finite; OSError. The model is left as the last
-    step left it, with its parametrizations removed; what train() and evaluate() raise passes through.
+    of another model or recipe, or in use; if train() removes parametrizations; RecipeError, also before anything is trained if a
+    stage comes too late for a weight; EncodingError if a weight is not finite; OSError. The model is left as the last step left
+    it, with its parametrizations removed; what train() and evaluate() raise passes through.
     """
     if not is_module(model) or isinstance(model, torch.jit.ScriptModule):
         raise UsageError(
@@ -187,20 +194,33 @@ def compress(
         raise UsageError(
             f"a tokenizer travels with a model of transformers, not with a {type(inner).__name__}"
         )
-    if not find_weights(model):
+    weights = find_weights(model)
+    if not weights:
         raise UsageError("the model has no weights of two and more dimensions: there is nothing to compress")
     # Before hours of training, not after them.
     conversion.check_options(effort=effort, threads=threads, metadata=metadata)
     _check_writable(path)
-    run = _Run(model, plan, train, evaluate, tolerance, progress)
+    check_stages(plan.stages, weights, evaluates=evaluate is not None)
+    kept = None if checkpoints is None else Checkpoints(checkpoints)
+    if kept is not None:
+        folder = kept.path.parent
+    else:
+        folder = Path(tempfile.gettempdir() if path is None else os.path.dirname(os.path.realpath(path)))
+    run = _Run(model, plan, train, evaluate, tolerance, progress, folder)
     try:
-        run.all_stages(None if checkpoints is None else Checkpoints(checkpoints))
+        with contextlib.nullcontext() if kept is None else kept.held():
+            run.all_stages(kept)
         if any(activation_quantizers(model)):
             metadata = {**(metadata or {}), ACTIVATIONS: describe_activations(model)}
     finally:
         remove_parametrizations(model)
         remove_activation_quantizers(model)
-    with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
+    needs_folder = path is None or is_pretrained(inner)
+    with (
+        tempfile.TemporaryDirectory(prefix=".dcz-compress-", dir=folder)
+        if needs_folder
+        else contextlib.nullcontext("") as scratch
+    ):
         done = conversion.convert(
             _saved(inner, tokenizer, Path(scratch) / "model") if is_pretrained(inner) else model,
             Path(scratch) / "model.dcz" if path is None else path,
@@ -221,7 +241,7 @@ def compress(
         layers=layers,
         file_bytes=done.file_bytes,
         tensor_bytes=done.tensor_bytes,
-        notes=done.notes,
+        notes=(*run.idle.values(), *done.notes),
     )
 
 
@@ -262,7 +282,10 @@ class _Run:
         evaluate: Evaluate | None,
         tolerance: float | None,
         progress: Progress | None,
+        folder: Path,
     ) -> None:
+        """``folder``: where files may be written that are measured and removed."""
+        self._folder = folder
         self._model = model
         self._plan = plan
         self._train = train
@@ -276,6 +299,8 @@ class _Run:
         self._began = ""
         """Says which model, and with which weights, the first stage began with."""
         self.steps: list[Step] = []
+        self.idle = idle_stages(plan.stages, model, find_weights(model))
+        """Stages that take nothing, by their numbers: nothing is trained for them."""
 
     @property
     def quality(self) -> float | None:
@@ -307,7 +332,7 @@ class _Run:
             self._note(self._taken(0, "dense", 1, 1, {}))
             self._save(0, {})
         for number, stage in enumerate(self._plan.stages, 1):
-            if self._done(number):
+            if number in self.idle or self._done(number):
                 continue
             weights = [
                 weight
@@ -332,6 +357,8 @@ class _Run:
     def _targets(self, stage: PruneStage, weights: list[Weight]) -> dict[str, float]:
         """The density of each weight at the end, where that can be said at the beginning."""
         wanted, pattern = stage.densities, stage.pattern.pattern()
+        if isinstance(stage.pattern, NMPattern):
+            return {weight.name: stage.pattern.density for weight in weights}
         if isinstance(wanted, StdThreshold):
             return std_densities(weights, wanted.factor, pattern)
         if isinstance(wanted, Uniform):
@@ -360,7 +387,7 @@ class _Run:
                     densities = global_densities(
                         weights,
                         density,
-                        floor=min(stage.densities.floor, density),
+                        floor=min(stage.densities.floor, stage.densities.density),
                         scale=stage.densities.scale,
                         pattern=pattern,
                     )
@@ -507,7 +534,9 @@ class _Run:
         self._resumed = None
         for epoch in range(first, epochs):
             each_epoch()
+            parts = self._parts()
             self._train(self._model)
+            self._check_parts(parts, stage)
             self._check_finite(f"after train() in stage {stage}")
             self._save(stage, {**place, "epoch": epoch + 1, "shared": bits})
         taken = self._taken(stage, kind, step, steps, bits)
@@ -519,6 +548,20 @@ class _Run:
         return taken.kept
 
     # -- around them
+
+    def _parts(self) -> dict[str, str | None]:
+        """What each weight is under, by its first name."""
+        parts = {weight.name: weight.parametrization for weight in find_weights(self._model)}
+        return {name: None if part is None else type(part).__name__ for name, part in parts.items()}
+
+    def _check_parts(self, before: Mapping[str, str | None], stage: int) -> None:
+        after = self._parts()
+        for name, part in before.items():
+            if part is not None and after.get(name) != part:
+                raise UsageError(
+                    f"{name} is no longer under its {part} after train() in stage {stage}: what was compressed would be lost",
+                    hint="train() may not remove parametrizations, or put other modules in place of those of the model",
+                )
 
     def _check_finite(self, when: str) -> None:
         for weight in find_weights(self._model):
@@ -534,10 +577,11 @@ class _Run:
         )
 
     def _file_bytes(self) -> int:
-        with tempfile.TemporaryDirectory(prefix="dcz-compress-") as scratch:
-            path = Path(scratch) / "step.dcz"
-            save(held_values(self._model), path)
-            return path.stat().st_size
+        path = self._folder / f"{temporary_prefix('step.dcz')}{secrets.token_hex(6)}.tmp"
+        try:
+            return save(held_values(self._model), path).file_bytes
+        finally:
+            path.unlink(missing_ok=True)
 
     def _measured(self) -> float | None:
         if self._evaluate is None:

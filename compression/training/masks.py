@@ -161,47 +161,85 @@ def global_densities(
             raise UsageError(f"a {what} of {given}: 0 to 1 are possible")
     pattern = Unstructured() if pattern is None else pattern
     ranks: list[np.ndarray] = []
-    sizes: list[np.ndarray] = []
+    units: list[float] = []  # elements of each
     for weight in weights:
         array = _oriented(weight)
         with naming(weight):
             scores = np.abs(pattern.scores(array).astype(np.float64))
-        ranked = _scaled(scores, scale)
-        sure = min(scores.size, max(1, round(floor * scores.size)))
-        ranked[np.argsort(-scores, kind="stable")[:sure]] = np.inf
-        ranks.append(ranked)
-        sizes.append(np.full(scores.size, array.size / scores.size))
+        ranks.append(_ranks(scores, scale, min(scores.size, max(1, round(floor * scores.size)))))
+        units.append(array.size / scores.size)
     if not ranks:
         return {}
-    together, weighed = np.concatenate(ranks), np.concatenate(sizes)
-    order = np.argsort(-together, kind="stable")
-    taken = np.zeros(together.size, np.bool_)
-    taken[order] = np.cumsum(weighed[order]) <= density * weighed.sum() + 1e-6
-    taken |= np.isinf(together)
-    ends = np.cumsum([rank.size for rank in ranks])
-    return {
-        weight.name: float(np.count_nonzero(taken[end - rank.size : end])) / rank.size
-        for weight, rank, end in zip(weights, ranks, ends, strict=True)
-    }
+    if all(elements == 1 for elements in units):
+        taken = _largest(ranks, density)
+    else:
+        taken = _largest_units(ranks, units, density)
+    return {weight.name: count / rank.size for weight, rank, count in zip(weights, ranks, taken, strict=True)}
 
 
-def _scaled(scores: np.ndarray, scale: Scale) -> np.ndarray:
+def _ranks(scores: np.ndarray, scale: Scale, sure: int) -> np.ndarray:
+    """What makes units of all weights comparable, in any order; infinity for the ``sure`` ones of largest score."""
+    first = scores.size - sure
     if scale == "none":
-        return scores.copy()
+        ranks = np.partition(scores, first)
+        ranks[first:] = np.inf
+        return ranks
     largest = float(scores.max()) or 1.0
     squares = (scores / largest) ** 2
     if scale == "std":
         count = np.count_nonzero(scores)
         mean = np.sqrt(squares.sum() / count) if count else 1.0
-        return scores / largest / mean
+        ranks = np.partition(scores / largest / mean, first)
+        ranks[first:] = np.inf
+        return ranks
     if scale != "lamp":
         raise UsageError(f"no scale {scale!r}", hint="allowed: none, std, lamp")
-    order = np.argsort(squares, kind="stable")
+    ordered = np.sort(squares)
     # From the largest down: summing small to large would be exact where it matters least.
-    not_smaller = np.cumsum(squares[order][::-1])[::-1]
-    scaled = np.zeros_like(squares)
-    scaled[order] = np.divide(squares[order], not_smaller, out=np.zeros_like(squares), where=not_smaller > 0)
-    return scaled
+    not_smaller = np.cumsum(ordered[::-1])[::-1]
+    ranks = np.divide(ordered, not_smaller, out=np.zeros_like(ordered), where=not_smaller > 0)
+    # Of equal squares the later unit has the larger rank, but the larger score, or the earlier unit, is kept for sure.
+    low, high = (
+        np.searchsorted(ordered, ordered[first], "left"),
+        np.searchsorted(ordered, ordered[first], "right"),
+    )
+    ranks[high:] = np.inf
+    equal = scores[squares == ordered[first]]
+    ranks[low + np.argsort(-equal, kind="stable")[: high - first]] = np.inf
+    return ranks
+
+
+def _largest(ranks: Sequence[np.ndarray], density: float) -> list[int]:
+    """How many units of each weight are among the part ``density`` of all, those of the largest ranks, of equal ones those of
+    the first weights; and whatever is infinite."""
+    together = np.concatenate(ranks)
+    most = min(together.size, int(density * together.size + 1e-6))
+    together.partition(together.size - max(1, most))
+    threshold = together[together.size - most] if most else np.inf
+    if np.isinf(threshold):
+        return [int(np.count_nonzero(np.isinf(rank))) for rank in ranks]
+    above = [int(np.count_nonzero(rank > threshold)) for rank in ranks]
+    left = most - sum(above)
+    taken: list[int] = []
+    for rank, count in zip(ranks, above, strict=True):
+        ties = min(left, int(np.count_nonzero(rank == threshold)))
+        left -= ties
+        taken.append(count + ties)
+    return taken
+
+
+def _largest_units(ranks: Sequence[np.ndarray], units: Sequence[float], density: float) -> list[int]:
+    """As ``_largest``, where a unit of a weight counts for ``units`` elements."""
+    together = np.concatenate(ranks)
+    weighed = np.repeat(units, [rank.size for rank in ranks])
+    order = np.argsort(-together, kind="stable")
+    taken = np.zeros(together.size, np.bool_)
+    taken[order] = np.cumsum(weighed[order]) <= density * weighed.sum() + 1e-6
+    taken |= np.isinf(together)
+    ends = np.cumsum([rank.size for rank in ranks])
+    return [
+        int(np.count_nonzero(taken[end - rank.size : end])) for rank, end in zip(ranks, ends, strict=True)
+    ]
 
 
 def _oriented(weight: Weight) -> np.ndarray:

@@ -101,7 +101,8 @@ def scan(
     ``evaluate()`` gives the quality of the model that they belong to, higher is better; it is called once for each weight
     and density. ``densities``: above 0 and below 1. ``pattern``: as for dcz.compression.training.masks.prune.
 
-    Raises UsageError if a density is not possible or weights are shared already, and EncodingError as prune does.
+    Raises UsageError if a density is not possible, weights are shared already, or the quality of the model as it is is not a
+    finite number (a pruned one's need not be), and EncodingError as prune does.
     """
     ordered = tuple(sorted(set(densities), reverse=True))
     if not ordered or not 0 < ordered[-1] <= ordered[0] < 1:
@@ -112,6 +113,8 @@ def scan(
                 f"{weight.name} cannot be scanned: it is under {type(weight.parametrization).__name__}"
             )
     quality = float(evaluate())
+    if not math.isfinite(quality):
+        raise UsageError(f"evaluate() says {quality} of the model as it is: no loss of that can be measured")
     curves: dict[str, tuple[float, ...]] = {}
     for weight in weights:
         parameter, dense = weight.parameter, weight.parameter.data

@@ -252,6 +252,37 @@ def test_report(model: Home) -> None:
     assert "x.html" not in model.names()
 
 
+@pytest.mark.parametrize("output", ["model.dcz", "model.safetensors", "link"])
+def test_a_report_replaces_pages_only(model: Home, output: str) -> None:
+    (model.path / "link").symlink_to("model.dcz")
+    before = (model.path / output).read_bytes()
+    done = model.run("report", "model.dcz", "-o", output, "--json", code=1)
+    assert done.json["error"]["code"] == "usage"
+    assert f"{output} is not an HTML page" in done.err
+    assert (model.path / output).read_bytes() == before
+
+
+@pytest.mark.parametrize("page", [b"", b"\xef\xbb\xbf\n<!doctype HTML><p>", b"<HTML>"])
+def test_a_report_replaces_other_pages(model: Home, page: bytes) -> None:
+    (model.path / "page").write_bytes(page)
+    model.run("report", "model.dcz", "-o", "page")
+    assert (model.path / "page").read_bytes().startswith(b"<!DOCTYPE html>")
+
+
+def test_a_report_about_a_damaged_file(model: Home) -> None:
+    with Reader(model.path / "model.dcz") as reader:
+        name = "encoder.layer.0.attention.weight"
+        place = reader.geometry.segment_place(name, 0)
+        at = reader.geometry.offset_of(place) + place.length - 1
+    data = bytearray((model.path / "model.dcz").read_bytes())
+    data[at] ^= 0xFF
+    (model.path / "model.dcz").write_bytes(data)
+    error = model.run("report", "model.dcz", "-o", "page.html", "--json", code=1).json["error"]
+    assert (error["code"], error["file"], error["tensor"]) == ("digest-mismatch", "model.dcz", name)
+    assert error["hint"] == "page.html was written, and says so"
+    assert b"cannot be decoded" in (model.path / "page.html").read_bytes()
+
+
 def test_inspect_paper(home: Home) -> None:
     mask = np.zeros((4, 100), np.bool_)
     mask[:, ::40] = True

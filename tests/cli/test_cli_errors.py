@@ -208,6 +208,14 @@ def test_no_permission_and_no_folder(model: Home) -> None:
     assert error_of(model, "decode", "model.dcz", "-o", "full")["code"] == "usage"
 
 
+def test_a_report_that_cannot_be_written(model: Home) -> None:
+    error = error_of(model, "report", "model.dcz", "-o", "none/page.html")
+    assert (error["code"], error["file"]) == ("file-not-found", "none/page.html")
+    done = model.run("report", "model.dcz", "-o", "page.html", "--json", code=1, command=limited(1000))
+    assert (done.json["error"]["code"], done.json["error"]["file"]) == ("disk-full", "page.html")
+    assert "page.html" not in model.names()
+
+
 # -- the disk is full
 
 _LIMITED = "import resource, os, sys; n = int(sys.argv[1]); resource.setrlimit({}, (n, n)); os.execv(sys.argv[2], sys.argv[2:])"

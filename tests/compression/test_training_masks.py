@@ -302,6 +302,69 @@ def test_one_threshold_for_all(scale: Scale, density: float) -> None:
         assert round(found[weight.name] * weight.parameter.numel()) == round(part * weight.parameter.numel())
 
 
+def by_sorting(
+    arrays: list[np.ndarray], density: float, floor: float, scale: str, pattern: Pattern
+) -> list[float]:
+    """The definition, with all units in their order: each weight's ranks, what is kept for sure, one order for all."""
+    ranks: list[np.ndarray] = []
+    sizes: list[np.ndarray] = []
+    for array in arrays:
+        scores = np.abs(pattern.scores(array).astype(np.float64))
+        ranked = scores.copy()
+        largest = float(scores.max()) or 1.0
+        squares = (scores / largest) ** 2
+        if scale == "std":
+            count = np.count_nonzero(scores)
+            ranked = scores / largest / (np.sqrt(squares.sum() / count) if count else 1.0)
+        if scale == "lamp":
+            order = np.argsort(squares, kind="stable")
+            sums = np.cumsum(squares[order][::-1])[::-1]
+            ranked[order] = np.divide(squares[order], sums, out=np.zeros_like(squares), where=sums > 0)
+        sure = min(scores.size, max(1, round(floor * scores.size)))
+        ranked[np.argsort(-scores, kind="stable")[:sure]] = np.inf
+        ranks.append(ranked)
+        sizes.append(np.full(scores.size, array.size / scores.size))
+    together, weighed = np.concatenate(ranks), np.concatenate(sizes)
+    order = np.argsort(-together, kind="stable")
+    taken = np.zeros(together.size, np.bool_)
+    taken[order] = np.cumsum(weighed[order]) <= density * weighed.sum() + 1e-6
+    taken |= np.isinf(together)
+    parts = np.split(taken, np.cumsum([rank.size for rank in ranks])[:-1])
+    return [float(np.count_nonzero(part)) / part.size for part in parts]
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    values=st.sampled_from(["normal", "few", "zeros", "tiny"]),
+    density=st.floats(0, 1),
+    floor=st.floats(0, 1),
+    scale=st.sampled_from(["none", "std", "lamp"]),
+    pattern=st.sampled_from([Unstructured(), Channel(), Block(3, 4), NofM(1, 3)]),
+)
+def test_densities_are_those_of_sorting_everything(
+    seed: int, values: str, density: float, floor: float, scale: Scale, pattern: Pattern
+) -> None:
+    rng = np.random.default_rng(seed)
+    module = network()
+    for number in (0, 2, 4):
+        weight = layer(module, number).weight
+        shape = tuple(weight.shape)
+        made: np.ndarray
+        if values == "few":
+            made = rng.integers(-3, 4, shape).astype(np.float64)
+        elif values == "tiny":  # whose squares are equal, and zero
+            made = 10.0 ** rng.integers(-38, 3, shape)
+        else:
+            made = rng.standard_normal(shape)
+        if values == "zeros":
+            made *= rng.random(shape) < rng.random()
+        weight.data = torch.from_numpy(made.astype(np.float32))
+    weights = find_weights(module)
+    found = global_densities(weights, density, floor=floor, scale=scale, pattern=pattern)
+    arrays = [weight.value().numpy() for weight in weights]
+    assert list(found.values()) == by_sorting(arrays, density, floor, scale, pattern)
+
+
 def test_no_layer_is_starved() -> None:
     module = network()
     with torch.no_grad():

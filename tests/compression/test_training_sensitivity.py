@@ -85,6 +85,8 @@ def test_what_cannot_be_scanned() -> None:
     broken.weight.data.fill_(torch.nan)
     with pytest.raises(EncodingError, match="not finite"):
         scan(find_weights(broken), lambda: 0.0)
+    with pytest.raises(UsageError, match=r"evaluate\(\) says nan of the model as it is"):
+        scan(find_weights(network()), lambda: math.nan)
 
 
 def test_within_a_loss() -> None:

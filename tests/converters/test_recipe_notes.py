@@ -10,7 +10,8 @@ import pytest
 
 from dcz.converters.conversion import Converted, convert
 from dcz.converters.recipes import BUILTIN_RECIPES, is_builtin, load_recipe
-from dcz.format import Reader
+from dcz.format import CodebookTensor, PerTensor, Reader, UniformTensor, Writer
+from dcz.format.manifest import Codebook, Dense
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -129,3 +130,33 @@ def test_a_name_that_decode_will_refuse_is_noted(tmp_path: Path) -> None:
     assert done.notes == (
         "the name '__metadata__' is for metadata in safetensors files: decode will refuse it",
     )
+
+
+@pytest.mark.parametrize("shared", [8, 256])
+@pytest.mark.parametrize("kind", ["codebook", "uniform"])
+def test_what_was_sparse_is_stored_dense(kind: str, shared: int, tmp_path: Path) -> None:
+    """Codes have no zero of their own where zeros were left out: it becomes one of them, or the elements are stored."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((64, 128)) < 0.3
+    codes = rng.integers(0, shared, mask.shape).astype(np.uint8)
+    tensor: CodebookTensor | UniformTensor
+    if kind == "codebook":
+        centroids = np.linspace(1, 2, shared, dtype=np.float32)[None]
+        tensor = CodebookTensor(
+            "f32", mask.shape, 8 if shared > 8 else 3, codes, centroids, PerTensor(), mask
+        )
+        expected = np.where(mask, centroids[0][codes], np.float32(0))
+    else:
+        scales = np.array([0.25], np.float32)
+        tensor = UniformTensor("f32", mask.shape, 8, codes, scales, PerTensor(), mask=mask)
+        expected = np.where(mask, (codes.astype(np.float32) - 128) * scales[0], np.float32(0))
+    with Writer(tmp_path / "sparse.dcz") as writer:
+        writer.add_tensor("w", tensor)
+    recipe = tmp_path / "dense.toml"
+    recipe.write_text('[[rules]]\nlayout = "dense"\n')
+    convert(tmp_path / "sparse.dcz", tmp_path / "dense.dcz", recipe=recipe)
+    with Reader(tmp_path / "dense.dcz") as reader:
+        assert isinstance(reader.manifest.tensors[0].layout, Dense)
+        assert np.array_equal(reader.read("w"), expected)
+        if kind == "codebook" and shared == 8:
+            assert isinstance(reader.manifest.tensors[0].values, Codebook)

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from tests.format.test_report import GOOD, walk
 
-from dcz.format import CodebookTensor, PerTensor, Provenance, Reader, RelativeIndex, Writer
+from dcz.format import (
+    Bitmap,
+    CodebookTensor,
+    PerTensor,
+    Provenance,
+    Reader,
+    RelativeIndex,
+    TensorBase,
+    Writer,
+)
+from dcz.format.layers import layer_table
 from dcz.format.page import MOST_BARS, MOST_ROWS, html_page
 from dcz.format.statistics import tensor_statistics
 
@@ -267,3 +277,63 @@ def test_statistics_are_those_of_the_symbols(pruned: tuple[Path, np.ndarray, np.
     # Every bit of the data is part of a code word; what remains are tables and the padding of tree nodes.
     rest = values.stored - float(values.word_bits.sum()) / 8
     assert 0 <= rest < 40
+
+
+def test_labels_tell_layers_apart(tmp_path: Path) -> None:
+    """Whatever is cut out of long names, no two bars have the same label, and numbers of layers are seen."""
+    ends = ("attention.output.dense.weight", "intermediate.dense.weight", "output.dense.weight")
+    names = [f"encoder.layer.{i}.{end}" for i in (1, 10, 11) for end in ends]
+    middles = [f"decoder.{'block.' * 6}{i}.{'inner.' * 9}weight" for i in (3, 13, 23)]
+    wide = "\uff37" * 29
+    path = tmp_path / "model.dcz"
+    with Writer(path) as writer:
+        for name in (*names, *middles, wide):
+            writer.add_tensor(name, np.arange(400, dtype=np.float32).reshape(20, 20) + len(name))
+    text = page_of(path)
+    loads_nothing(text)
+    found = re.findall(r'<text class="name"([^>]*)>([^<]*)</text>', text)
+    labels = [label for _, label in found]
+    assert len(labels) == len(set(labels)) == len(names) + len(middles) + 1
+    assert max(map(len, labels)) <= 30
+    for i in (3, 13, 23):
+        assert sum(f".{i}." in label for label in labels) == 1
+    assert "…encoder.layer.10.output.dense.weight"[-29:] in " ".join(labels)
+    assert ["textLength" in attributes for attributes, label in found if label == wide] == [True]
+    assert not any("textLength" in attributes for attributes, label in found if label != wide)
+
+
+def test_a_bitmap_is_called_one(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((40, 200)) < 0.3
+    codes = np.random.default_rng(1).integers(0, 4, mask.shape).astype(np.uint8)
+    tensor = CodebookTensor(
+        "f32", mask.shape, 2, codes, np.arange(4, dtype=np.float32)[None], PerTensor(), mask
+    )
+    with Writer(tmp_path / "model.dcz") as writer:
+        writer.add_tensor("fc.weight", tensor, layout=Bitmap())
+    text = page_of(tmp_path / "model.dcz")
+    assert f"so a gap has no code word. The bitmap: {mask.size // 8:,} bytes, of 8 positions each, " in text
+
+
+def test_a_ratio_without_the_base_says_so(tmp_path: Path) -> None:
+    base, tuned = tmp_path / "base.dcz", tmp_path / "tuned.dcz"
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    with Writer(base) as writer:
+        writer.add_tensor("w", values)
+    near = (values.view(np.uint32) ^ 1).view(np.float32)
+    with Reader(base) as reader, Writer(tuned) as writer:
+        index = writer.add_base(reader.digest, base.name)
+        writer.add_tensor("w", near, base=TensorBase(values, index, operation="auto"))
+    for path, said in ((base, False), (tuned, True)):
+        with Reader(path) as reader:
+            table = layer_table(reader)
+            text = html_page(reader, file=path.name)
+        assert table.needs_base == table.to_dict()["needs_base"] == said
+        assert table.text().endswith("x, and it needs its base, which is not counted") == said
+        assert ("<dt>dense / file without its base</dt>" in text) == said
+        assert ("can be decoded only where its base is" in text) == said
+        loads_nothing(text)
+
+
+def test_the_axis_of_quality_has_numbers(pruned: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    ticks = re.findall(r'<text class="tick"[^>]*>([^<]*)</text>', page_of(pruned[0]).split("bytes, log")[0])
+    assert ticks == ["0.875", "0.8875", "0.9"]

@@ -266,9 +266,6 @@ def test_errors_name_the_line(tmp_path: Path) -> None:
 def test_wrong_use(model: Net) -> None:
     with pytest.raises(UsageError, match=r"need evaluate"):
         dcz.compress(model, train=train, recipe=recipe(quantize(activations="static")))
-    shared = {"kind": "share", "min_elements": 0, "epochs": 0}
-    with pytest.raises(UsageError, match="is under SharedWeights"):
-        dcz.compress(model, train=train, recipe=recipe(shared, quantize()))
     assert isinstance(model.hidden.weight, nn.Parameter)
     with pytest.raises(UsageError, match="no layer is chosen"):
         dcz.compress(
