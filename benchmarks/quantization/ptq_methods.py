@@ -44,11 +44,13 @@ COLUMNS: Final = {"kind": "channel", "axis": 1}
 
 @dataclass(frozen=True)
 class Method:
-    """One point of the results: a method at one setting. ``bits``: of a code of the matrices."""
+    """One point of the results: a method at one setting. ``bits``: of a code of the matrices; ``data``: whether it looks at
+    calibration inputs."""
 
     name: str
     bits: float
     quantize: Callable[[Subject], Tensors]
+    data: bool = False
 
 
 def by_recipe(name: str, bits: float, rule: Rule, embeddings: Rule | None = None) -> Method:
@@ -72,7 +74,7 @@ def by_gptq(name: str, bits: int, embeddings: Rule, layer: Layer) -> Method:
             for key, array in subject.arrays.items()
         }
 
-    return Method(name, bits, quantize)
+    return Method(name, bits, quantize, data=True)
 
 
 @lru_cache(maxsize=4)
@@ -111,7 +113,7 @@ def by_refitting(name: str, bits: int, embeddings: Rule, layer: Layer) -> Method
                 load(network, {key: values, bias: decoded(found[bias])})
         return found
 
-    return Method(name, bits, quantize)
+    return Method(name, bits, quantize, data=True)
 
 
 @lru_cache
@@ -177,6 +179,10 @@ def shared(bits: int) -> Rule:
 def _uniform() -> Iterator[Method]:
     for bits in (8, 6, 5, 4, 3, 2):
         yield by_recipe("affine, symmetric, channel", bits, affine(bits, ROWS))
+        yield by_recipe("affine, asymmetric, channel", bits, affine(bits, ROWS, scheme="asymmetric"))
+    for bits in (5, 4, 3, 2):
+        rule = affine(bits, ROWS, scheme="asymmetric", calibration="mse")
+        yield by_recipe("affine, asymmetric, mse, channel", bits, rule)
     for bits in (8, 7, 6, 5, 4):
         yield by_recipe("affine, symmetric, tensor", bits, affine(bits, TENSOR))
     for bits in (8, 6, 5, 4, 3, 2):
@@ -286,13 +292,19 @@ def _second_order() -> Iterator[Method]:
 
 
 def _refitted() -> Iterator[Method]:
-    for more, least, most in ((0, 2, 6), (1, 2, 4), (-1, 3, 4)):
+    for size, more, least, most in (
+        (64, 0, 2, 6),
+        (64, 1, 2, 4),
+        (64, -1, 3, 4),
+        (64, -2, 4, 5),
+        (128, 0, 2, 3),
+    ):
         for bits in range(most, least - 1, -1):
             yield by_refitting(
-                f"GPTQ, refitted, asymmetric, mse, groups of 64{_EMBEDDINGS[more]}",
+                f"GPTQ, refitted, asymmetric, mse, groups of {size}{_EMBEDDINGS[more]}",
                 bits,
-                groups(bits + more, 64),
-                _in_groups(bits, 64),
+                groups(bits + more, size),
+                _in_groups(bits, size),
             )
     for bits in (7, 6, 5, 4):
         yield by_refitting(
@@ -317,7 +329,12 @@ def _shared_layer(bits: int) -> Layer:
     return level_layer(partial(quantize_codebook, size=1 << bits))
 
 
-_EMBEDDINGS: Final = {0: "", 1: "; embeddings one bit more", -1: "; embeddings one bit less"}
+_EMBEDDINGS: Final = {
+    0: "",
+    1: "; embeddings one bit more",
+    -1: "; embeddings one bit less",
+    -2: "; embeddings two bits less",
+}
 METHODS: Final = (
     *_uniform(),
     *_codebooks(),
