@@ -1,6 +1,6 @@
 """Every post-training method of dcz at 8 to 1 bits, as `ptq` measures them.
 
-Without GPTQ and vectors they are recipes: what `dcz convert` does without a line of Python. Biases, norms and tensors of fewer
+All but GPTQ are recipes: what `dcz convert` does without a line of Python. Biases, norms and tensors of fewer
 than 256 elements are stored exactly. Embeddings are treated as the other matrices, but for two things: where each channel has a
 codebook of its own, an embedding has one for each column, not for each row, of which there are 30,522; and some methods say
 in their name that embeddings have other bits. GPTQ is for matrices that are multiplied with inputs; embeddings are then
@@ -26,7 +26,6 @@ from dcz.compression.calibration import Calibration
 from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.gptq import LevelRounder, quantize_gptq, refitted, round_second_order
 from dcz.compression.tables import quantize_table
-from dcz.compression.vector_codebooks import quantize_vectors
 from dcz.converters.recipes import Recipe
 from dcz.format import CodebookTensor, PerGroup, PerTensor, ScaledCodebookTensor, TensorData
 from dcz.format.decoded import decoded
@@ -133,23 +132,6 @@ def level_layer(nearest: Callable[[Array], CodebookTensor | ScaledCodebookTensor
     return layer
 
 
-def by_vectors(size: int, dimension: int, *, product: bool = False) -> Method:
-    """Vector codebooks, of a tensor, or of each place of its rows."""
-
-    def quantize(subject: Subject) -> Tensors:
-        return {
-            key: quantize_vectors(
-                array, dimension=dimension, size=size, product=product, iterations=15
-            ).tensor()
-            if is_quantized(array)
-            else array
-            for key, array in subject.arrays.items()
-        }
-
-    name = f"vectors of {dimension}, {'each place' if product else 'tensor'}"
-    return Method(name, math.log2(size) / dimension, quantize)
-
-
 def _recipe(rule: Rule, embeddings: Rule | None = None) -> Recipe:
     rules = [rule] if embeddings is None else [{"names": [EMBEDDINGS], **embeddings}, rule]
     return Recipe.model_validate({"name": "ptq", "rules": rules})
@@ -229,9 +211,17 @@ def _codebooks() -> Iterator[Method]:
 
 
 def _vectors() -> Iterator[Method]:
-    for size, dimension in ((256, 2), (64, 2), (16, 2), (256, 4), (64, 4)):
-        yield by_vectors(size, dimension)
-    yield by_vectors(16, 4, product=True)
+    for size, dimension, product in (
+        (256, 2, False),
+        (64, 2, False),
+        (16, 2, False),
+        (256, 4, False),
+        (64, 4, False),
+        (16, 4, True),
+    ):
+        values = {"kind": "vector-codebook", "dimension": dimension, "size": size, "product": product}
+        name = f"vectors of {dimension}, {'each place' if product else 'tensor'}"
+        yield by_recipe(name, math.log2(size) / dimension, {"values": values})
 
 
 def _tables_in_groups() -> Iterator[Method]:
