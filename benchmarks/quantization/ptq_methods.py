@@ -1,6 +1,6 @@
 """Every post-training method of dcz at 8 to 1 bits, as `ptq` measures them.
 
-Without GPTQ and vectors they are recipes: what `dcz convert` does without a line of Python. Biases, norms and tensors of fewer
+All but GPTQ are recipes: what `dcz convert` does without a line of Python. Biases, norms and tensors of fewer
 than 256 elements are stored exactly. Embeddings are treated as the other matrices, but for two things: where each channel has a
 codebook of its own, an embedding has one for each column, not for each row, of which there are 30,522; and some methods say
 in their name that embeddings have other bits. GPTQ is for matrices that are multiplied with inputs; embeddings are then
@@ -26,7 +26,6 @@ from dcz.compression.calibration import Calibration
 from dcz.compression.codebooks import quantize_codebook
 from dcz.compression.gptq import LevelRounder, quantize_gptq, refitted, round_second_order
 from dcz.compression.tables import quantize_table
-from dcz.compression.vector_codebooks import quantize_vectors
 from dcz.converters.recipes import Recipe
 from dcz.format import CodebookTensor, PerGroup, PerTensor, ScaledCodebookTensor, TensorData
 from dcz.format.decoded import decoded
@@ -44,11 +43,13 @@ COLUMNS: Final = {"kind": "channel", "axis": 1}
 
 @dataclass(frozen=True)
 class Method:
-    """One point of the results: a method at one setting. ``bits``: of a code of the matrices."""
+    """One point of the results: a method at one setting. ``bits``: of a code of the matrices; ``data``: whether it looks at
+    calibration inputs."""
 
     name: str
     bits: float
     quantize: Callable[[Subject], Tensors]
+    data: bool = False
 
 
 def by_recipe(name: str, bits: float, rule: Rule, embeddings: Rule | None = None) -> Method:
@@ -72,7 +73,7 @@ def by_gptq(name: str, bits: int, embeddings: Rule, layer: Layer) -> Method:
             for key, array in subject.arrays.items()
         }
 
-    return Method(name, bits, quantize)
+    return Method(name, bits, quantize, data=True)
 
 
 @lru_cache(maxsize=4)
@@ -111,7 +112,7 @@ def by_refitting(name: str, bits: int, embeddings: Rule, layer: Layer) -> Method
                 load(network, {key: values, bias: decoded(found[bias])})
         return found
 
-    return Method(name, bits, quantize)
+    return Method(name, bits, quantize, data=True)
 
 
 @lru_cache
@@ -129,23 +130,6 @@ def level_layer(nearest: Callable[[Array], CodebookTensor | ScaledCodebookTensor
         return replace(tensor, codes=codes)
 
     return layer
-
-
-def by_vectors(size: int, dimension: int, *, product: bool = False) -> Method:
-    """Vector codebooks, of a tensor, or of each place of its rows."""
-
-    def quantize(subject: Subject) -> Tensors:
-        return {
-            key: quantize_vectors(
-                array, dimension=dimension, size=size, product=product, iterations=15
-            ).tensor()
-            if is_quantized(array)
-            else array
-            for key, array in subject.arrays.items()
-        }
-
-    name = f"vectors of {dimension}, {'each place' if product else 'tensor'}"
-    return Method(name, math.log2(size) / dimension, quantize)
 
 
 def _recipe(rule: Rule, embeddings: Rule | None = None) -> Recipe:
@@ -177,6 +161,10 @@ def shared(bits: int) -> Rule:
 def _uniform() -> Iterator[Method]:
     for bits in (8, 6, 5, 4, 3, 2):
         yield by_recipe("affine, symmetric, channel", bits, affine(bits, ROWS))
+        yield by_recipe("affine, asymmetric, channel", bits, affine(bits, ROWS, scheme="asymmetric"))
+    for bits in (5, 4, 3, 2):
+        rule = affine(bits, ROWS, scheme="asymmetric", calibration="mse")
+        yield by_recipe("affine, asymmetric, mse, channel", bits, rule)
     for bits in (8, 7, 6, 5, 4):
         yield by_recipe("affine, symmetric, tensor", bits, affine(bits, TENSOR))
     for bits in (8, 6, 5, 4, 3, 2):
@@ -223,9 +211,17 @@ def _codebooks() -> Iterator[Method]:
 
 
 def _vectors() -> Iterator[Method]:
-    for size, dimension in ((256, 2), (64, 2), (16, 2), (256, 4), (64, 4)):
-        yield by_vectors(size, dimension)
-    yield by_vectors(16, 4, product=True)
+    for size, dimension, product in (
+        (256, 2, False),
+        (64, 2, False),
+        (16, 2, False),
+        (256, 4, False),
+        (64, 4, False),
+        (16, 4, True),
+    ):
+        values = {"kind": "vector-codebook", "dimension": dimension, "size": size, "product": product}
+        name = f"vectors of {dimension}, {'each place' if product else 'tensor'}"
+        yield by_recipe(name, math.log2(size) / dimension, {"values": values})
 
 
 def _tables_in_groups() -> Iterator[Method]:
@@ -286,13 +282,19 @@ def _second_order() -> Iterator[Method]:
 
 
 def _refitted() -> Iterator[Method]:
-    for more, least, most in ((0, 2, 6), (1, 2, 4), (-1, 3, 4)):
+    for size, more, least, most in (
+        (64, 0, 2, 6),
+        (64, 1, 2, 4),
+        (64, -1, 3, 4),
+        (64, -2, 4, 5),
+        (128, 0, 2, 3),
+    ):
         for bits in range(most, least - 1, -1):
             yield by_refitting(
-                f"GPTQ, refitted, asymmetric, mse, groups of 64{_EMBEDDINGS[more]}",
+                f"GPTQ, refitted, asymmetric, mse, groups of {size}{_EMBEDDINGS[more]}",
                 bits,
-                groups(bits + more, 64),
-                _in_groups(bits, 64),
+                groups(bits + more, size),
+                _in_groups(bits, size),
             )
     for bits in (7, 6, 5, 4):
         yield by_refitting(
@@ -317,7 +319,12 @@ def _shared_layer(bits: int) -> Layer:
     return level_layer(partial(quantize_codebook, size=1 << bits))
 
 
-_EMBEDDINGS: Final = {0: "", 1: "; embeddings one bit more", -1: "; embeddings one bit less"}
+_EMBEDDINGS: Final = {
+    0: "",
+    1: "; embeddings one bit more",
+    -1: "; embeddings one bit less",
+    -2: "; embeddings two bits less",
+}
 METHODS: Final = (
     *_uniform(),
     *_codebooks(),

@@ -270,6 +270,15 @@ def test_the_claim() -> None:
     assert not figure.met
 
 
+def test_the_claim_without_data() -> None:
+    with_data = next(method for method in METHODS if method.data)
+    second = {**_row("dcz", 50, 0.95), "method": with_data.name, "bits": with_data.bits}
+    results = _results([_row("dcz", 50, 0.9), second, _row("peer", 60, 0.95)])
+    (figure,), (without,) = ptq.figures(results), ptq.figures(results, data=False)
+    assert figure.met
+    assert not without.met
+
+
 def test_tables_and_plots(tmp_path: Path) -> None:
     results = _results([_row("dcz", 50, 0.9), _row("peer", 45, 0.95), _row("peer", 80, 0.95)])
     page = ptq.tables(results)
