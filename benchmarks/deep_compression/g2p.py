@@ -290,7 +290,9 @@ def tables(results: dict[str, Any]) -> str:
             )
         )
     note = (
-        "A deviation over the seeds follows the mean. Operating points were chosen on the validation words.\n"
+        "A deviation over the seeds follows the mean. Operating points were chosen on the validation words. The setting is the bits of\n"
+        f"shared weights; for what is pruned, to {PRUNED_BITS} bits, the part of all weights that is kept; for what is rate-aware, the\n"
+        "strength. What is trained sees each word once: pruned and shared, half of the words after each of the two.\n"
     )
     return f"# g2p-en\n\nMade by `{results['command']}`.\n\n{markdown(header, rows)}\n\n{note}"
 
