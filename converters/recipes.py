@@ -172,8 +172,9 @@ class Rule(RecipeModel):
             return given or 0
         return _MIN_ELEMENTS if what == "elements" else _MIN_RANK
 
-from dcz.converters.recipe_stages import Names, Stage, check_order
-from dcz.errors import EncodingError, RecipeError, UsageError
+    def apply(self, tensor: TensorData, effort: EffortName = "balanced") -> Prepared:
+        """Prune and quantize. Codes stay as they are if the rule does not change weights (in a dense layout, zero becomes one of
+        them); otherwise they are decoded first. ``effort``: with which the result will be written.
 
         Raises EncodingError if the tensor does not allow it.
         """

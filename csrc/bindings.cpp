@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -352,51 +353,52 @@ SegmentDecoder codebook_decoder(std::string_view layout, unsigned bits, std::siz
     return {itemsize, make_layout(layout, bits), CodebookValues{size, make_groups(groups, index), copy_of(centroids)}};
 }
 
+// What a decoder refers to for as long as it lives. Only Python ends decoders, so this is released with the GIL.
+using Kept = std::vector<Buffer>;
+
 template <class T>
-void take(nb::handle object, std::vector<T>& out, const char* what) {
-    if (object.is_none()) return;
-    const Buffer buffer(object);
-    const auto values = buffer.as<const T>(what);
-    out.assign(values.begin(), values.end());
+std::span<const T> keep(nb::handle object, Kept& kept, const char* what) {
+    if (object.is_none()) return {};
+    kept.emplace_back(object);
+    return kept.back().as<const T>(what);
 }
 
 template <class T>
-void take_scaling(nb::handle scales, nb::handle minimums, nb::handle table, Scaling<T>& out) {
+void take_scaling(nb::handle scales, nb::handle minimums, nb::handle table, Kept& kept, Scaling<T>& out) {
     const char* const what = sizeof(T) == 8 ? "scales, minimums and tables are 64-bit floats" : "scales, minimums and tables are 32-bit floats";
-    take(scales, out.scales, what);
-    take(minimums, out.minimums, what);
-    take(table, out.table, what);
+    out.scales = keep<T>(scales, kept, what);
+    out.minimums = keep<T>(minimums, kept, what);
+    out.table = keep<T>(table, kept, what);
     require(minimums.is_none() || out.minimums.size() == out.scales.size(), "one minimum for each scale");
     require(table.is_none() || (!out.table.empty() && out.table.size() <= 256), "a table has 1 to 256 values");
 }
 
-SegmentDecoder scaled_decoder(std::string_view layout, unsigned bits, const std::string& dtype, unsigned code_bits, const GroupTuple& groups,
-                              nb::handle scales, nb::handle minimums, nb::handle table, nb::handle zero_points, int zero, nb::handle index) {
-    check_width(code_bits);
+SegmentDecoder scaled_decoder(std::string_view layout, unsigned bits, const std::string& dtype, const GroupTuple& groups, nb::handle scales,
+                              nb::handle minimums, nb::handle table, nb::handle zero_points, int zero, nb::handle index) {
     require(zero >= 0 && zero <= 255, "a zero point is 0 to 255");
     const FloatRow row = float_row(dtype);
-    ScaledValues values{code_bits, make_groups(groups, index), row.type, {}, {}, {}, zero};
+    ScaledValues values{make_groups(groups, index), row.type, {}, {}, {}, zero};
+    const auto kept = std::make_shared<Kept>();
     if (row.type == FloatType::f64)
-        take_scaling(scales, minimums, table, values.wide);
+        take_scaling(scales, minimums, table, *kept, values.wide);
     else
-        take_scaling(scales, minimums, table, values.single);
-    if (!zero_points.is_none()) {
-        values.zero_points = copy_of(zero_points);
-        require(!values.zero_points.empty(), "one zero point for each group");
-    }
+        take_scaling(scales, minimums, table, *kept, values.single);
+    values.zero_points = keep<u8>(zero_points, *kept, "zero points are bytes");
+    require(zero_points.is_none() || !values.zero_points.empty(), "one zero point for each group");
+    values.owner = kept;
     return {row.itemsize, make_layout(layout, bits), std::move(values)};
 }
 
 SegmentDecoder affine_decoder(std::string_view layout, unsigned bits, const std::string& dtype, unsigned code_bits, const GroupTuple& groups,
                               nb::handle scales, nb::handle zero_points, nb::handle minimums, std::optional<int> zero, nb::handle index) {
     check_width(code_bits);
-    return scaled_decoder(layout, bits, dtype, code_bits, groups, scales, minimums, nb::none(), zero_points, zero.value_or(1 << (code_bits - 1)), index);
+    return scaled_decoder(layout, bits, dtype, groups, scales, minimums, nb::none(), zero_points, zero.value_or(1 << (code_bits - 1)), index);
 }
 
 SegmentDecoder scaled_codebook_decoder(std::string_view layout, unsigned bits, const std::string& dtype, const GroupTuple& groups, nb::handle scales,
                                        nb::handle table, nb::handle minimums, nb::handle index) {
     require(!table.is_none(), "a table has 1 to 256 values");
-    return scaled_decoder(layout, bits, dtype, 8, groups, scales, minimums, table, nb::none(), 0, index);
+    return scaled_decoder(layout, bits, dtype, groups, scales, minimums, table, nb::none(), 0, index);
 }
 
 SegmentDecoder vector_decoder(std::size_t itemsize, std::size_t size, std::size_t dimension, u64 places, nb::handle codewords) {

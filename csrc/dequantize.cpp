@@ -134,8 +134,18 @@ class Dequantizer {
   public:
     Dequantizer(const ScaledValues& values, const Scaling<T>& scaling)
         : values_(values), scaling_(scaling), groups_(scaling.scales.size()) {
-        if (!values.zero_points.empty()) groups_ = std::min(groups_, values.zero_points.size());
+        if (scaling.table.empty()) {
+            zero_ = values.zero;
+            if (!values.zero_points.empty()) zero_points_ = values.zero_points.data();
+        }
+        if (zero_points_) groups_ = std::min(groups_, values.zero_points.size());
         if (!scaling.minimums.empty()) groups_ = std::min(groups_, scaling.minimums.size());
+    }
+
+    // For each of some runs from the group on, `size` elements of the type T.
+    void make_runs(u64 group, std::size_t runs, const T* numbers, std::size_t size, u8* out) const {
+        expect_groups(group, runs, groups_);
+        make(nullptr, numbers, runs_from(group, runs, size), out);
     }
 
     // At most kPart elements of the type T.
@@ -152,18 +162,21 @@ class Dequantizer {
             return gathered(in, levels, which, out);
         for_each_run(which, values_.groups, [&](u64 group, std::size_t first, std::size_t size, std::size_t runs) {
             expect_groups(group, runs, groups_);
-            const Runs<T> of{runs,
-                             size,
-                             scaling_.scales.data() + group,
-                             scaling_.minimums.empty() ? nullptr : scaling_.minimums.data() + group,
-                             values_.zero_points.empty() ? nullptr : values_.zero_points.data() + group,
-                             values_.zero};
-            make(in ? in + first : nullptr, levels + first, of, out + first * size_of());
+            make(in ? in + first : nullptr, levels + first, runs_from(group, runs, size), out + first * size_of());
         });
     }
 
   private:
     std::size_t size_of() const { return values_.type == FloatType::bf16 ? 2 : sizeof(T); }
+
+    Runs<T> runs_from(u64 group, std::size_t count, std::size_t size) const {
+        return {count,
+                size,
+                scaling_.scales.data() + group,
+                scaling_.minimums.empty() ? nullptr : scaling_.minimums.data() + group,
+                zero_points_ ? zero_points_ + group : nullptr,
+                zero_};
+    }
 
     template <class U>
     static void pick(const u16* index, std::size_t count, const U* from, U* to) {
@@ -172,7 +185,7 @@ class Dequantizer {
 
     void gathered(const u8* codes, const T* levels, const Selection& which, u8* out) const {
         Gathered<T> found;
-        const bool minimums = !scaling_.minimums.empty(), points = !values_.zero_points.empty();
+        const bool minimums = !scaling_.minimums.empty(), points = zero_points_ != nullptr;
         const Groups& groups = values_.groups;
         if (which.positions) {
             for (std::size_t i = 0; i < which.count; ++i) {
@@ -180,7 +193,7 @@ class Dequantizer {
                 expect_groups(group, 1, groups_);
                 found.scales[i] = scaling_.scales[group];
                 if (minimums) found.minimums[i] = scaling_.minimums[group];
-                if (points) found.zero_points[i] = values_.zero_points[group];
+                if (points) found.zero_points[i] = zero_points_[group];
             }
         } else {
             u64 column = which.start % groups.inner, row = which.start / groups.inner * groups.extent;
@@ -190,13 +203,13 @@ class Dequantizer {
                 const u16* index = groups.index.data() + column;
                 pick(index, n, scaling_.scales.data() + row, found.scales.data() + i);
                 if (minimums) pick(index, n, scaling_.minimums.data() + row, found.minimums.data() + i);
-                if (points) pick(index, n, values_.zero_points.data() + row, found.zero_points.data() + i);
+                if (points) pick(index, n, zero_points_ + row, found.zero_points.data() + i);
                 i += n;
             }
         }
         make(codes, levels,
              {which.count, 1, found.scales.data(), minimums ? found.minimums.data() : nullptr, points ? found.zero_points.data() : nullptr,
-              values_.zero},
+              zero_},
              out);
     }
 
@@ -214,6 +227,8 @@ class Dequantizer {
     const ScaledValues& values_;
     const Scaling<T>& scaling_;
     std::size_t groups_;
+    const u8* zero_points_ = nullptr;  // null: `zero_` for all
+    int zero_ = 0;                     // nothing is taken from the levels of a table
 };
 
 template <class F>
@@ -256,6 +271,78 @@ void dequantize(const u8* codes, const Selection& which, const ScaledValues& val
         else
             dequantize_part(single, values.type, codes + at, part, out + at * size);
     }
+}
+
+namespace {
+
+constexpr std::size_t kLongRun = 32;  // elements; of shorter ones, a table would be half the work
+
+// Do all runs, in which neighbours from `start` on are, begin and end with a line of memory, if the first one does?
+bool fill_lines(const Groups& groups, u64 start, std::size_t itemsize) {
+    const u64 line = 64 / itemsize;
+    if (start % line) return false;
+    switch (groups.kind) {
+        case Groups::Kind::tensor: return true;
+        case Groups::Kind::channel: return groups.extent == 1 || (groups.inner % line == 0 && groups.inner >= kLongRun);
+        case Groups::Kind::group: return groups.inner % line == 0 && groups.extent % line == 0 && groups.extent >= kLongRun;
+        case Groups::Kind::indexed: break;
+    }
+    return false;
+}
+
+bool can_look_up(const Groups& groups, unsigned width, u64 start, std::size_t itemsize) {
+    return width <= 4 && (itemsize == 2 || itemsize == 4) && fill_lines(groups, start, itemsize);
+}
+
+}  // namespace
+
+std::optional<RunTables> RunTables::of(const ScaledValues& values, unsigned width, u64 start) {
+    const std::span<const float> table = values.single.table;
+    if (!can_look_up(values.groups, width, start, size_of(values.type))) return std::nullopt;
+    if (!table.empty() && table.size() < std::size_t{1} << width) return std::nullopt;  // there may be codes without a level
+    RunTables found(values.groups, size_of(values.type));
+    found.values_ = &values;
+    for (std::size_t i = 0; i < found.numbers_.size(); ++i) {
+        const std::size_t code = i % kTable;
+        found.numbers_[i] = table.empty() ? static_cast<float>(code) : code < table.size() ? table[code] : 0;
+    }
+    return found;
+}
+
+std::optional<RunTables> RunTables::of(const Groups& groups, Bytes centroids, std::size_t size, std::size_t itemsize, unsigned width, u64 start) {
+    if (size != kTable || !can_look_up(groups, width, start, itemsize)) return std::nullopt;
+    RunTables found(groups, itemsize);
+    found.centroids_ = centroids;
+    return found;
+}
+
+const u8* RunTables::tables_of(u64 group, std::size_t runs, u8* made) const {
+    if (!values_) {
+        const std::size_t stride = kTable * itemsize_;
+        expect_groups(group, runs, centroids_.size() / stride);
+        return centroids_.data() + group * stride;
+    }
+    const Dequantizer<float> of(*values_, values_->single);
+    if (values_->type != FloatType::f16) {
+        of.make_runs(group, runs, numbers_.data(), kTable, made);
+        return made;
+    }
+    alignas(64) std::array<float, kRuns * kTable> single;
+    of.make_runs(group, runs, numbers_.data(), kTable, reinterpret_cast<u8*>(single.data()));
+    kernels().halve(single.data(), runs * kTable, made);
+    return made;
+}
+
+void RunTables::look_up(const u8* codes, bool packed, const Selection& which, bool streaming, u8* out) const {
+    alignas(64) std::array<u8, kRuns * kTable * sizeof(float)> made;
+    const auto run = [&](u64 group, std::size_t first, std::size_t size, std::size_t runs) {
+        for (std::size_t done = 0; done < runs; done += kRuns, first += kRuns * size) {
+            const std::size_t n = std::min(kRuns, runs - done);
+            const u8* tables = tables_of(group + done, n, made.data());
+            kernels().look_up_runs(codes + (packed ? first / 2 : first), packed, n, size, tables, itemsize_, streaming, out + first * itemsize_);
+        }
+    };
+    if (which.count > 0) for_each_neighbour_run(which, groups_, run);
 }
 
 void look_up(const u8* codes, const Selection& which, const Groups& groups, Bytes table, std::size_t size,

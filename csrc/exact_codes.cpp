@@ -169,10 +169,10 @@ float scale_for(const Fit& fit, const std::vector<u64>& values, FloatType type, 
     std::array<u8, kMost> codes{};
     const int least = std::min(0, fit.multiples.empty() ? 0 : *std::min_element(fit.multiples.begin(), fit.multiples.end()));
     for (std::size_t i = 0; i < values.size(); ++i) codes[i] = static_cast<u8>(fit.multiples[i] - least);
-    ScaledValues scaled{8, {Groups::Kind::tensor, 1, 1, {}}, type, {{0.0f}, {}, {}}, {}, {}, -least};
+    ScaledValues scaled{{Groups::Kind::tensor, 1, 1, {}}, type, {}, {}, {}, -least};
     const auto exact = [&](float candidate) {
         std::array<u8, kMost * 4> out;
-        scaled.single.scales[0] = candidate;
+        scaled.single.scales = {&candidate, 1};
         dequantize(codes.data(), {0, values.size(), nullptr}, scaled, out.data());
         for (std::size_t i = 0; i < values.size(); ++i)
             if (std::memcmp(&out[i * itemsize], &values[i], itemsize) != 0) return false;

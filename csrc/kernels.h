@@ -96,6 +96,11 @@ struct Kernels {
     bool (*narrow)(const u8* in, std::size_t count, Widening which, u8* out);
     // out[i] = table[codes[i]] for elements of 1, 2, 4 or 8 bytes; the table has `size` of them, and every code is below.
     void (*look_up)(const u8* codes, std::size_t count, const u8* table, std::size_t size, std::size_t itemsize, u8* out);
+    // The same for runs of `size` neighbours, each with a table of 16 elements of 2 or 4 bytes, one behind the other; every code is
+    // below 16, and a byte, or if `packed` half of one, the lower half first. `streaming`, as in merge_planes. Several runs are each
+    // a multiple of 64 bytes.
+    void (*look_up_runs)(const u8* codes, bool packed, std::size_t runs, std::size_t size, const u8* tables, std::size_t itemsize, bool streaming,
+                         u8* out);
     // Elements where the bitmap has a one: the next of `values`, which has kSlack readable bytes behind it; zeros elsewhere.
     void (*expand)(const u8* bitmap, const u8* values, std::size_t count, std::size_t itemsize, bool streaming, u8* out);
     // The positions of the entries of `count` gap symbols (docs/format.md, section 5.2), modulo 2^32; `positions` has room for
@@ -106,13 +111,13 @@ struct Kernels {
     // memcpy, around the caches where the instruction set can, whatever the alignment.
     void (*copy)(const u8* in, std::size_t size, u8* out);
     // Runs of elements: scale * level + minimum, each step rounded to binary32, or to binary64; the last one to bfloat16, too. A
-    // level is code - zero point, or it is given.
+    // level is code - zero point, or number - zero point; numbers that are no codes come with a zero point of 0.
     void (*dequantize_f32)(const u8* codes, const Runs<float>& runs, u8* out);
     void (*dequantize_bf16)(const u8* codes, const Runs<float>& runs, u8* out);
     void (*dequantize_f64)(const u8* codes, const Runs<double>& runs, u8* out);
-    void (*scale_f32)(const float* levels, const Runs<float>& runs, u8* out);
-    void (*scale_bf16)(const float* levels, const Runs<float>& runs, u8* out);
-    void (*scale_f64)(const double* levels, const Runs<double>& runs, u8* out);
+    void (*scale_f32)(const float* numbers, const Runs<float>& runs, u8* out);
+    void (*scale_bf16)(const float* numbers, const Runs<float>& runs, u8* out);
+    void (*scale_f64)(const double* numbers, const Runs<double>& runs, u8* out);
     // Binary32 to binary16, to nearest, ties to even; no NaN is among them.
     void (*halve)(const float* in, std::size_t count, u8* out);
 };

@@ -218,6 +218,49 @@ struct Avx2 {
         return i;
     }
 
+    template <class T, bool kPacked, bool kStreaming>
+    static std::size_t look_up_run(const u8* codes, std::size_t count, const u8* table, u8* out) {
+        std::size_t i = 0;
+        if constexpr (sizeof(T) == 4) {
+            const __m256 low = _mm256_loadu_ps(reinterpret_cast<const float*>(table));
+            const __m256 high = _mm256_loadu_ps(reinterpret_cast<const float*>(table + 32));
+            const __m256i places = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+            for (; i + 8 <= count; i += 8) {
+                __m256i code;
+                if constexpr (kPacked)
+                    code = _mm256_srlv_epi32(_mm256_set1_epi32(load<int>(codes + i / 2)), places);
+                else
+                    code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i)));
+                // Permuting looks at the lower three bits, a blend at the highest one.
+                const __m256 a = _mm256_permutevar8x32_ps(low, code), b = _mm256_permutevar8x32_ps(high, code);
+                const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
+                put<kStreaming>(out + 4 * i, _mm256_castps_si256(_mm256_blendv_ps(a, b, upper)));
+            }
+        } else {
+            // The lower bytes of the 16 elements, and the upper ones.
+            const __m128i apart = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+            const __m128i first = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), apart);
+            const __m128i second = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16)), apart);
+            const __m256i low = _mm256_broadcastsi128_si256(_mm_unpacklo_epi64(first, second));
+            const __m256i high = _mm256_broadcastsi128_si256(_mm_unpackhi_epi64(first, second));
+            for (; i + 32 <= count; i += 32) {
+                __m256i code;
+                if constexpr (kPacked) {
+                    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i / 2)));
+                    code = _mm256_and_si256(_mm256_or_si256(x, _mm256_slli_epi16(x, 4)), _mm256_set1_epi8(15));
+                } else {
+                    code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
+                }
+                // Unpacking works within lanes of 128 bits.
+                code = _mm256_permute4x64_epi64(code, 0b11011000);
+                const __m256i a = _mm256_shuffle_epi8(low, code), b = _mm256_shuffle_epi8(high, code);
+                put<kStreaming>(out + 2 * i, _mm256_unpacklo_epi8(a, b));
+                put<kStreaming>(out + 2 * i + 32, _mm256_unpackhi_epi8(a, b));
+            }
+        }
+        return i;
+    }
+
     template <class T, bool kStreaming>
     static void expand(u64 mask, const u8*& values, u8* out) {
         alignas(64) u8 elements[64 * sizeof(T)];

@@ -166,6 +166,41 @@ struct Avx512 {
         return i;
     }
 
+    // Permuting looks at the lower bits of a lane only, which may have any others above them: of packed codes, each lane gets the
+    // byte that begins with its own.
+    template <class T, bool kPacked, bool kStreaming>
+    static std::size_t look_up_run(const u8* codes, std::size_t count, const u8* table, u8* out) {
+        std::size_t i = 0;
+        if constexpr (sizeof(T) == 4) {
+            const __m512i elements = _mm512_loadu_si512(table), places = _mm512_set_epi32(60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
+            for (; i + 16 <= count; i += 16) {
+                __m512i code;
+                if constexpr (kPacked)
+                    code = _mm512_multishift_epi64_epi8(places, _mm512_set1_epi64(load<long long>(codes + i / 2)));
+                else
+                    code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i)));
+                put<kStreaming>(out + 4 * i, _mm512_permutexvar_epi32(code, elements));
+            }
+        } else {
+            // 32 lanes, so that the table stands there twice.
+            const __m512i elements = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));
+            const __m512i places = _mm512_broadcast_i64x4(
+                _mm256_set_epi16(60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0));
+            const __m512i halves = _mm512_set_epi64(1, 1, 1, 1, 0, 0, 0, 0);
+            for (; i + 32 <= count; i += 32) {
+                __m512i code;
+                if constexpr (kPacked) {
+                    const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i / 2));
+                    code = _mm512_multishift_epi64_epi8(places, _mm512_permutexvar_epi64(halves, _mm512_castsi128_si512(both)));
+                } else {
+                    code = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i)));
+                }
+                put<kStreaming>(out + 2 * i, _mm512_permutexvar_epi16(code, elements));
+            }
+        }
+        return i;
+    }
+
     template <class T, bool kStreaming>
     static void expand(u64 mask, const u8*& values, u8* out) {
         constexpr unsigned kLanes = 64 / sizeof(T);

@@ -13,6 +13,7 @@
 //   static u64  plane(const u8* values, unsigned bit)             64 values
 //   static u64  partition(const u8* in, u8 threshold, u64 valid, u8*& left, u8*& right)   the mask; advances
 //   static std::size_t look_up<T>(codes, count, table, size, out)                  how many elements it has looked up
+//   static std::size_t look_up_run<T, packed, streaming>(codes, count, table, out)      the same for 16 elements
 //   static void expand<T, streaming>(u64 mask, const u8*& values, u8* out)         64 elements; advances the values
 //   static std::size_t gap_positions(gaps, count, filler, positions, GapEnd& end)    how many symbols it has read; advances
 //   static std::size_t copy(const u8* in, std::size_t size, u8* out)               how many bytes it has copied
@@ -399,6 +400,45 @@ struct Loops {
         }
     }
 
+    template <class T, bool kPacked, bool kStreaming>
+    static void look_up_runs_as(const u8* codes, std::size_t runs, std::size_t size, const u8* tables, u8* out) {
+        const auto all = [&](auto fixed) {
+            constexpr std::size_t kFixed = decltype(fixed)::value;
+            const std::size_t n = kFixed ? kFixed : size;
+            for (std::size_t r = 0; r < runs; ++r) {
+                const u8 *in = codes + (kPacked ? r * n / 2 : r * n), *table = tables + r * 16 * sizeof(T);
+                u8* to = out + r * n * sizeof(T);
+                for (std::size_t i = P::template look_up_run<T, kPacked, kStreaming>(in, n, table, to); i < n; ++i) {
+                    const unsigned code = kPacked ? in[i / 2] >> (i % 2 * 4) & 15u : in[i];
+                    store(to + i * sizeof(T), load<T>(table + code * sizeof(T)));
+                }
+            }
+        };
+        switch (size) {
+            case 32: return all(std::integral_constant<std::size_t, 32>{});
+            case 64: return all(std::integral_constant<std::size_t, 64>{});
+            case 128: return all(std::integral_constant<std::size_t, 128>{});
+            default: return all(std::integral_constant<std::size_t, 0>{});
+        }
+    }
+
+    template <class T, bool kPacked>
+    static void look_up_runs_of(const u8* codes, std::size_t runs, std::size_t size, const u8* tables, bool streaming, u8* out) {
+        if (streaming && is_line(out))
+            look_up_runs_as<T, kPacked, true>(codes, runs, size, tables, out);
+        else
+            look_up_runs_as<T, kPacked, false>(codes, runs, size, tables, out);
+    }
+
+    static void look_up_runs(const u8* codes, bool packed, std::size_t runs, std::size_t size, const u8* tables, std::size_t itemsize,
+                             bool streaming, u8* out) {
+        if (itemsize == 2)
+            return packed ? look_up_runs_of<u16, true>(codes, runs, size, tables, streaming, out)
+                          : look_up_runs_of<u16, false>(codes, runs, size, tables, streaming, out);
+        packed ? look_up_runs_of<u32, true>(codes, runs, size, tables, streaming, out)
+               : look_up_runs_of<u32, false>(codes, runs, size, tables, streaming, out);
+    }
+
     template <class T, bool kStreaming>
     static void expand_as(const u8* bitmap, const u8* values, std::size_t count, u8* out) {
         std::size_t i = 0;
@@ -487,6 +527,8 @@ struct Loops {
     // One run. Finite parameters make no NaN, so rounding to bfloat16 is an addition to the bits.
     template <class T, bool kNarrow, bool kMinimum, class Level>
     static void scale_run(std::size_t count, T scale, T minimum, Level level, u8* out) {
+        // As a loop it is vectorized; a few elements written out are not.
+#pragma GCC unroll 1
         for (std::size_t i = 0; i < count; ++i) {
             T x = scale * level(i);
             if constexpr (kMinimum) x = x + minimum;
@@ -559,10 +601,15 @@ struct Loops {
 
     template <class T, bool kNarrow, bool kMinimum>
     static void scale_as(const T* given, const Runs<T>& runs, u8* out) {
-        if (runs.size == 1) return scale_each<T, kNarrow, kMinimum>(runs, [=](std::size_t i) { return given[i]; }, out);
-        const auto levels = [=](std::size_t, std::size_t first) {
-            const T* in = given + first;
-            return [=](std::size_t i) { return in[i]; };
+        const u8* points = runs.zero_points;
+        const int zero = runs.zero;
+        if (runs.size == 1) {
+            const auto level = [=](std::size_t i) { return given[i] - static_cast<T>(points ? points[i] : zero); };
+            return scale_each<T, kNarrow, kMinimum>(runs, level, out);
+        }
+        const auto levels = [=](std::size_t run, std::size_t first) {
+            const T *in = given + first, taken = static_cast<T>(points ? points[run] : zero);
+            return [=](std::size_t i) { return in[i] - taken; };
         };
         scale_runs_of<T, kNarrow, kMinimum>(runs, levels, out);
     }
@@ -603,6 +650,7 @@ struct Loops {
                 .widen = widen,
                 .narrow = narrow,
                 .look_up = look_up,
+                .look_up_runs = look_up_runs,
                 .expand = expand,
                 .gap_positions = gap_positions,
                 .place = place,

@@ -98,6 +98,11 @@ struct Portable {
         return 0;
     }
 
+    template <class T, bool kPacked, bool kStreaming>
+    static std::size_t look_up_run(const u8*, std::size_t, const u8*, u8*) {
+        return 0;
+    }
+
     template <class T, bool kStreaming>
     static void expand(u64 mask, const u8*& values, u8* out) {
         expand_ones<T>(mask, values, out);

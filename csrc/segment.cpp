@@ -137,11 +137,19 @@ const u8* SymbolReader::next(u8* out, std::size_t count) {
         read(out, count);
         return out;
     }
+    return take(count);
+}
+
+const u8* SymbolReader::next_packed(std::size_t count) {
+    return huffman_ || cascade_ || width_ != 4 ? nullptr : take(packed_bytes(count, 4));
+}
+
+const u8* SymbolReader::take(std::size_t bytes) {
     const u8* here = bytes_;
-    bytes_ += count;
+    bytes_ += bytes;
     // While these are used and others are decoded, the next ones come.
     const std::size_t left = static_cast<std::size_t>(end_ - bytes_);
-    const u8 *from = bytes_ + std::min(kAhead, left), *to = bytes_ + std::min(kAhead + count, left);
+    const u8 *from = bytes_ + std::min(kAhead, left), *to = bytes_ + std::min(kAhead + bytes, left);
     for (const u8* line = from; line < to; line += 64) __builtin_prefetch(line, 0, 2);
     return here;
 }
@@ -195,13 +203,26 @@ void SegmentDecoder::decode_values(std::span<const CodedStream> streams, const S
         reader.read(codes, count);
         return decode_codes(codes, which, out);
     }
+    const std::optional<RunTables> tables = run_tables(reader.width(), which.start);
     alignas(64) std::array<u8, kStrip + kSlack> codes;
-    Strip strip(streaming, false, out);
+    Strip strip(streaming, tables.has_value(), out);
     for (std::size_t start = 0; start < count; start += kStrip, out += kStrip * itemsize_) {
         const std::size_t n = std::min(kStrip, count - start);
-        decode_codes(reader.next(codes.data(), n), {which.start + start, n, nullptr}, strip.begin(out));
+        const Selection piece{which.start + start, n, nullptr};
+        if (tables) {
+            const u8* packed = reader.next_packed(n);
+            tables->look_up(packed ? packed : reader.next(codes.data(), n), packed != nullptr, piece, strip.streaming(), strip.begin(out));
+        } else {
+            decode_codes(reader.next(codes.data(), n), piece, strip.begin(out));
+        }
         strip.end(n * itemsize_, out);
     }
+}
+
+std::optional<RunTables> SegmentDecoder::run_tables(unsigned width, u64 start) const {
+    if (const auto* book = std::get_if<CodebookValues>(&values_))
+        return RunTables::of(book->groups, book->centroids, book->size, itemsize_, width, start);
+    return RunTables::of(std::get<ScaledValues>(values_), width, start);
 }
 
 void SegmentDecoder::decode_codes(const u8* codes, const Selection& which, u8* out) const {

@@ -48,10 +48,19 @@ class SymbolReader {
     // The same, always in `out`.
     void read(u8* out, std::size_t count);
 
+    // Bits of a symbol; 8 for what others have decoded, and not checked.
+    unsigned width() const { return width_; }
+
+    // The next `count` symbols of 4 bits as they stand in the stream, two in a byte; or null, and nothing has happened, if they do
+    // not stand there so.
+    const u8* next_packed(std::size_t count);
+
     // The same as the last plane of elements, and true; or false, and nothing has happened, if that is not at hand.
     bool next_into(const Assembly& into, std::size_t count);
 
   private:
+    const u8* take(std::size_t bytes);
+
     std::optional<HuffmanDecoder> huffman_;
     std::optional<CascadeDecoder> cascade_;
     const u8 *bytes_, *end_;
@@ -127,6 +136,7 @@ class SegmentDecoder {
     const u32* decode_gaps(const CodedStream& stream, std::size_t elements, std::size_t entries) const;
     void decode_values(std::span<const CodedStream> streams, const Selection& which, bool streaming, u8* out) const;
     void decode_vectors(const CodedStream& stream, u64 first, u8* out) const;
+    std::optional<RunTables> run_tables(unsigned width, u64 start) const;
     void decode_codes(const u8* codes, const Selection& which, u8* out) const;
 
     std::size_t itemsize_;

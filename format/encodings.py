@@ -45,7 +45,8 @@ STREAMED: Final = 256 << 10
 def segment_decoder(
     dtype: str, shape: tuple[int, ...], layout: Layout, values: Values, parameters: Mapping[str, np.ndarray]
 ) -> _native.SegmentDecoder:
-    """The decoder of all segments of a tensor. ``parameters``: as ``read_parameters`` gives them."""
+    """The decoder of all segments of a tensor. ``parameters``: as ``read_parameters`` gives them; it keeps scales, minimums,
+    tables and zero points, and copies the others."""
     gap_bits = layout.bits if isinstance(layout, RelativeIndex) else 8
     itemsize = DTYPES[dtype].itemsize
     if isinstance(values, Exact):
@@ -82,11 +83,21 @@ def segment_decoder(
             )
 
 
-def parameter_symbols(geometry: TensorGeometry, part: memoryview) -> dict[str, np.ndarray]:
-    """The symbols (uint8) of each stream of the parameter part, by its role. Raises CorruptStream."""
+def parameter_symbols(
+    geometry: TensorGeometry, part: memoryview, *, borrow: bool = False
+) -> dict[str, np.ndarray]:
+    """The symbols (uint8) of each stream of the parameter part, by its role. Raises CorruptStream.
+
+    ``borrow``: scales and minimums that stand in ``part`` as they are, are left there, at whatever address.
+    """
     symbols, at = dict[str, np.ndarray](), 0
     for named, stream in zip(geometry.parameters, geometry.parameter_part(), strict=True):
-        symbols[named.role] = decode_stream(part[at : at + stream.length], stream)
+        stored = part[at : at + stream.length]
+        raw = stream.coding == spec.RAW and stream.width == 8 and stream.length == stream.symbols
+        if borrow and raw and named.role.startswith(("scales", "minimums")):
+            symbols[named.role] = np.frombuffer(stored, np.uint8)
+        else:
+            symbols[named.role] = decode_stream(stored, stream)
         at += stream.length
     return symbols
 
@@ -94,7 +105,8 @@ def parameter_symbols(geometry: TensorGeometry, part: memoryview) -> dict[str, n
 def tensor_decoder(geometry: TensorGeometry, part: memoryview) -> _native.SegmentDecoder:
     """The decoder of a stored tensor, from its parameter part, which may be empty. Raises CorruptStream."""
     tensor = geometry.tensor
-    parameters = read_parameters(tensor, parameter_symbols(geometry, part))
+    # Scales and minimums are converted, and so in memory of their own before the part is gone.
+    parameters = read_parameters(tensor, parameter_symbols(geometry, part, borrow=True))
     return segment_decoder(tensor.dtype, tensor.shape, tensor.layout, tensor.values, parameters)
 
 

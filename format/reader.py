@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LazyTensor", "Reader"]
 
+_NO_BYTES: Final = memoryview(b"")
 _TAIL: Final = 64 << 10  # read with the footer: most manifests are in it
 _CACHED_CHUNKS: Final = 4
 _CACHED_BYTES: Final = 1 << 20
@@ -299,13 +300,15 @@ class Reader:
                 others.setdefault(place.chunk, []).append((name, segment, place.start))
         sizes = batch.sizes()
 
-        # Who asks for one tensor may ask for its neighbours next; of many, each chunk is needed once.
-        cached = len(targets) == 1
+        chunks = sorted(sizes.keys() | others.keys())
+        # Who asks for one tensor may ask for its neighbours next, which are in its first chunk or its last. Of many tensors,
+        # each chunk is needed once.
+        shared = {chunks[0], chunks[-1]} if chunks and len(targets) == 1 else ()
 
         def decode(chunk: int) -> int:
             done = sizes.get(chunk, 0)
             try:
-                data = self._chunk(chunk, cached=cached)
+                data = self._chunk(chunk, cached=chunk in shared)
                 if done:
                     batch.decode(chunk, data)
             except FormatError as exc:
@@ -321,7 +324,7 @@ class Reader:
                 done += size
             return done
 
-        self._run(decode, sorted(sizes.keys() | others.keys()), progress)
+        self._run(decode, chunks, progress)
         for copies in targets.values():
             for copy in copies[1:]:
                 copy[:] = copies[0]
@@ -545,11 +548,11 @@ class Reader:
                     self._cache.move_to_end(chunk)
                     return memoryview(kept)
         length, offset = self.geometry.chunk_lengths[chunk], self.geometry.chunk_offsets[chunk]
-        buffer: bytearray = getattr(self._buffers, "bytes", bytearray())
+        buffer: memoryview = getattr(self._buffers, "bytes", _NO_BYTES)
         if len(buffer) < length:
-            # The file is as large as its chunks claim (step 5), so this is bounded by it.
-            buffer = self._buffers.bytes = bytearray(length)
-        view = memoryview(buffer)[:length]
+            # The file is as large as its chunks claim (step 5), so this is bounded by it. Large arrays have large pages.
+            buffer = self._buffers.bytes = np.empty(length, np.uint8).data
+        view = buffer[:length]
         with located(self._source, None, offset):
             self._source.read_into(offset, view)
             try:

@@ -31,7 +31,7 @@ using namespace dcz;
 
 namespace {
 
-enum Kernel : u8 { kHuffman, kCascade, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kRange, kVectors, kKernels };
+enum Kernel : u8 { kHuffman, kCascade, kUnpack, kPlanes, kGaps, kBitmap, kLookUp, kDequantize, kTableBytes, kMessagePack, kDelta, kRange, kVectors, kRuns, kKernels };
 
 // What a reader has checked before it calls a kernel: sizes and widths are in range, but agree with nothing.
 struct Input {
@@ -45,14 +45,23 @@ struct Input {
 // Exactly these bytes, and nothing behind them.
 class Exact {
   public:
-    explicit Exact(std::size_t size) : data_(new u8[size]), size_(size) { std::fill_n(data_.get(), size, u8{0xA5}); }
+    // `line`: it begins with a line of memory.
+    explicit Exact(std::size_t size, bool line = false)
+        : data_(new (std::align_val_t(line ? 64 : 16)) u8[size], Delete{line}), size_(size) {
+        std::fill_n(data_.get(), size, u8{0xA5});
+    }
     explicit Exact(Bytes bytes) : Exact(bytes.size()) { std::copy(bytes.begin(), bytes.end(), data_.get()); }
     u8* data() { return data_.get(); }
     Bytes bytes() const { return {data_.get(), size_}; }
     std::vector<u8> copy() const { return {data_.get(), data_.get() + size_}; }
 
   private:
-    std::unique_ptr<u8[]> data_;
+    struct Delete {
+        bool line;
+        void operator()(u8* data) const { ::operator delete[](data, std::align_val_t(line ? 64 : 16)); }
+    };
+
+    std::unique_ptr<u8[], Delete> data_;
     std::size_t size_;
 };
 
@@ -83,6 +92,52 @@ struct Beside {
         }
     }
 };
+
+// Codes in runs that have tables: of how many bits, and how they are written.
+struct RunsInput {
+    unsigned width;
+    Coding coding;
+    std::size_t first;  // element
+
+    explicit RunsInput(const Input& input)
+        : width(1 + input.width % 4),
+          coding(input.parameter % 4 == 1 ? Coding::huffman : input.parameter % 4 == 2 ? Coding::cascade : Coding::raw),
+          first(input.count % 5 * 64 + input.count / 64 % 4 / 3) {}
+};
+
+std::vector<u8> run_runs(const Input& input, Bytes stream) {
+    constexpr std::size_t sizes[] = {32, 64, 96, 128, 48, 40, 320};
+    const RunsInput how(input);
+    const std::size_t size = sizes[(input.parameter >> 5) % std::size(sizes)], n = (how.first + input.count) / size + 1;
+    const std::size_t groups = n - std::min<std::size_t>(n, input.count % 16 == 0);  // now and then one too few
+    const Groups of{Groups::Kind::group, 320, size, {}};
+    const CodedStream coded{how.coding, stream, input.count, how.width};
+    const bool streaming = input.count % 3 > 0, line = input.count % 7 > 0;
+    const auto decode = [&](std::size_t itemsize, Values values) {
+        Exact out(input.count * itemsize, line);
+        SegmentDecoder(itemsize, {}, std::move(values)).decode({how.first, input.count, input.count, {&coded, 1}}, streaming, out.data());
+        return out.copy();
+    };
+    const unsigned kind = (input.parameter >> 2) % 8;
+    std::vector<u8> points(groups), centroids(groups * 16 * 4);
+    if (kind == 0) {
+        for (std::size_t i = 0; i < centroids.size(); ++i) centroids[i] = static_cast<u8>(i * 11);
+        return decode(4, CodebookValues{16 - input.count % 2, of, centroids});
+    }
+    std::vector<float> scales(groups), minimums(groups), table(16 - input.count % 2 * 5);
+    for (std::size_t i = 0; i < groups; ++i) {
+        scales[i] = 0.37f * (static_cast<float>(i % 7) - 1.5f);
+        minimums[i] = static_cast<float>(i % 5) * 0.11f;
+        points[i] = static_cast<u8>(i * 29);
+    }
+    for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<float>(i * i) * 0.21f - 3.0f;
+    constexpr FloatType types[] = {FloatType::f32, FloatType::bf16, FloatType::f16};
+    ScaledValues values{of, types[kind % 3], {scales, {}, {}}, {}, {}, 8};
+    if (kind & 4) values.single.minimums = minimums;
+    if (kind == 1 || kind == 6) values.single.table = table;
+    if (kind & 2) values.zero_points = points;
+    return decode(kind % 3 == 0 ? 4 : 2, std::move(values));
+}
 
 std::vector<u8> run(const Input& input) {
     Exact stream{Bytes(input.stream)};
@@ -142,24 +197,21 @@ std::vector<u8> run(const Input& input) {
             return out.copy();
         }
         case kDequantize: {
-            ScaledValues values{input.width, {Groups::Kind::channel, input.width * u64{5}, 0, {}}, FloatType::f32, {}, {}, {}, static_cast<int>(input.width)};
+            ScaledValues values{{Groups::Kind::channel, input.width * u64{5}, 0, {}}, FloatType::f32, {}, {}, {}, static_cast<int>(input.width)};
             values.type = static_cast<FloatType>(input.parameter % 6);
             const std::size_t groups = input.count % 16 + 1;
+            std::vector<float> scales, minimums, table;
             for (std::size_t i = 0; i < groups; ++i) {
-                const float scale = 0.37f * (static_cast<float>(i) * 1e38f - 1.0f);
-                values.single.scales.push_back(scale);
-                values.wide.scales.push_back(scale);
-                if (input.count & 16) {
-                    values.single.minimums.push_back(-scale);
-                    values.wide.minimums.push_back(-scale);
-                }
+                const float scale = 0.37f * (static_cast<float>(i) * 2e37f - 1.0f);  // finite, as a reader sees to
+                scales.push_back(scale);
+                if (input.count & 16) minimums.push_back(-scale);
             }
-            if (input.count & 32) {
-                for (std::size_t i = 0; i < std::size_t{1} << input.width; ++i) {
-                    values.single.table.push_back(static_cast<float>(i) * 0.7f - 3.0f);
-                    values.wide.table.push_back(static_cast<double>(i) * 0.7 - 3.0);
-                }
-            }
+            if (input.count & 32)
+                for (std::size_t i = 0; i < std::size_t{1} << input.width; ++i) table.push_back(static_cast<float>(i) * 0.7f - 3.0f);
+            const std::vector<double> wide_scales(scales.begin(), scales.end()), wide_minimums(minimums.begin(), minimums.end()),
+                wide_table(table.begin(), table.end());
+            values.single = {scales, minimums, table};
+            values.wide = {wide_scales, wide_minimums, wide_table};
             values.groups.extent = groups + input.parameter % 2;
             if (input.parameter & 64) values.groups.kind = Groups::Kind::group;
             if (input.parameter & 128) {
@@ -177,6 +229,7 @@ std::vector<u8> run(const Input& input) {
             look_up_vectors(stream.bytes().data(), input.count, input.stream.size(), table.bytes(), size, bytes, 1 + input.count % 4, out.data());
             return out.copy();
         }
+        case kRuns: return run_runs(input, stream.bytes());
         case kTableBytes: {
             const std::size_t bytes = table_bytes(stream.bytes());
             return std::vector<u8>(1, static_cast<u8>(bytes));
@@ -349,6 +402,20 @@ Case valid(Random& random) {
         case kDequantize:
             input.stream = symbols(random, count % 500 + 1, input.width);
             break;
+        case kRuns: {
+            // More than a strip, now and then.
+            input.count = count % (random.below(8) ? 2000 : 9001) + 1;
+            const RunsInput how(input);
+            const auto plain = symbols(random, input.count, how.width);
+            const std::size_t any = ~std::size_t{0};
+            if (how.coding == Coding::huffman)
+                input.stream = huffman_encode(plain.data(), plain.size(), how.width, any, 0);
+            else if (how.coding == Coding::cascade)
+                input.stream = cascade_encode(plain.data(), plain.size(), how.width, any, cascade_price(random)).bytes;
+            else
+                pack(plain.data(), plain.size(), how.width, input.stream);
+            break;
+        }
         case kMessagePack:
             input.stream = map_of_everything(random);
             input.width = 8;
@@ -421,7 +488,7 @@ int main(int argc, char** argv) {
         const auto result = check(c.input);
         refused += !result;
         if (!mutated && (!result || (c.decoded && *result != *c.decoded)) && c.input.kernel != kLookUp &&
-            c.input.kernel != kDequantize && c.input.kernel != kVectors)
+            c.input.kernel != kDequantize && c.input.kernel != kVectors && c.input.kernel != kRuns)
             fail(c.input, "a valid stream does not decode to what was encoded");
     }
     std::string isas;

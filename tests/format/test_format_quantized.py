@@ -25,6 +25,7 @@ from dcz.format import (
     PerTensor,
     Reader,
     ScaledCodebookTensor,
+    UniformTensor,
     VectorCodebookTensor,
     Writer,
     decoded,
@@ -253,3 +254,21 @@ def test_codes_without_a_value(tmp_path: Path) -> None:
             decoded(tensor)
         with pytest.raises(EncodingError, match="above"), Writer(tmp_path / "m.dcz") as writer:
             writer.add_tensor("t", tensor)
+
+
+def test_parameters_outlive_the_chunk_that_they_stood_in(tmp_path: Path) -> None:
+    """They are in a chunk of their own, whose memory the chunks of codes get next."""
+    random, shape = np.random.default_rng(5), (512, 4096)
+    tensor = UniformTensor(
+        dtype="f32",
+        shape=shape,
+        bits=8,
+        codes=random.integers(0, 256, shape, dtype=np.uint8),
+        scales=random.random(shape[0] * 64).astype(np.float32),
+        granularity=PerGroup(size=64),
+        zero_points=random.integers(0, 256, shape[0] * 64).astype(np.uint8),
+    )
+    with Writer(tmp_path / "m.dcz") as writer:
+        writer.add_tensor("w", tensor, coding="raw")
+    with Reader(tmp_path / "m.dcz", threads=1) as reader:
+        np.testing.assert_array_equal(reader.read("w"), decoded(tensor))
