@@ -218,6 +218,10 @@ def gptq(weights: Matrices, bits: int, act_order: bool) -> Checkpoint:
         inputs = weight.shape[1]
         order = random.permutation(inputs) if act_order else np.arange(inputs)
         codes, zeros, scales = _nearest(np.ascontiguousarray(weight[:, order]), bits)
+        # The first version of the format has no zero point 0: it stores them less 1.
+        raised = (zeros == 0).astype(np.uint8)
+        zeros = zeros + raised
+        codes = np.minimum(codes + np.repeat(raised.T, GROUP, axis=1), (1 << bits) - 1)
         index = np.empty(inputs, np.int32)
         index[order] = np.arange(inputs) // GROUP
         placed = np.empty_like(codes)
