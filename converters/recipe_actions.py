@@ -10,8 +10,9 @@ of a file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -69,9 +70,20 @@ _TERNARY_BITS: Final = 1.6  # log2(3) is 1.585
 
 
 class RecipeModel(BaseModel):
-    """Strict, frozen, no unknown fields."""
+    """Strict, frozen, no unknown fields, and none without effect."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    ONLY_WITH: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    """Fields that matter only with one value of another field."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        for name, (other, value) in self.ONLY_WITH.items():
+            given = getattr(self, other)
+            if given != value and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to {other} = {value!r}, and {other} is {given!r}")
+        return self
 
 
 class Misplaced(ValueError):
@@ -113,6 +125,8 @@ class Exact(RecipeModel):
 class Affine(RecipeModel):
     """Uniform quantization (dcz.compression.quantizers). ``scale_dtype`` is for all but f64 tensors, whose scales are f64;
     ``scale_bits``, of scales that are codes, not for these."""
+
+    ONLY_WITH = {"percentile": ("calibration", "percentile"), "seed": ("rounding", "stochastic")}
 
     kind: Literal["affine"]
     bits: Annotated[int, Field(ge=1, le=8)] = 8
@@ -172,6 +186,8 @@ class Affine(RecipeModel):
 
 class Codebook(RecipeModel):
     """Weight sharing (dcz.compression.codebooks)."""
+
+    ONLY_WITH = {"init": ("method", "lloyd"), "seed": ("init", "forgy")}
 
     kind: Literal["codebook"]
     size: Annotated[int, Field(ge=1, le=256)]
@@ -278,6 +294,8 @@ class Binary(RecipeModel):
 class Ternary(RecipeModel):
     """The sign or zero, and one scale or two (dcz.compression.extreme). ``scale_dtype`` is that of a single scale, as of
     Affine."""
+
+    ONLY_WITH = {"scale_dtype": ("scales", 1)}
 
     kind: Literal["ternary"]
     granularity: Annotated[Granularity, BeforeValidator(kind_alone)] = PerTensor()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -251,6 +251,11 @@ class PruneStage(_Stage):
 class ShareStage(_Stage):
     """Share weights, with ``epochs`` of training of the shared values."""
 
+    ONLY_WITH: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "init": ("method", "lloyd"),
+        "seed": ("init", "forgy"),
+    }
+
     kind: Literal["share"]
     bits: Annotated[
         FixedBits | DescriptionLength, Field(discriminator="kind"), BeforeValidator(kind_alone)
@@ -295,6 +300,8 @@ class DynamicActivations(RecipeModel):
 class StaticActivations(RecipeModel):
     """The range of what is seen while evaluate() runs, before this stage trains; ``calibration``: how it is chosen
     (dcz.compression.observers). Needs evaluate()."""
+
+    ONLY_WITH: ClassVar[Mapping[str, tuple[str, Any]]] = {"percentile": ("calibration", "percentile")}
 
     kind: Literal["static"]
     bits: Annotated[int, Field(ge=2, le=8)] = 8

@@ -176,11 +176,11 @@ def _uniform() -> Iterator[Method]:
         yield by_recipe(
             "affine, asymmetric, min-max, groups of 64", bits, groups(bits, 64, calibration="min-max")
         )
-        for calibration in ("percentile", "mse"):
+        for options in ({"calibration": "percentile", "percentile": 99.0}, {"calibration": "mse"}):
             yield by_recipe(
-                f"affine, symmetric, {calibration}, channel",
+                f"affine, symmetric, {options['calibration']}, channel",
                 bits,
-                affine(bits, ROWS, calibration=calibration, percentile=99.0),
+                affine(bits, ROWS, **options),
             )
     yield by_recipe("affine, symmetric, kl, tensor", 4, affine(4, TENSOR, calibration="kl"))
 

@@ -65,8 +65,8 @@ def integer_network(
     """A network that computes the same with integers only, as nearly as its bits allow.
 
     ``module``: of linear layers, 1-D and 2-D convolutions, BatchNorms behind these, ReLU and ReLU6, max-, average and
-    adaptive average pooling, flatten, sums and concatenations; one input and one output. It is copied, and computes in
-    evaluation mode. ``batches``: of inputs, at least one, all of one shape but for the batch. ``bits``,
+    adaptive average pooling, flatten, also as x.view(x.size(0), -1) and x.mean((2, 3)), sums and concatenations; one input and
+    one output. It is copied, and computes in evaluation mode. ``batches``: of inputs, at least one, all of one shape but for the batch. ``bits``,
     ``activation_bits``: 2 to 8. ``multiplier_bits``: of the factors between two steps, 2 to 31. ``observer``: makes what
     chooses the range of an activation.
 

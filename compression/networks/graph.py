@@ -314,7 +314,77 @@ def _operations(module: nn.Module) -> dict[fx.Node, Operation]:
             f"the {type(module).__name__} cannot be followed: {exc}",
             hint="its forward pass must not depend on values or shapes of tensors",
         ) from exc
+    for node in list(graph.nodes):
+        _respell(node, graph, module)
     return {node: _operation(node, module) for node in graph.nodes}
+
+
+def _respell(node: fx.Node, graph: fx.Graph, root: nn.Module) -> None:
+    """Put functions that have a kind in the place of other ways to write them: x.view(x.size(0), -1) is flatten(x, 1), and
+    x.mean((2, 3)) the average of two axes and, unless they are kept, a flatten."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op not in ("call_method", "call_function") or target not in ("view", "reshape", "mean"):
+        return
+    first, *rest = node.args or (None,)
+    if not isinstance(first, fx.Node):
+        return
+    named = dict(node.kwargs)
+    if target == "mean":
+        named |= dict(zip(("dim", "keepdim"), rest, strict=False))
+        axes, keep = named.pop("dim", None), named.pop("keepdim", False)
+        if not isinstance(axes, list | tuple) or set(axes) != {2, 3} or len(rest) > 2 or named:
+            return
+        with graph.inserting_before(node):
+            made = graph.call_function(functional.adaptive_avg_pool2d, (first, 1))
+            if not keep:
+                made = graph.call_function(torch.flatten, (made, 1))
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+        return
+    shape = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
+    if named or len(shape) != 2 or shape[1] != -1 or not isinstance(size := shape[0], fx.Node):
+        return
+    source = _batch_of(size)
+    if source is None or not _has_batch_of(first, source, root):
+        return
+    with graph.inserting_before(node):
+        made = graph.call_function(torch.flatten, (first, 1))
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
+    unused: fx.Node | None = size
+    while unused is not None and not unused.users and unused is not source:
+        size, unused = unused, unused.args[0]  # type: ignore[assignment]
+        graph.erase_node(size)
+
+
+def _batch_of(size: fx.Node) -> fx.Node | None:
+    """The value of which this is the length of the first axis: x.size(0), x.shape[0] or x.size()[0]."""
+    if size.target == "size" and size.args[1:] == (0,):
+        inner: Any = size
+    elif size.target is operator.getitem and size.args[1] == 0:
+        inner = size.args[0]
+        if not (isinstance(inner, fx.Node) and (inner.target == "size" or inner.args[1:] == ("shape",))):
+            return None
+    else:
+        return None
+    source = inner.args[0]
+    return source if isinstance(source, fx.Node) else None
+
+
+def _has_batch_of(node: fx.Node, source: fx.Node, root: nn.Module) -> bool:
+    """Whether all that a value is made of comes from another, by steps that leave the first axis alone."""
+    waiting, seen = [node], {source}
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        step = _classified(at, root)
+        axis = {"flatten": "start_dim", "concatenate": "dim"}.get(step.kind)
+        if step.kind in ("other", "input", "output") or (axis is not None and step.options[axis] < 1):
+            return False
+        waiting.extend(step.inputs)
+    return True
 
 
 def _operation(node: fx.Node, root: nn.Module) -> Operation:

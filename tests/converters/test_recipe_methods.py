@@ -228,6 +228,11 @@ def test_ternary_weights_of_a_flat_distribution(scales: int, method: str, tmp_pa
         ('{ kind = "affine", scale_bits = 9 }', "scale_bits"),
         ('{ kind = "affine", scale_bits = 8, scale_dtype = "bf16" }', "one of scale_bits and scale_dtype"),
         ('{ kind = "affine", calibration = "entropy" }', "calibration"),
+        ('{ kind = "affine", percentile = 99 }', r"percentile belongs to calibration = 'percentile'"),
+        ('{ kind = "affine", seed = 3 }', r"seed belongs to rounding = 'stochastic'"),
+        ('{ kind = "codebook", size = 4, init = "density" }', r"init belongs to method = 'lloyd'"),
+        ('{ kind = "codebook", size = 4, method = "lloyd", seed = 1 }', r"seed belongs to init = 'forgy'"),
+        ('{ kind = "ternary", scales = 2, scale_dtype = "bf16" }', r"scale_dtype belongs to scales = 1"),
     ],
 )
 def test_what_a_recipe_refuses(values: str, message: str, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from tests.compression.networks.zoo import Residual
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
+from dcz.compression.integer.conversion import integer_network
 from dcz.compression.networks.graph import trace
 
 
@@ -95,3 +99,62 @@ def test_only_users() -> None:
     assert after.name == "bn1"
     assert network.only_user(by_name["relu"]) is None
     assert [one.name for one in network.layers()] == ["conv1", "conv2", "side", "fc1", "fc2"]
+
+
+class _Written(nn.Module):
+    """The end of a network, written in some way; the layers before and behind it are always the same."""
+
+    def __init__(self, end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], features: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(features, 5)
+        self.end = end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.last(self.end(F.relu(self.first(x)), x))
+        return outputs
+
+
+WRITTEN: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], str]] = {
+    "view": (lambda y, x: y.view(y.size(0), -1), "flatten"),
+    "shape": (lambda y, x: y.view(y.shape[0], -1), "flatten"),
+    "size": (lambda y, x: y.reshape(y.size()[0], -1), "flatten"),
+    "of the input": (lambda y, x: y.view(x.size(0), -1), "flatten"),
+    "a function": (lambda y, x: torch.reshape(y, (x.shape[0], -1)), "flatten"),
+    "mean": (lambda y, x: y.mean((2, 3)), "adaptive-average-pool flatten"),
+    "mean, kept": (lambda y, x: y.mean([3, 2], keepdim=True).flatten(1), "adaptive-average-pool flatten"),
+    "mean, function": (lambda y, x: torch.mean(y, dim=(2, 3)), "adaptive-average-pool flatten"),
+    "mean, kept too": (lambda y, x: torch.mean(y, (2, 3), True).flatten(1), "adaptive-average-pool flatten"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_ways_to_write_the_same(name: str) -> None:
+    """Of the same kinds as if written plainly, and with the outputs of the module itself: also on integers."""
+    end, expected = WRITTEN[name]
+    torch.manual_seed(0)
+    module = _Written(end, 4 if "mean" in name else 144).eval()
+    assert kinds(module) == ["input", "convolution", "relu", *expected.split(), "linear", "output"]
+    network = trace(module)
+    graph = fx.GraphModule(module, next(iter(network.operations)).graph)
+    inputs = torch.randn(32, 3, 8, 8)
+    exact = module(inputs).detach()
+    torch.testing.assert_close(graph(inputs), exact, rtol=1e-5, atol=1e-6)
+    integers = integer_network(module, [inputs])
+    assert float((integers(inputs) - exact).abs().max() / exact.abs().max()) < 0.05
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda y, x: y.view(x.size(1), -1),
+        lambda y, x: y.view(y.size(0), -1, 2),
+        lambda y, x: y.view(-1, 144),
+        lambda y, x: y.transpose(0, 1).reshape(x.size(0), -1),
+        lambda y, x: y.mean((1, 2)),
+        lambda y, x: y.mean((2, 3), dtype=torch.float64),
+        lambda y, x: y.mean(),
+    ],
+    ids=["another axis", "three", "minus first", "turned", "channels", "another type", "everything"],
+)
+def test_what_only_looks_like_it(end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    assert "other" in kinds(_Written(end, 144))
