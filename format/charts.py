@@ -55,7 +55,7 @@ def _labels(names: Sequence[str], most: int) -> list[str]:
 
 
 def _around(name: str, place: int, most: int) -> str:
-    """The name around a place, from a third of the room before it, and its end."""
+    """The name around a place, from a sixth of the room before it, and its end."""
     end = most // 3
     start = max(0, min(place - most // 6, len(name) - most + 1))
     middle = name[start : start + most - end - 2]

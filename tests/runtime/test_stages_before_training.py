@@ -48,6 +48,10 @@ def train(model: nn.Module) -> None:
     torch.autograd.backward(model(torch.ones(1, 32)).square().sum())
 
 
+def unchecking(*arguments: object, **options: object) -> None:
+    pass
+
+
 def never(model: nn.Module) -> None:
     raise AssertionError("trained")
 
@@ -68,7 +72,7 @@ def test_what_is_refused_is_what_would_not_work(earlier: str, later: str) -> Non
         update={"stages": (*recipe(stages[0]).stages, *recipe(stages[1]).stages)}
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcz.runtime.pipeline.check_stages", lambda *arguments, **options: None)
+        patch.setattr("dcz.runtime.pipeline.check_stages", unchecking)
         with pytest.raises(UsageError, match=r"0\.weight cannot be"):
             dcz.compress(model, train=train, recipe=unchecked)
 
