@@ -21,7 +21,12 @@ import torch
 
 import dcz
 from benchmarks.common import markdown
-from benchmarks.deep_compression.lenet_training import SETTINGS, plain_run, rate_aware_run
+from benchmarks.deep_compression.lenet_training import (
+    SETTINGS,
+    finishing_run,
+    plain_run,
+    rate_aware_run,
+)
 from benchmarks.deep_compression.mnist import Mnist, error_percent, lessons, load_mnist
 
 RESULTS = Path(__file__).with_name("lenet.json")
@@ -30,22 +35,30 @@ TARGETS = {
     "lenet-300-100": ((1.64, 55, 80), (1.95, 110, 150)),
     "lenet-5": ((0.80, 60, 150), (1.00, 162, 600)),
 }
-VARIANTS = {"plain": plain_run, "rate-aware": rate_aware_run}
+# The parts of a run, each kept under its name once it is there.
+VARIANTS = {
+    "plain": {"candidates": plain_run},
+    "rate-aware": {"candidates": rate_aware_run, "finishing": finishing_run},
+}
 
 
 def run_of(data: Mnist, network: str, variant: str, seed: int, work: Path) -> list[dict[str, Any]]:
     """The candidates of one run, with their files in a folder of it."""
     folder = work / network / variant / str(seed)
-    kept = folder / "candidates.json"
-    if not kept.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        taught = lessons(data, work / "lessons.npy")
-        found: list[dict[str, Any]] = []
-        for candidate in VARIANTS[variant](SETTINGS[network], data, taught, seed, folder):
-            found.append(asdict(candidate))
-            (folder / "unfinished.json").write_text(json.dumps(found, indent=1) + "\n")
-        (folder / "unfinished.json").replace(kept)
-    candidates: list[dict[str, Any]] = json.loads(kept.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    candidates: list[dict[str, Any]] = []
+    for name, part in VARIANTS[variant].items():
+        kept = folder / f"{name}.json"
+        if not kept.exists():
+            taught = lessons(data, work / "lessons.npy")
+            found: list[dict[str, Any]] = []
+            unfinished = folder / "unfinished.json"
+            unfinished.write_text("[]\n")
+            for candidate in part(SETTINGS[network], data, taught, seed, folder):
+                found.append(asdict(candidate))
+                unfinished.write_text(json.dumps(found, indent=1) + "\n")
+            unfinished.replace(kept)
+        candidates += json.loads(kept.read_text())
     return candidates
 
 
@@ -147,7 +160,8 @@ is. A seed without such a file is left out, and `seeds` says how many there are.
 
 `plain`: pruned by magnitude in steps and retrained, 8 shared weights a layer, centroids trained, biases exact. `rate-aware`:
 one run with a rate that grows from stage to stage (`dcz.compression.training.rate`), biases included. Both see half of the
-images slightly distorted, and no other network.
+images slightly distorted, and no other network. LeNet-5's last stage begins from the file of the one before, with a tenth of the
+images distorted.
 
 {table}
 """

@@ -36,6 +36,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
         epochs=2,
         strengths=(0.002, 0.02),
         cluster_densities=(0.1,),
+        finish_from=0.002,
+        finishing=(0.03,),
     )
     monkeypatch.setitem(SETTINGS, "lenet-300-100", short)
     return short
