@@ -40,8 +40,8 @@ struct Scaling {
 struct ScaledValues {
     Groups groups;
     FloatType type;
-    Scaling<float> single;        // unless type is f64
-    Scaling<double> wide;         // if it is
+    Scaling<float> single;            // unless type is f64
+    Scaling<double> wide;             // if it is
     std::span<const u8> zero_points;  // empty: `zero` for all
     int zero = 0;
     std::shared_ptr<const void> owner = nullptr;  // keeps the numbers, of which there may be millions
@@ -77,7 +77,7 @@ class RunTables {
 
     const Groups& groups_;
     std::size_t itemsize_;
-    const ScaledValues* values_ = nullptr;  // null: the tables are centroids
+    const ScaledValues* values_ = nullptr;       // null: the tables are centroids
     std::array<float, kRuns * kTable> numbers_;  // what the codes are before zero points and scales, for each run
     Bytes centroids_;
 };
