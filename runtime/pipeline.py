@@ -588,13 +588,15 @@ class _Run:
             return None
         modes = [(part, part.training) for part in self._model.modules()]
         self._model.eval()
-        quality = float(self._evaluate(self._model))
+        try:
+            quality = float(self._evaluate(self._model))
+        finally:
+            for part, training in modes:
+                part.training = training
         if not self.steps and self._tolerance is not None and not math.isfinite(quality):
             raise UsageError(
                 f"evaluate() says {quality} of the model as it is: no loss of that can be measured"
             )
-        for part, training in modes:
-            part.training = training
         return quality
 
     def _needed_quality(self) -> float:

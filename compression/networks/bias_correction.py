@@ -40,8 +40,8 @@ def correct_biases(
 
     Raises UsageError if there are no batches, or if the layers are not the same.
     """
-    kept = kept_batches(batches)
     names = _same_layers(quantized, original)
+    kept = kept_batches(batches)
     wanted = mean_of_outputs(original, names, kept)
     added = {}
     for operation in quantized.layers():
