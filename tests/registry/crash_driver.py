@@ -441,6 +441,8 @@ def read_only(folder: Path) -> int:
     """Nobody may write: reading works, writing is a clear error, and nothing changes."""
     scene = Scene(folder)
     scene.reset()
+    # What is imported late, now: another user may not be allowed to read it.
+    pull("m:1", folder / "somewhere", registry=scene.template)
     closed = [scene.registry, *(path for path in scene.registry.rglob("*") if path.is_dir())]
     for path in [folder, *closed]:
         path.chmod(0o555)
